@@ -1,0 +1,39 @@
+# make demo · make test · make test-slow · make test-gpu · make bench · make lint      (each sets up .venv by itself)
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-slow test-gpu bench lint
+
+demo: .venv/runtime
+	$(BIN)/python -m pipelines.synthetic demo
+	$(BIN)/python train.py configs/demo.yaml
+	$(BIN)/python eval.py runs/demo
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+test-slow: .venv/dev
+	$(BIN)/python -m pytest -q -m slow
+
+test-gpu: .venv/dev
+	$(BIN)/python -m pytest -q -m gpu
+
+bench: .venv/dev
+	$(BIN)/python -m bench.decode
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/bin/uv:
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q uv
+
+.venv/runtime: requirements.txt | .venv/bin/uv
+	$(BIN)/uv pip install -q --python .venv -r requirements.txt
+	touch $@
+
+.venv/dev: requirements-dev.txt | .venv/bin/uv
+	$(BIN)/uv pip install -q --python .venv -r requirements-dev.txt
+	touch $@ .venv/runtime

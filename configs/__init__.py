@@ -1,0 +1,1 @@
+"""Recipes (YAML), the schema they are checked against, and the run folder a recipe leaves behind."""

@@ -1,0 +1,64 @@
+"""Parameter groups, the optimiser and the learning rate of each step."""
+
+import math
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+# Whole words of a parameter's own name: matches temporal_pos_embed and pos_embed_spatial, not pos_embedding.
+LEARNED_TOKENS = re.compile(r"(?:^|_)(?:cls_token|mask_token|pos_embed|time_embed)(?:_|$)")
+
+
+def takes_weight_decay(name: str, parameter: nn.Parameter) -> bool:
+    """False for biases, norms (all that is 1-D) and learned tokens and positions."""
+    own_name = name.rpartition(".")[2]
+    return parameter.ndim > 1 and own_name != "bias" and not LEARNED_TOKENS.search(own_name)
+
+
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups, with and without weight decay, which together hold every trainable parameter once."""
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            (decayed if takes_weight_decay(name, parameter) else kept).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+
+def build_optimizer(
+    network: nn.Module,
+    name: str = "adamw",
+    lr: float = 1e-3,
+    weight_decay: float = 0.05,
+    betas: tuple[float, float] = (0.9, 0.999),
+    fused: bool = False,
+) -> torch.optim.Optimizer:
+    """adamw, or sgd with Nesterov momentum 0.9 (which does not read `betas`)."""
+    groups = parameter_groups(network, weight_decay)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=fused)
+    raise ValueError(f"unknown optimiser {name!r}: expected adamw or sgd")
+
+
+def cosine_lr(step: int, total_steps: int, warmup_steps: int, lr: float, min_lr: float = 0.0) -> float:
+    """The learning rate of 0-based `step`: linear from min_lr up to lr, then half a cosine down to min_lr.
+
+    It is lr at step == warmup_steps and min_lr from step == total_steps on; the ends that would be min_lr itself,
+    often 0, lie just outside the run, so that no step is wasted on them.
+    """
+    if not 0 <= warmup_steps < total_steps:
+        raise ValueError(f"warmup_steps={warmup_steps}: must be >= 0 and less than total_steps={total_steps}")
+    if not 0.0 <= min_lr <= lr:
+        raise ValueError(f"min_lr={min_lr}: must lie between 0 and lr={lr}")
+    if step < 0:
+        raise ValueError(f"step={step}: must be >= 0")
+    if step < warmup_steps:
+        share = (step + 1) / (warmup_steps + 1)
+    else:
+        progress = min((step - warmup_steps) / (total_steps - warmup_steps), 1.0)
+        share = 0.5 * (1.0 + math.cos(math.pi * progress))
+    return min_lr + share * (lr - min_lr)

@@ -1,0 +1,109 @@
+"""A network in a folder: model.safetensors (weights) and config.json (how to build it, and how to use it)."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from networks import build
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+LISTED_KEYS = 10
+
+
+def save(folder: str | Path, network: nn.Module, name: str, extra: Mapping[str, Any] | None = None) -> None:
+    """Writes what `load` reads. `extra` (id2label, input normalisation, ...) goes beside name and kwargs.
+
+    Each file is written to a temporary name and renamed: an interrupted save leaves the old file, never half a new one.
+    """
+    config = {"name": name, "kwargs": network.kwargs}
+    clash = sorted(config.keys() & (extra or {}).keys())
+    if clash:
+        raise ValueError(f"extra may not hold {', '.join(clash)}: save writes these itself")
+    text = json.dumps(config | dict(extra or {}), indent=2, ensure_ascii=False)
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    new_weights, new_config = (folder / f".{file}.{os.getpid()}.tmp" for file in (WEIGHTS, CONFIG))
+    try:
+        save_file({key: tensor.contiguous() for key, tensor in network.state_dict().items()}, new_weights)
+        new_config.write_text(text + "\n", encoding="utf-8")
+        new_weights.replace(folder / WEIGHTS)
+        new_config.replace(folder / CONFIG)
+    finally:
+        new_weights.unlink(missing_ok=True)
+        new_config.unlink(missing_ok=True)
+
+
+def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """-> the network on the CPU in eval mode, and its config; id2label has its integer keys back, which JSON lacks."""
+    config_path, weights_path = Path(folder) / CONFIG, Path(folder) / WEIGHTS
+    config = read_config(config_path)
+    try:
+        network = build(config["name"], **config["kwargs"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{config_path}: cannot build the network: {error}") from error
+    try:
+        load_state(network, read_state(weights_path))
+    except ValueError as error:
+        raise ValueError(f"{weights_path}: {error}") from error
+    return network.eval(), config
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(config).__name__}")
+    for key, kind in (("name", str), ("kwargs", dict)):
+        if not isinstance(config.get(key), kind):
+            raise ValueError(f"{path}: key {key!r} is missing or not a {kind.__name__}")
+    if "id2label" in config:
+        try:
+            config["id2label"] = {int(number): label for number, label in config["id2label"].items()}
+        except (AttributeError, ValueError) as error:
+            raise ValueError(f"{path}: id2label must map class numbers to names: {error}") from error
+    return config
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; the message of a failure does not repeat the path."""
+    try:
+        return load_file(path)
+    except OSError as error:
+        raise ValueError(error.strerror or f"cannot be read: {error}") from error
+    except SafetensorError as error:
+        raise ValueError(f"not a whole safetensors file: {error}") from error
+
+
+def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Strict: `state` has every key of the network, in its shape, and no other; if not, nothing is loaded."""
+    own = network.state_dict()
+    problems = {
+        "missing": [key for key in own if key not in state],
+        "unexpected": [key for key in state if key not in own],
+        "wrong shape": [
+            f"{key} {tuple(state[key].shape)}, the network has {tuple(tensor.shape)}"
+            for key, tensor in own.items()
+            if key in state and state[key].shape != tensor.shape
+        ],
+    }
+    lines = [f"{len(found)} {what}: {shorten(found)}" for what, found in problems.items() if found]
+    if lines:
+        raise ValueError("the weights do not fit the network\n  " + "\n  ".join(lines))
+    network.load_state_dict(state)
+
+
+def shorten(keys: list[str]) -> str:
+    left_out = len(keys) - LISTED_KEYS
+    return "; ".join(keys[:LISTED_KEYS]) + (f"; and {left_out} more" if left_out > 0 else "")

@@ -1,0 +1,4 @@
+"""Video files to batches on the device. Knows nothing of networks.
+
+Nothing is imported here: decode workers are fresh processes that import `pipelines.source` alone, without torch.
+"""

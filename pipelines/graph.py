@@ -1,0 +1,94 @@
+"""The DALI graphs, train and eval side by side: decode -> crop, resize, flip -> normalise.
+
+They are deterministic functions of what the source feeds; nothing here draws a random number. Layouts, DALI's letters:
+F sequence, D depth (time, once the frames are one volume), H, W, C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from nvidia.dali import Pipeline, fn, types
+
+from pipelines.source import Views
+
+
+@dataclass(frozen=True)
+class Graph:
+    """How the graph runs, beside what it computes."""
+
+    views: Views
+    host: bool  # fed with decoded frames
+    mean: tuple[float, float, float]  # of 0..1
+    std: tuple[float, float, float]
+    half: bool  # float16 instead of float32
+    device_id: int | None  # None: CPU
+    threads: int
+    prefetch: int
+    workers: int
+
+
+def build_pipeline(graph: Graph, source: Callable[..., Any], batch: int, workers: int | None = None) -> Pipeline:
+    """A pipeline that yields (video, info) batches: train (C, T, H, W) a sample, eval (V, C, T, H, W); info (5,) int64.
+
+    `workers` processes call `source` (0: this one does). Not built yet.
+    """
+    workers = graph.workers if workers is None else workers
+    pipe = Pipeline(
+        batch_size=batch, num_threads=graph.threads, device_id=graph.device_id, prefetch_queue_depth=graph.prefetch,
+        exec_dynamic=True,  # the executor that hands its buffers over instead of overwriting them
+        py_num_workers=max(workers, 1), py_start_method="spawn",
+    )  # fmt: skip
+    with pipe:
+        video, boxes, mirror, info = feed(graph, source, workers)
+        if graph.device_id is not None:
+            video = video.gpu()
+        views = train_views if graph.views.train else eval_views
+        clips = views(graph, video, boxes, mirror)
+        pipe.set_outputs(clips, info)
+    return pipe
+
+
+def feed(graph: Graph, source: Callable[..., Any], workers: int) -> tuple[Any, ...]:
+    """Decoded frames (FHWC, uint8 RGB), boxes, mirror and info, as the source fed or DALI decoded them."""
+    data = [types.UINT8] if graph.host else [types.UINT8, types.INT32]
+    parallel = {"parallel": True, "prefetch_queue_depth": graph.prefetch} if workers else {}
+    fed = fn.external_source(
+        source, batch=False, num_outputs=len(data) + 3, **parallel,
+        dtype=[*data, types.FLOAT, types.INT32, types.INT64],
+        ndim=[4, 2, 0, 1] if graph.host else [1, 1, 2, 0, 1],
+        layout=["FHWC"] if graph.host else None,
+    )  # fmt: skip
+    if graph.host:
+        return tuple(fed)
+    device = "cpu" if graph.device_id is None else "mixed"
+    return fn.decoders.video(fed[0], frames=fed[1], device=device, pad_mode="edge"), *fed[2:]
+
+
+def train_views(graph: Graph, video: Any, boxes: Any, mirror: Any) -> Any:
+    size = graph.views.size
+    clip = fn.resize(video, roi_start=boxes[0, :2], roi_end=boxes[0, 2:], size=(size, size))
+    clip = fn.reshape(clip, layout="DHWC")
+    return fn.crop_mirror_normalize(clip, mirror=mirror, output_layout="CDHW", **normalisation(graph))
+
+
+def eval_views(graph: Graph, video: Any, boxes: Any, mirror: Any) -> Any:
+    """Views in the order clip 0 crop 0, clip 0 crop 1, ...; every crop is of the same decoded frames."""
+    v = graph.views
+    crops = []
+    for i in range(v.crops):
+        crop = fn.resize(video, roi_start=boxes[i, :2], roi_end=boxes[i, 2:], size=(v.size, v.size))
+        crop = fn.reshape(crop, shape=[v.clips, v.frames, v.size, v.size, 3], layout="FDHWC")
+        crops.append(fn.crop_mirror_normalize(crop, mirror=mirror, output_layout="FCDHW", **normalisation(graph)))
+    return fn.reshape(fn.stack(*crops, axis=1), shape=[v.clips * v.crops, 3, v.frames, v.size, v.size])
+
+
+def normalisation(graph: Graph) -> dict[str, Any]:
+    """(x / 255 - mean) / std, in DALI's units of 0..255."""
+    return {
+        "mean": [255 * m for m in graph.mean],
+        "std": [255 * s for s in graph.std],
+        "dtype": types.FLOAT16 if graph.half else types.FLOAT,
+    }

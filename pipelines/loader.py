@@ -1,0 +1,194 @@
+"""Batches on the device: runs a graph, hands its buffers to torch without a copy, counts the videos that cannot be read.
+
+loader = build_loader(cfg, "train", classes, world, device)
+for batch in loader:            # the rest of the current epoch
+    batch.video                 # (B, C, T, H, W), normalised, on the device; DALI's own buffer
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from nvidia.dali import Pipeline
+
+from configs.schema import Config
+from pipelines.graph import Graph, build_pipeline
+from pipelines.index import Row, build_index, cache_path
+from pipelines.lists import Clip, read_list
+from pipelines.source import Info, Source, Status, Unreadable, Views
+from pipelines.world import World, light_main
+
+DALI_CODECS = {"cpu": {"vp8", "vp9", "mjpeg"}, "cuda": {"vp8", "vp9", "mjpeg", "h264", "hevc", "av1", "mpeg4"}}
+
+
+class Batch(NamedTuple):
+    video: torch.Tensor  # train (B, C, T, H, W), eval (B, V, C, T, H, W); float16 or float32
+    label: torch.Tensor  # (B,) int64
+    sample: torch.Tensor  # (B,) int64, the row of the list; -1: not to be scored (padding, or could not be read)
+
+
+class VideoLoader:
+    """Iterates over epochs of a source; `state_dict()` is (epoch, step) and restores the exact stream.
+
+    `bad` maps rows to the reason why they could not be read: replaced in training, not scored in evaluation.
+    """
+
+    def __init__(self, source: Source, graph: Graph, device: torch.device, max_bad: float = 1.0):
+        self.source, self.graph, self.device, self.max_bad = source, graph, device, max_bad
+        self.epoch, self.step = 0, 0
+        self.bad: dict[int, str] = {}
+        self._pipe: Pipeline | None = None
+
+    def __len__(self) -> int:
+        return self.source.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches from the current step to the end of the epoch; DALI already works on the next epoch meanwhile."""
+        while self.step < len(self):
+            batch = self._next()
+            self.step += 1
+            yield batch
+        self.epoch, self.step = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "step": self.step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.step = state["epoch"], state["step"]
+        self._pipe = None
+
+    def _next(self) -> Batch:
+        step = self.epoch * len(self) + self.step
+        if self._pipe is None:
+            self._pipe = build_pipeline(self.graph, dataclasses.replace(self.source, start=step), self.source.batch)
+            with light_main():
+                self._pipe.build()
+        try:
+            clips, infos = self._pipe.run()
+            video, info = torch.from_dlpack(clips.as_tensor()), np.array(infos.as_tensor())
+        except RuntimeError:  # one file that the decoder refuses fails the whole batch
+            video, info = self._one_by_one(step)
+        assert (info[:, Info._fields.index("step")] == step).all(), f"the stream is out of step: {info} at {step}"
+        return self._batch(video, [Info(*row) for row in info.tolist()])
+
+    def _one_by_one(self, step: int) -> tuple[torch.Tensor, np.ndarray]:
+        """The batch of a step sample by sample, without the videos that the decoder refuses."""
+        alone = dataclasses.replace(self.graph, prefetch=1, workers=0)
+        videos, infos = [], []
+        for slot in range(self.source.batch):
+            refused: set[int] = set()
+            while len(videos) == slot:
+                arrays = self.source.sample(step, slot, refused)
+                try:
+                    clip, _ = build_pipeline(alone, lambda place, fed=arrays: fed, batch=1).run()
+                except RuntimeError:
+                    refused.add(Info(*arrays[-1].tolist()).used)
+                    continue
+                videos.append(torch.from_dlpack(clip.as_tensor()))
+                infos.append(arrays[-1])
+        return torch.cat(videos), np.stack(infos)
+
+    def _batch(self, video: torch.Tensor, infos: Sequence[Info]) -> Batch:
+        for info in infos:
+            if info.status in (Status.REPLACED, Status.FAILED) and info.row not in self.bad:
+                self.bad[info.row] = self.source.reason(info.row)
+                if self.source.views.train and len(self.bad) > self.max_bad * len(self.source.clips):
+                    named = "\n".join(f"  {self.source.clips[row].path}: {why}" for row, why in self.bad.items())
+                    raise Unreadable(
+                        f"{len(self.bad)} of {len(self.source.clips)} videos cannot be read, more than "
+                        f"data.max_bad={self.max_bad} allows:\n{named}"
+                    )
+        scored = [i.used if i.status in (Status.OK, Status.REPLACED) else -1 for i in infos]
+        numbers = torch.tensor([[i.label for i in infos], scored], dtype=torch.int64)
+        if self.device.type == "cuda":
+            numbers = numbers.pin_memory().to(self.device, non_blocking=True)
+        return Batch(video, numbers[0], numbers[1])
+
+
+def build_loader(
+    cfg: Config, split: str, classes: Sequence[str], world: World, device: torch.device, half: bool = False
+) -> VideoLoader:
+    """The loader of a split: `train`, `val` (one centre view) or `test` (eval.clips x eval.crops views).
+
+    Raises ValueError for a list that is missing, malformed or without a readable video. Prints what the list holds
+    and who decodes it.
+    """
+    data, train = cfg.data, split == "train"
+    path = {"train": data.train, "val": data.val, "test": data.test or data.val}[split]
+    if not path:
+        raise ValueError(f"data.{split}: no list given")
+    clips = read_list(path, data.root, classes)
+    rows = build_index(clips, cache_path(path), workers=None) if world.is_first else []
+    if world.size > 1:  # the first rank reads the files, the others its answer
+        shared = [rows]
+        torch.distributed.broadcast_object_list(shared)
+        rows = shared[0]
+    good = [row for row in rows if not row.error]
+    if not good:
+        raise ValueError(
+            f"{path}: none of its {len(rows)} videos can be read; the first: {rows[0].path}: {rows[0].error}"
+        )
+    host, why = choose_decoder(good, data.decoder, device.type)
+    views = Views(data.frames, data.stride, data.size, data.short, train)
+    if train:
+        views = dataclasses.replace(views, scale=data.scale, ratio=data.ratio, flip=data.flip)
+    elif split == "test":
+        views = dataclasses.replace(views, clips=cfg.eval.clips, crops=cfg.eval.crops, short_side=cfg.eval.short_side)
+    batch = cfg.eval.batch if split == "test" else data.batch
+    source = Source(tuple(clips), tuple(rows), views, batch, cfg.run.seed, world, host)
+    if train and not source.steps:
+        raise ValueError(
+            f"{path}: {len(clips)} videos do not fill one batch of data.batch={data.batch} on {world.size} process(es)"
+        )
+    if world.is_first:
+        print(f"{split}: {describe(clips, rows)}; decoder: {why}", flush=True)
+    graph = Graph(
+        views,
+        host,
+        data.mean,
+        data.std,
+        half,
+        world.local_rank if device.type == "cuda" else None,
+        data.threads,
+        data.prefetch,
+        data.workers,
+    )
+    return VideoLoader(source, graph, device, data.max_bad)
+
+
+def describe(clips: Sequence[Clip], rows: Sequence[Row]) -> str:
+    good = [row for row in rows if not row.error]
+    labels = len({clip.label for clip in clips})
+    return f"{len(clips)} videos ({len(clips) - len(good)} unusable), {labels} classes"
+
+
+def choose_decoder(rows: Sequence[Row], wanted: str, device: str) -> tuple[bool, str]:
+    """(whether PyAV decodes on the host, the choice and its reason), from the codecs that the index found."""
+    other = [row for row in rows if row.codec not in DALI_CODECS[device]]
+    place = "on a GPU" if device == "cuda" else "without a GPU"
+    cannot = (
+        f"{len(other)} of {len(rows)} videos are {other[0].codec}, which DALI does not decode {place}" if other else ""
+    )
+    if not cannot and device == "cuda" and not _has_nvdec():
+        cannot = "the driver's libnvcuvid is missing, so there is no NVDEC"
+    if wanted == "dali" and cannot:
+        raise ValueError(f"data.decoder=dali: {cannot}; use data.decoder=auto or host")
+    if wanted == "host":
+        return True, "host (PyAV), as data.decoder=host asks"
+    if cannot:
+        return True, f"host (PyAV): {cannot}"
+    codecs = ", ".join(sorted({row.codec for row in rows}))
+    return False, f"DALI {'NVDEC' if device == 'cuda' else 'CPU'} ({codecs})"
+
+
+def _has_nvdec() -> bool:
+    try:
+        ctypes.CDLL("libnvcuvid.so.1")
+    except OSError:
+        return False
+    return True

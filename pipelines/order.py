@@ -1,0 +1,41 @@
+"""Which sample comes when, on which rank: pure functions of (seed, epoch, step, rank, world size)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+
+def train_steps(num_samples: int, batch: int, world_size: int) -> int:
+    """Steps an epoch; what does not fill a batch on every rank is left out (another part each epoch)."""
+    return num_samples // (batch * world_size)
+
+
+def eval_steps(num_samples: int, batch: int, world_size: int) -> int:
+    """Steps of one pass that scores every sample."""
+    return -(-num_samples // (batch * world_size))
+
+
+def position(step: int, slot: int, batch: int, rank: int, world_size: int) -> int:
+    """Place in the epoch's order of the sample in `slot` of a batch.
+
+    A step takes the next batch * world_size samples, a rank after the other, so the samples of a step depend on its
+    global batch only, not on how many ranks share it.
+    """
+    return (step * world_size + rank) * batch + slot
+
+
+def train_sample(num_samples: int, seed: int, epoch: int, place: int) -> int:
+    """The row that stands at `place` in the shuffled order of an epoch."""
+    return int(_permutation(num_samples, seed, epoch)[place])
+
+
+def generator(seed: int, epoch: int, sample: int) -> np.random.Generator:
+    """The source of every random draw for one sample of one epoch."""
+    return np.random.default_rng([seed, epoch, sample])
+
+
+@lru_cache(maxsize=2)  # the current epoch and the next, into which workers read ahead
+def _permutation(num_samples: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(num_samples)

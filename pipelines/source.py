@@ -1,0 +1,146 @@
+"""What one sample of a batch is fed to the DALI graph: runs in worker processes, so it imports neither torch nor DALI.
+
+A source is a pure function of its settings and the sample's place in the run. Every random number of a sample is drawn
+here, from a generator seeded with (seed, epoch, row), so the stream of batches does not depend on the number of workers
+or on where a run was interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipelines import geometry, order, sampling
+from pipelines.host import decode
+from pipelines.index import Row
+from pipelines.lists import Clip
+from pipelines.trim import trim
+from pipelines.world import World
+
+_MOST_REPLACEMENTS = 100  # videos in a row that cannot be read: no longer a few bad files
+
+
+class Status(IntEnum):
+    OK = 0
+    REPLACED = 1  # train: the video of `row` could not be read, `used` stands in its place
+    FAILED = 2  # eval: the video of `row` could not be read, the pictures are of `used` and must not be scored
+    PADDING = 3  # eval: fills the last batch, must not be scored
+
+
+class Info(NamedTuple):
+    """The int64 vector that travels beside the pictures."""
+
+    step: int
+    row: int
+    used: int
+    label: int
+    status: int
+
+
+class Unreadable(RuntimeError):
+    """More videos than chance allows cannot be read."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """What is made of a video. Train: one random clip, a random crop. Eval: clips x crops, nothing random."""
+
+    frames: int
+    stride: int
+    size: int
+    short: str
+    train: bool
+    scale: tuple[float, float] = (1.0, 1.0)
+    ratio: tuple[float, float] = (1.0, 1.0)
+    flip: float = 0.0
+    clips: int = 1
+    crops: int = 1
+    short_side: int = 0  # eval; 0: size
+
+
+@dataclass(frozen=True)
+class Source:
+    """Called by DALI with a sample's place (SampleInfo), returns its arrays; `start` is the step of iteration 0."""
+
+    clips: tuple[Clip, ...]
+    rows: tuple[Row, ...]
+    views: Views
+    batch: int
+    seed: int
+    world: World
+    host: bool  # feed decoded frames instead of a trimmed file
+    trimmed: bool = True  # False: the whole file (bench only)
+    start: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Steps an epoch."""
+        steps = order.train_steps if self.views.train else order.eval_steps
+        return steps(len(self.clips), self.batch, self.world.size)
+
+    def __call__(self, place: Any) -> tuple[np.ndarray, ...]:
+        return self.sample(self.start + place.iteration, place.idx_in_batch)
+
+    def sample(self, step: int, slot: int, unusable: Collection[int] = ()) -> tuple[np.ndarray, ...]:
+        """The arrays of one sample: video data, boxes (crops, 4), mirror (), Info (5,).
+
+        Video data: decoded frames (clips * frames, H, W, 3) with `host`, else the trimmed file's bytes and the positions
+        (clips * frames,). `step` counts over all epochs. `unusable`: rows known to fail later, in the decoder.
+        """
+        epoch, step_in_epoch = divmod(step, self.steps)
+        place = order.position(step_in_epoch, slot, self.batch, self.world.rank, self.world.size)
+        if self.views.train:
+            row, status = order.train_sample(len(self.clips), self.seed, epoch, place), Status.OK
+        else:
+            row, status = min(place, len(self.clips) - 1), Status.OK if place < len(self.clips) else Status.PADDING
+        rng = order.generator(self.seed, epoch if self.views.train else 0, row)
+        used = row
+        for _ in range(_MOST_REPLACEMENTS):
+            try:
+                if used in unusable or self.rows[used].error:
+                    raise ValueError
+                video, boxes, mirror = self._load(used, rng)
+                break
+            except ValueError:
+                used = int(rng.integers(len(self.clips)))
+                if status is Status.OK:
+                    status = Status.REPLACED if self.views.train else Status.FAILED
+        else:
+            raise Unreadable(
+                f"{_MOST_REPLACEMENTS} videos in a row cannot be read, the last is {self.clips[used].path}"
+            )
+        info = Info(step, row, used, self.clips[used if self.views.train else row].label, status)
+        return *video, boxes, mirror, np.array(info, np.int64)
+
+    def reason(self, row: int) -> str:
+        """Why a video could not be read; slow, for the one that was named."""
+        if self.rows[row].error:
+            return self.rows[row].error
+        try:
+            self._load(row, np.random.default_rng(0))
+        except ValueError as error:
+            return str(error).removeprefix(f"{self.clips[row].path}: ")
+        return "the decoder failed on it"
+
+    def _load(self, row: int, rng: np.random.Generator) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
+        v, known, path = self.views, self.rows[row], self.clips[row].path
+        if v.train:
+            frames = sampling.random_clip(known.num_frames, v.frames, v.stride, v.short, rng)
+            boxes = geometry.random_resized_crop(known.width, known.height, v.scale, v.ratio, rng)[None]
+            mirror = geometry.flip(v.flip, rng)
+        else:
+            frames = sampling.uniform_clips(known.num_frames, v.frames, v.stride, v.clips, v.short).reshape(-1)
+            boxes = geometry.view_boxes(known.width, known.height, v.size, v.short_side or v.size, v.crops)
+            mirror = False
+        if self.host:
+            video: tuple[np.ndarray, ...] = (decode(path, frames),)
+        elif self.trimmed:
+            data, positions = trim(path, frames)
+            video = (np.frombuffer(data, np.uint8), positions)
+        else:
+            video = (np.fromfile(path, np.uint8), frames.astype(np.int32))
+        return video, boxes, np.array(mirror, np.int32)

@@ -1,0 +1,110 @@
+"""The packets that the wanted frames need, as a small video in memory. Decoded frames are bit-identical.
+
+A clip of 16 frames out of 300 depends on a fraction of the file: the groups of pictures that hold a wanted frame, only
+up to the last wanted picture of each, and without the pictures that nothing refers to. DALI's decoder never seeks, so
+what is not trimmed away is decoded.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from fractions import Fraction
+
+import av
+import numpy as np
+
+from pipelines.video import Pictures, Video
+
+_ACCESS_UNIT_DELIMITER = b"\x09\xf0"
+
+
+def trim(source: str | os.PathLike[str] | bytes, frames: Sequence[int] | np.ndarray) -> tuple[bytes, np.ndarray]:
+    """A video that holds the wanted frames, and where they stand in it.
+
+    `frames` are frame numbers in any order, repeats allowed; a number past the end means the last frame. Returns the
+    bytes of the small file and `positions` (len(frames),) int32: frame `positions[i]` of it is `frames[i]` of the source.
+    Raises ValueError for a negative number and for a source that is no readable video.
+    """
+    with Video(source) as video:
+        keep, positions = needed(video.pictures, frames)
+        return _remux(video, keep), positions
+
+
+def needed(pictures: Pictures, frames: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which pictures must be decoded for the wanted frames: (K,) decode-order numbers, ascending, and positions.
+
+    `positions` (len(frames),) int32 are frame numbers in a stream that consists of these pictures alone.
+    """
+    wanted = wanted_pictures(pictures, frames)
+    entries = np.flatnonzero(pictures.entry)
+    ends = np.append(entries[1:], len(pictures.pts))
+    last: dict[int, int] = {}  # group -> the last picture of it that must be decoded
+    for w in wanted.tolist():
+        group = int(np.searchsorted(entries, w, "right")) - 1
+        last[group] = max(last.get(group, -1), w)
+        if pictures.pts[w] < pictures.pts[entries[group]] and not pictures.closed[entries[group]] and group > 0:
+            last[group - 1] = int(ends[group - 1]) - 1  # a leading picture of an open group: it needs the group before
+    for group in sorted(last):
+        earlier = [g for g in last if g < group]
+        if earlier and not pictures.closed[entries[group]]:  # only a closed group may follow a gap
+            for between in range(max(earlier), group):
+                last[between] = int(ends[between]) - 1
+
+    keep = np.zeros(len(pictures.pts), bool)
+    for group, end in last.items():
+        chosen = np.arange(entries[group], end + 1)
+        useful = pictures.reference[chosen]
+        if group - 1 not in last and not pictures.closed[entries[group]]:
+            useful = useful & (
+                pictures.pts[chosen] >= pictures.pts[entries[group]]
+            )  # nothing to decode the leading from
+        keep[chosen[useful]] = True
+    keep[wanted] = True
+    kept = np.flatnonzero(keep)
+    # A picture that the source decodes but does not show (before the start of an edit list) is shown by the small file.
+    rank = np.empty(len(pictures.pts), np.int32)
+    rank[kept[np.argsort(pictures.pts[kept], kind="stable")]] = np.arange(len(kept))
+    return kept, rank[wanted]
+
+
+def wanted_pictures(pictures: Pictures, frames: Sequence[int] | np.ndarray) -> np.ndarray:
+    """(len(frames),) decode-order number of each wanted frame; past the end means the last frame."""
+    numbers, shown = np.asarray(frames, np.int64), pictures.frames
+    if numbers.size == 0 or numbers.min() < 0:
+        raise ValueError(f"frames {numbers.tolist()}: expected at least one, none below 0")
+    if not len(shown):
+        raise ValueError("no picture of the video is ever shown")
+    return shown[np.minimum(numbers, len(shown) - 1)]
+
+
+def _remux(video: Video, keep: np.ndarray) -> bytes:
+    pts = video.pictures.pts[keep]
+    rank = np.empty(len(keep), np.int64)
+    rank[np.argsort(pts, kind="stable")] = np.arange(len(keep))
+    delay = int((np.arange(len(keep)) - rank).max())  # a picture may not be shown before it is decoded
+    output = io.BytesIO()
+    # One picture a tick, whatever the source's clock: gaps in time would only invite a decoder to fill them.
+    with av.open(output, "w", format="webm" if video.codec == "vp8" else "mp4") as container:
+        stream = container.add_stream_from_template(video.stream)
+        for tick, (number, shown_at) in enumerate(zip(keep.tolist(), rank.tolist(), strict=True)):
+            packet = video.packets[number]
+            if video.codec == "h264" and tick and video.pictures.entry[number]:
+                packet = _delimited(packet, video.stream.codec_context.extradata or b"")
+            packet.stream, packet.time_base = stream, Fraction(1, 30)
+            packet.dts, packet.pts, packet.duration = tick, shown_at + delay, 1
+            container.mux(packet)
+    return output.getvalue()
+
+
+def _delimited(packet: av.Packet, extradata: bytes) -> av.Packet:
+    """The packet behind an access unit delimiter: two IDR pictures that were far apart may carry the same idr_pic_id,
+    which alone would read as one picture (H.264, 7.4.1.2.4)."""
+    if extradata[:1] == b"\1":
+        prefix = len(_ACCESS_UNIT_DELIMITER).to_bytes((extradata[4] & 3) + 1, "big")
+    else:
+        prefix = b"\0\0\0\1"
+    delimited = av.Packet(prefix + _ACCESS_UNIT_DELIMITER + bytes(packet))
+    delimited.is_keyframe = packet.is_keyframe
+    return delimited

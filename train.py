@@ -1,0 +1,367 @@
+"""Train a video network.
+
+    python train.py configs/demo.yaml                              a recipe
+    python train.py configs/demo.yaml optim.lr=1e-3 data.batch=8   the same with other values
+    python train.py --help                                         every key, its default and meaning
+    torchrun --standalone --nproc-per-node 8 train.py configs/X.yaml
+
+The same command again continues where the run stopped. Ctrl-C and SIGTERM save a checkpoint first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+from tqdm import tqdm
+
+import networks
+from configs import schema
+from configs.runs import RunFolder, draw_curves, find_checkpoint, load_checkpoint, read_metrics
+from eval import autocast, choose_device, choose_dtype, evaluate
+from networks import weights
+from networks.optim import build_optimizer, cosine_lr
+from networks.tasks import Classify
+from pipelines.lists import class_names
+from pipelines.loader import Batch, VideoLoader, build_loader
+from pipelines.show import draw_strips
+from pipelines.source import Unreadable
+from pipelines.world import World
+
+
+def train(cfg: schema.Config) -> int:
+    """Train as configured, from the last checkpoint if there is one; returns the exit status (not 0 if stopped)."""
+    world = World.from_env()
+    device = choose_device(cfg.run.device, world)
+    dtype = choose_dtype(cfg.run.amp, device)
+    torch.set_num_threads(cfg.run.threads or max(1, len(os.sched_getaffinity(0)) - 1))
+    if world.size > 1:
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+    classes = class_names(cfg.data.train, cfg.data.classes)
+    half = dtype is not torch.float32
+    loader = build_loader(cfg, "train", classes, world, device, half)
+    val_loader = build_loader(cfg, "val", classes, world, device, half) if cfg.data.val else None
+
+    torch.manual_seed(cfg.run.seed)
+    network = build_network(cfg, len(classes)).to(device)
+    if cfg.run.compile == "yes" or (cfg.run.compile == "auto" and device.type == "cuda"):
+        network.compile()
+    model = network if world.size == 1 else DistributedDataParallel(network, gradient_as_bucket_view=True)
+    task = Classify(cfg.task.label_smoothing)
+    o = cfg.optim
+    optimizer = build_optimizer(network, o.name, o.lr, o.weight_decay, o.betas, fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+    torch.manual_seed(cfg.run.seed + 1 + world.rank)  # dropout differs between ranks, the weights do not
+
+    checkpoint = find_checkpoint(cfg)
+    folder = RunFolder(cfg) if world.is_first else None
+    say = folder.say if folder else lambda line: None
+    step = 0
+    if checkpoint:
+        state = load_checkpoint(checkpoint)
+        restore(state, network, optimizer, scaler, loader)
+        step = state["step"]
+        say(f"resumed from {checkpoint}: epoch {loader.epoch}, step {step}")
+        for line in schema.changes(schema.load_text(state["config"]), cfg):
+            say(f"  changed since: {line}")
+        if folder:
+            folder.forget_after(step)
+    elif folder:
+        folder.start_over()
+
+    total_steps, warmup_steps = o.epochs * len(loader), round(o.warmup_epochs * len(loader))
+    parameters = sum(p.numel() for p in network.parameters())
+    say(f"{cfg.model.name}: {parameters / 1e6:.2f} M parameters; {device}, {str(dtype).removeprefix('torch.')}; "
+        f"{len(loader)} steps an epoch, {o.epochs} epochs; run folder {Path(cfg.run.folder) / cfg.run.name}")  # fmt: skip
+
+    def save() -> None:
+        if folder:
+            folder.save_last(snapshot(cfg, network, optimizer, scaler, loader, step))
+            folder.write_bad_videos((loader.source.clips[row].path, why) for row, why in sorted(loader.bad.items()))
+
+    def validate() -> None:
+        if val_loader:
+            scores = evaluate(network, val_loader, world, dtype)
+            best_before = (
+                max((r["top1"] for r in read_metrics(folder.path) if r["kind"] == "val"), default=-1) if folder else 0
+            )
+            say(f"epoch {loader.epoch}  val: top-1 {100 * scores.topk(1):.2f} %  top-5 {100 * scores.topk(5):.2f} %  "
+                f"loss {scores.loss:.4f}  {scores.coverage()}")  # fmt: skip
+            if folder:
+                folder.record(
+                    "val", step, epoch=loader.epoch, loss=scores.loss, top1=scores.topk(1), top5=scores.topk(5)
+                )
+            if scores.topk(1) < best_before:
+                return
+        if folder:
+            weights.save(folder.path / "best", network, cfg.model.name, description(cfg, classes))
+
+    stop = Stop()
+    with stop:
+        if checkpoint and step and not loader.step and not validated(folder, step):
+            validate()  # the run was stopped between the end of the epoch and its validation
+        for epoch in range(loader.epoch, o.epochs):
+            meter = Meter(device)
+            for batch in meter.waiting(progress(loader, f"epoch {epoch + 1}/{o.epochs}", world)):
+                # --- the training step ----------------------------------------------------------------------------
+                for group in optimizer.param_groups:
+                    group["lr"] = cosine_lr(step, total_steps, warmup_steps, o.lr, o.min_lr)
+                with autocast(device, dtype):
+                    out = task(model, batch)
+                scaler.scale(out["loss"]).backward()
+                scaler.unscale_(optimizer)
+                norm = clip_grad_norm_(network.parameters(), o.clip_grad or float("inf"))
+                if not scaler.is_enabled():  # the fused step leaves everything as it is where found_inf is 1
+                    optimizer.found_inf = (~norm.isfinite()).float()
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad()
+                step += 1
+                # --------------------------------------------------------------------------------------------------
+                meter.add(out, batch, norm)
+                if meter.steps == cfg.run.log_every or loader.step == len(loader):
+                    row = {"lr": optimizer.param_groups[0]["lr"], **meter.read()}
+                    if folder:
+                        folder.record("train", step, epoch=epoch + 1, **row)
+                    say(f"epoch {epoch + 1}  step {step}/{total_steps}  " + log_line(row))
+                    if row["bad_in_a_row"] > cfg.run.max_bad_steps:
+                        raise ValueError(
+                            f"the loss was not finite for {row['bad_in_a_row']:.0f} steps in a row "
+                            f"(run.max_bad_steps={cfg.run.max_bad_steps}); lower optim.lr"
+                        )
+                if stop.signal:
+                    break
+            save()
+            if stop.signal:
+                break
+            if folder and (epoch + 1 == o.epochs or epoch % max(1, o.epochs // 5) == 0):
+                show_clips(folder, cfg, batch, out["logits"], classes, step)
+            with stop.at_once():
+                validate()
+            if folder:
+                draw_curves(folder.path)
+    if loader.bad:
+        say(f"{len(loader.bad)} videos could not be read and were replaced, see bad_videos.csv")
+    if stop.signal:
+        say(f"stopped by {stop.signal.name} after step {step}; the same command continues from there")
+    elif folder:
+        for name, what in (("best", "network: model.safetensors, config.json"), ("curves.png", "loss and accuracy"),
+                           ("clips.png", "training clips, label and prediction"), ("metrics.jsonl", "every figure"),
+                           ("tb", "TensorBoard: tensorboard --logdir " + str(folder.path))):  # fmt: skip
+            say(f"  {folder.path / name}  {what}")
+    if folder:
+        folder.close()
+    if world.size > 1:
+        torch.distributed.destroy_process_group()
+    return 128 + stop.signal if stop.signal else 0
+
+
+def build_network(cfg: schema.Config, num_classes: int) -> nn.Module:
+    """The network for the data's frames and size; a key of model.args that it does not take is a ValueError."""
+    try:
+        return networks.build(
+            cfg.model.name,
+            **{
+                "num_classes": num_classes,
+                "num_frames": cfg.data.frames,
+                "image_size": cfg.data.size,
+                **cfg.model.args,
+            },
+        )
+    except TypeError as error:
+        raise ValueError(f"model.args={cfg.model.args}: {error}") from None
+
+
+def description(cfg: schema.Config, classes: Sequence[str]) -> dict:
+    """What somebody needs beside the weights to use them: class names and how the input is made."""
+    return {
+        "id2label": {str(number): name for number, name in enumerate(classes)},
+        "input": {"frames": cfg.data.frames, "stride": cfg.data.stride, "size": cfg.data.size,
+                  "mean": list(cfg.data.mean), "std": list(cfg.data.std)},
+    }  # fmt: skip
+
+
+def snapshot(
+    cfg: schema.Config,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    loader: VideoLoader,
+    step: int,
+) -> dict:
+    """All that the rest of the run depends on."""
+    return {
+        "network": network.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
+        "loader": loader.state_dict(), "step": step, "config": schema.dump(cfg),
+        "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }  # fmt: skip
+
+
+def restore(
+    state: dict, network: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, loader: VideoLoader
+) -> None:
+    """Undo snapshot(). Raises ValueError if the checkpoint is of another network."""
+    weights.load_state(network, state["network"])
+    optimizer.load_state_dict(state["optimizer"])
+    scaler.load_state_dict(state["scaler"])
+    loader.load_state_dict(state["loader"])
+    torch.set_rng_state(state["rng"])
+    if state["cuda_rng"] and len(state["cuda_rng"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+
+def validated(folder: RunFolder | None, step: int) -> bool:
+    return folder is None or any(r["kind"] == "val" and r["step"] == step for r in read_metrics(folder.path))
+
+
+def show_clips(
+    folder: RunFolder, cfg: schema.Config, batch: Batch, logits: Tensor, classes: Sequence[str], step: int
+) -> None:
+    """clips.png and TensorBoard: training clips as the network saw them, with label and prediction."""
+    guess = logits.argmax(-1).tolist()
+    titles = [f"{classes[label]}, predicted {classes[g]}" for label, g in zip(batch.label.tolist(), guess, strict=True)]
+    figure = draw_strips(batch.video[:6], titles[:6], cfg.data.mean, cfg.data.std)
+    figure.savefig(folder.path / "clips.png", dpi=90)
+    folder.board.add_figure("clips", figure, step)
+
+
+def progress(loader: VideoLoader, text: str, world: World) -> tqdm:
+    return tqdm(
+        loader,
+        desc=text,
+        unit="step",
+        initial=loader.step,
+        total=len(loader),
+        leave=False,
+        disable=not (world.is_first and sys.stderr.isatty()),
+    )
+
+
+class Meter:
+    """Sums over the steps since the last log line; what lies on the device is read there, in read() only."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.bad_run = torch.zeros(2, device=device)  # steps in a row that were not finite: now, and the longest run
+        self._restart()
+
+    def _restart(self) -> None:
+        self.sums = torch.zeros(4, device=self.device)  # loss, hits and gradient norm of good steps; their number
+        self.steps, self.clips, self.data = 0, 0, 0.0
+        self.start = time.perf_counter()
+        self.spans: list[tuple[torch.cuda.Event, torch.cuda.Event] | tuple[float, float]] = []
+
+    def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, timing how long each is waited for; computing begins when one is there."""
+        iterator = iter(batches)
+        while True:
+            before = time.perf_counter()
+            batch = next(iterator, None)
+            self.data += time.perf_counter() - before
+            if batch is None:
+                return
+            self.begin = self._now()
+            yield batch
+
+    def add(self, out: dict[str, Tensor], batch: Batch, norm: Tensor) -> None:
+        """Count a step; computing ends here."""
+        hits = (out["logits"].argmax(-1) == batch.label).sum()
+        good = norm.isfinite()
+        values = torch.stack([out["loss"].detach().float(), hits.float(), norm.detach().float(), torch.ones_like(norm)])
+        self.sums += torch.where(good, values, 0)
+        run = (self.bad_run[0] + 1) * ~good
+        self.bad_run = torch.stack([run, torch.maximum(run, self.bad_run[1])])
+        self.steps += 1
+        self.clips += len(batch.label)
+        self.spans.append((self.begin, self._now()))
+
+    def read(self) -> dict[str, float]:
+        """Means over the interval's good steps, clips/s of this process, and the shares of time; then starts anew."""
+        loss, hits, norm, good, bad_run = torch.cat([self.sums, self.bad_run[1:]]).tolist()  # the interval's one sync
+        on_gpu = self.device.type == "cuda"
+        compute = sum(a.elapsed_time(b) / 1000 if on_gpu else b - a for a, b in self.spans)
+        wall = time.perf_counter() - self.start
+        # On a GPU the host may wait for data while the device still computes: only the rest of it is lost.
+        data = min(self.data, max(wall - compute, 0)) if on_gpu else self.data
+        row = {
+            "loss": loss / good if good else float("nan"), "top1": hits * self.steps / (good * self.clips) if good else 0.0,
+            "grad_norm": norm / good if good else float("nan"), "clips_per_s": self.clips / wall, "data": data / wall,
+            "compute": compute / wall, "other": max(0.0, 1 - (data + compute) / wall), "bad_steps": self.steps - good,
+            "bad_in_a_row": bad_run,
+        }  # fmt: skip
+        self._restart()
+        return row
+
+    def _now(self) -> torch.cuda.Event | float:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def log_line(row: dict[str, float]) -> str:
+    bad = f"  {row['bad_steps']:.0f} steps not finite" if row["bad_steps"] else ""
+    return (
+        f"loss {row['loss']:.4f}  top-1 {100 * row['top1']:.1f} %  lr {row['lr']:.2e}  {row['clips_per_s']:.1f} clips/s  "
+        f"(data {100 * row['data']:.0f} %, compute {100 * row['compute']:.0f} %, other {100 * row['other']:.0f} %){bad}"
+    )
+
+
+class Stop:
+    """Turns Ctrl-C and SIGTERM into `signal`, read after each step; a second one, or one inside at_once(), interrupts."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._wait = True
+
+    def __enter__(self) -> Stop:
+        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        return kind is KeyboardInterrupt and self.signal is not None  # the checkpoint is written already
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, nothing is lost by stopping at once."""
+        self._wait = False
+        if self.signal:
+            raise KeyboardInterrupt
+        yield
+        self._wait = True
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        second, self.signal = self.signal is not None, signal.Signals(number)
+        if second or not self._wait:
+            raise KeyboardInterrupt
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; returns its exit status: 0 done, 2 a mistake in the configuration or the data, 128 + n a signal."""
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(f"{__doc__}\nKeys:\n{schema.help_text()}")
+        return 0 if arguments else 2
+    try:
+        recipe = arguments[0] if "=" not in arguments[0] else None
+        return train(schema.load(recipe, arguments[1:] if recipe else arguments))
+    except (ValueError, Unreadable) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
