@@ -10,14 +10,10 @@ The same command again continues where the run stopped. Ctrl-C and SIGTERM save 
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +24,7 @@ from tqdm import tqdm
 import networks
 from configs import schema
 from configs.runs import RunFolder, draw_curves, find_checkpoint, load_checkpoint, read_metrics
+from configs.steps import Meter, Stop, log_line
 from eval import autocast, choose_device, choose_dtype, evaluate
 from networks import weights
 from networks.optim import build_optimizer, cosine_lr
@@ -81,9 +78,9 @@ def train(cfg: schema.Config) -> int:
         folder.start_over()
 
     total_steps, warmup_steps = o.epochs * len(loader), round(o.warmup_epochs * len(loader))
-    parameters = sum(p.numel() for p in network.parameters())
-    say(f"{cfg.model.name}: {parameters / 1e6:.2f} M parameters; {device}, {str(dtype).removeprefix('torch.')}; "
-        f"{len(loader)} steps an epoch, {o.epochs} epochs; run folder {Path(cfg.run.folder) / cfg.run.name}")  # fmt: skip
+    millions = sum(p.numel() for p in network.parameters()) / 1e6
+    say(f"{cfg.model.name}: {millions:.2f} M parameters; {device}, {str(dtype).split('.')[1]}; "
+        f"{len(loader)} steps an epoch; run folder {Path(cfg.run.folder, cfg.run.name)}")  # fmt: skip
 
     def save() -> None:
         if folder:
@@ -246,108 +243,6 @@ def progress(loader: VideoLoader, text: str, world: World) -> tqdm:
         leave=False,
         disable=not (world.is_first and sys.stderr.isatty()),
     )
-
-
-class Meter:
-    """Sums over the steps since the last log line; what lies on the device is read there, in read() only."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.bad_run = torch.zeros(2, device=device)  # steps in a row that were not finite: now, and the longest run
-        self._restart()
-
-    def _restart(self) -> None:
-        self.sums = torch.zeros(4, device=self.device)  # loss, hits and gradient norm of good steps; their number
-        self.steps, self.clips, self.data = 0, 0, 0.0
-        self.start = time.perf_counter()
-        self.spans: list[tuple[torch.cuda.Event, torch.cuda.Event] | tuple[float, float]] = []
-
-    def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, timing how long each is waited for; computing begins when one is there."""
-        iterator = iter(batches)
-        while True:
-            before = time.perf_counter()
-            batch = next(iterator, None)
-            self.data += time.perf_counter() - before
-            if batch is None:
-                return
-            self.begin = self._now()
-            yield batch
-
-    def add(self, out: dict[str, Tensor], batch: Batch, norm: Tensor) -> None:
-        """Count a step; computing ends here."""
-        hits = (out["logits"].argmax(-1) == batch.label).sum()
-        good = norm.isfinite()
-        values = torch.stack([out["loss"].detach().float(), hits.float(), norm.detach().float(), torch.ones_like(norm)])
-        self.sums += torch.where(good, values, 0)
-        run = (self.bad_run[0] + 1) * ~good
-        self.bad_run = torch.stack([run, torch.maximum(run, self.bad_run[1])])
-        self.steps += 1
-        self.clips += len(batch.label)
-        self.spans.append((self.begin, self._now()))
-
-    def read(self) -> dict[str, float]:
-        """Means over the interval's good steps, clips/s of this process, and the shares of time; then starts anew."""
-        loss, hits, norm, good, bad_run = torch.cat([self.sums, self.bad_run[1:]]).tolist()  # the interval's one sync
-        on_gpu = self.device.type == "cuda"
-        compute = sum(a.elapsed_time(b) / 1000 if on_gpu else b - a for a, b in self.spans)
-        wall = time.perf_counter() - self.start
-        # On a GPU the host may wait for data while the device still computes: only the rest of it is lost.
-        data = min(self.data, max(wall - compute, 0)) if on_gpu else self.data
-        row = {
-            "loss": loss / good if good else float("nan"), "top1": hits * self.steps / (good * self.clips) if good else 0.0,
-            "grad_norm": norm / good if good else float("nan"), "clips_per_s": self.clips / wall, "data": data / wall,
-            "compute": compute / wall, "other": max(0.0, 1 - (data + compute) / wall), "bad_steps": self.steps - good,
-            "bad_in_a_row": bad_run,
-        }  # fmt: skip
-        self._restart()
-        return row
-
-    def _now(self) -> torch.cuda.Event | float:
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-
-def log_line(row: dict[str, float]) -> str:
-    bad = f"  {row['bad_steps']:.0f} steps not finite" if row["bad_steps"] else ""
-    return (
-        f"loss {row['loss']:.4f}  top-1 {100 * row['top1']:.1f} %  lr {row['lr']:.2e}  {row['clips_per_s']:.1f} clips/s  "
-        f"(data {100 * row['data']:.0f} %, compute {100 * row['compute']:.0f} %, other {100 * row['other']:.0f} %){bad}"
-    )
-
-
-class Stop:
-    """Turns Ctrl-C and SIGTERM into `signal`, read after each step; a second one, or one inside at_once(), interrupts."""
-
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-        self._wait = True
-
-    def __enter__(self) -> Stop:
-        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        return kind is KeyboardInterrupt and self.signal is not None  # the checkpoint is written already
-
-    @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Inside, nothing is lost by stopping at once."""
-        self._wait = False
-        if self.signal:
-            raise KeyboardInterrupt
-        yield
-        self._wait = True
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        second, self.signal = self.signal is not None, signal.Signals(number)
-        if second or not self._wait:
-            raise KeyboardInterrupt
 
 
 def main(arguments: Sequence[str]) -> int:

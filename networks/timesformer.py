@@ -103,6 +103,7 @@ class TimeSformer(nn.Module):
         self.apply(init_linear)
         # With time_embed and temporal_fc at zero the network starts as the image transformer it may be filled from.
         for block in self.blocks:
+            assert isinstance(block, DividedBlock)
             nn.init.zeros_(block.temporal_fc.weight)
 
     def forward_features(self, video: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ import numpy as np
 def random_resized_crop(
     width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> np.ndarray:
-    """(4,) float32: a box of random area (`scale`, share of the frame) and shape (`ratio`, width / height; log-uniform).
+    """(4,) float32: a box of random area (`scale`, share of the frame) and shape (`ratio`, width / height).
 
-    Ten tries to fit it into the frame, then the largest centred box whose shape is allowed.
+    The shape is log-uniform. Ten tries to fit it into the frame, then the largest centred box whose shape is allowed.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(10):
@@ -24,12 +24,12 @@ def random_resized_crop(
         shape = math.exp(rng.uniform(low, high))
         box_width, box_height = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
         if 0 < box_width <= width and 0 < box_height <= height:
-            top, left = int(rng.integers(height - box_height + 1)), int(rng.integers(width - box_width + 1))
-            return _box(top, left, top + box_height, left + box_width)
+            y, x = int(rng.integers(height - box_height + 1)), int(rng.integers(width - box_width + 1))
+            return _box(y, x, y + box_height, x + box_width)
     shape = min(max(width / height, ratio[0]), ratio[1])
-    box_width, box_height = min(width, height * shape), min(height, width / shape)
-    top, left = (height - box_height) / 2, (width - box_width) / 2
-    return _box(top, left, top + box_height, left + box_width)
+    most_wide, most_high = min(width, height * shape), min(height, width / shape)
+    top, left = (height - most_high) / 2, (width - most_wide) / 2
+    return _box(top, left, top + most_high, left + most_wide)
 
 
 def view_boxes(width: int, height: int, size: int, short_side: int, crops: int) -> np.ndarray:

@@ -54,7 +54,7 @@ def build_pipeline(graph: Graph, source: Callable[..., Any], batch: int, workers
 def feed(graph: Graph, source: Callable[..., Any], workers: int) -> tuple[Any, ...]:
     """Decoded frames (FHWC, uint8 RGB), boxes, mirror and info, as the source fed or DALI decoded them."""
     data = [types.UINT8] if graph.host else [types.UINT8, types.INT32]
-    parallel = {"parallel": True, "prefetch_queue_depth": graph.prefetch} if workers else {}
+    parallel: dict[str, Any] = {"parallel": True, "prefetch_queue_depth": graph.prefetch} if workers else {}
     fed = fn.external_source(
         source, batch=False, num_outputs=len(data) + 3, **parallel,
         dtype=[*data, types.FLOAT, types.INT32, types.INT64],

@@ -25,7 +25,7 @@ class Clip(NamedTuple):
 def read_list(path: str | Path, root: str | Path = "", classes: Sequence[str] = ()) -> list[Clip]:
     """The clips of a list file or a class folder, in its order (a folder: sorted).
 
-    Relative paths are under `root`, or else under the list's own folder. With `classes` every label must be a name of it
+    Relative paths are under `root`, or else the list's own folder. With `classes` every label must be a name of it
     (`_` and space count as equal) or a number below its length; without, names are numbered in sorted order.
     Raises ValueError with file:line for a malformed line, and for a list that is missing or empty.
     """
@@ -105,7 +105,9 @@ def _text(path: Path) -> str:
 
 
 def _label_numbers(named: Sequence[tuple[str, str, str]], classes: Sequence[str]) -> dict[str, int]:
-    labels = {label: where for _, label, where in reversed(named)}  # a label -> where it stands first
+    labels: dict[str, str] = {}  # label -> where it stands first
+    for _, label, where in named:
+        labels.setdefault(label, where)
     if not classes:
         if all(label.isdigit() for label in labels):
             return {label: int(label) for label in labels}

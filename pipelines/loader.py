@@ -1,4 +1,4 @@
-"""Batches on the device: runs a graph, hands its buffers to torch without a copy, counts the videos that cannot be read.
+"""Batches on the device: runs a graph, hands its buffers to torch without a copy, counts unreadable videos.
 
 loader = build_loader(cfg, "train", classes, world, device)
 for batch in loader:            # the rest of the current epoch
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -56,7 +56,8 @@ class VideoLoader:
         self.epoch, self.step = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "step": self.step}
+        epochs, step = divmod(self.step, len(self))  # between the last step and the next epoch they are the same place
+        return {"epoch": self.epoch + epochs, "step": step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.epoch, self.step = state["epoch"], state["step"]
@@ -73,19 +74,25 @@ class VideoLoader:
             video, info = torch.from_dlpack(clips.as_tensor()), np.array(infos.as_tensor())
         except RuntimeError:  # one file that the decoder refuses fails the whole batch
             video, info = self._one_by_one(step)
+        except Exception as error:
+            if type(error) is not Exception:
+                raise
+            self._pipe = None  # so DALI reports an exception in a worker process: here it is raised as what it is
+            video, info = self._one_by_one(step)
         assert (info[:, Info._fields.index("step")] == step).all(), f"the stream is out of step: {info} at {step}"
         return self._batch(video, [Info(*row) for row in info.tolist()])
 
     def _one_by_one(self, step: int) -> tuple[torch.Tensor, np.ndarray]:
         """The batch of a step sample by sample, without the videos that the decoder refuses."""
         alone = dataclasses.replace(self.graph, prefetch=1, workers=0)
-        videos, infos = [], []
+        videos: list[torch.Tensor] = []
+        infos: list[np.ndarray] = []
         for slot in range(self.source.batch):
             refused: set[int] = set()
             while len(videos) == slot:
                 arrays = self.source.sample(step, slot, refused)
                 try:
-                    clip, _ = build_pipeline(alone, lambda place, fed=arrays: fed, batch=1).run()
+                    clip, _ = build_pipeline(alone, _always(arrays), batch=1).run()
                 except RuntimeError:
                     refused.add(Info(*arrays[-1].tolist()).used)
                     continue
@@ -108,6 +115,10 @@ class VideoLoader:
         if self.device.type == "cuda":
             numbers = numbers.pin_memory().to(self.device, non_blocking=True)
         return Batch(video, numbers[0], numbers[1])
+
+
+def _always(arrays: tuple[np.ndarray, ...]) -> Callable[[Any], tuple[np.ndarray, ...]]:
+    return lambda place: arrays
 
 
 def build_loader(

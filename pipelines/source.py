@@ -88,8 +88,8 @@ class Source:
     def sample(self, step: int, slot: int, unusable: Collection[int] = ()) -> tuple[np.ndarray, ...]:
         """The arrays of one sample: video data, boxes (crops, 4), mirror (), Info (5,).
 
-        Video data: decoded frames (clips * frames, H, W, 3) with `host`, else the trimmed file's bytes and the positions
-        (clips * frames,). `step` counts over all epochs. `unusable`: rows known to fail later, in the decoder.
+        Video data: decoded frames (clips * frames, H, W, 3) with `host`, else the trimmed file's bytes and
+        positions (clips * frames,). `step` counts over all epochs. `unusable`: rows that the decoder refuses.
         """
         epoch, step_in_epoch = divmod(step, self.steps)
         place = order.position(step_in_epoch, slot, self.batch, self.world.rank, self.world.size)

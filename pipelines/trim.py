@@ -24,7 +24,7 @@ def trim(source: str | os.PathLike[str] | bytes, frames: Sequence[int] | np.ndar
     """A video that holds the wanted frames, and where they stand in it.
 
     `frames` are frame numbers in any order, repeats allowed; a number past the end means the last frame. Returns the
-    bytes of the small file and `positions` (len(frames),) int32: frame `positions[i]` of it is `frames[i]` of the source.
+    small file and `positions` (len(frames),) int32: its frame `positions[i]` is `frames[i]` of the source.
     Raises ValueError for a negative number and for a source that is no readable video.
     """
     with Video(source) as video:

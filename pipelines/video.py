@@ -2,7 +2,7 @@
 
 Frame numbers are positions in presentation order, from 0. Pictures are numbered in decode order, as they lie in the
 file. A picture is an *entry* when decoding can begin there, *closed* when nothing after it in decode order needs
-anything before it, a *reference* when another picture may be predicted from it, and *shown* when the decoder outputs it.
+anything before it, a *reference* when another picture may be predicted from it, *shown* when the decoder outputs it.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _open(source: str | os.PathLike[str] | bytes, name: str) -> av.container.Inp
         size = len(source) if isinstance(source, bytes) else os.stat(source).st_size
         if not size:
             raise ValueError(f"{name}: empty file")
-        return av.open(io.BytesIO(source) if isinstance(source, bytes) else name)
+        return av.open(io.BytesIO(source) if isinstance(source, bytes) else name, "r")
     except FileNotFoundError:
         raise ValueError(f"{name}: no such file") from None
     except av.error.FFmpegError as error:

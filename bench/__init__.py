@@ -1,0 +1,1 @@
+"""Measurements: cases -> results/*.json -> tables and pictures. Measures, never asserts."""

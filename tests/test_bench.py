@@ -1,0 +1,94 @@
+"""bench: it runs at toy size, what it writes has the promised shape, its arithmetic and its messages are right."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import decode, machine
+from bench.decode import CASES, PEERS, Settings, parse, ratios, spread
+
+TOY = "files=2 width=64 height=48 length=40 frames=4 stride=2 size=32 batch=2 clips=4 repeats=1 threads=1".split()
+
+
+@pytest.mark.slow
+def test_toy_run_writes_the_promised_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "results" / "toy.json"
+    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    try:
+        assert decode.main([*TOY, "sets=h264_bframes,vp9_gop12", f"cache={tmp_path}", f"out={out}"]) == 0
+    finally:
+        os.sched_setaffinity(0, cores)
+        torch.set_num_threads(threads)
+    result = json.loads(out.read_text())
+    assert {"bench", "date", "environment", "peers", "settings", "load_before", "load_after", "sets"} <= set(result)
+    assert result["settings"]["frames"] == 4 and result["environment"]["cores"] >= 1
+    host, dali = result["sets"]
+    assert (host["name"], host["decoder"], dali["name"], dali["decoder"]) == (
+        "h264_bframes",
+        "host",
+        "vp9_gop12",
+        "dali",
+    )
+    assert "dali_untrimmed" in dali["cases"] and "dali_untrimmed" not in host["cases"]
+    for measured in (host, dali):
+        assert "clipline" in measured["cases"] and set(measured["cases"]) <= set(CASES)
+        assert measured["files"]["files"] == 2 and measured["n"] == 1 and measured["clips_a_turn"] == 4
+        for figures in measured["cases"].values():
+            assert set(figures) == {"clips_per_s", "cpu_ms_per_clip", "cores_used", "cores_used_by_others"}
+            assert figures["clips_per_s"]["median"] > 0 and len(figures["clips_per_s"]["all"]) == 1
+        others = set(measured["cases"]) - {"clipline"}
+        assert set(measured["pictures"]) == others
+        assert set(measured["ratios"]) - {"best_peer"} == others
+        assert all(apart["worst_clip"] < 3 for apart in measured["pictures"].values()), measured["pictures"]
+    assert dali["pictures"]["dali_untrimmed"]["worst_clip"] == 0
+    shown = capsys.readouterr().out
+    assert "clips/s" in shown and f"written: {out}" in shown
+
+
+@pytest.mark.parametrize(
+    "argument, expected",
+    [
+        ("frame=8", "did you mean frames=?"),
+        ("frames=x", "expected a whole number"),
+        ("batch=0", "at least 1"),
+        ("cases=clipline,decrod", "expected some of clipline,decord"),
+        ("quick", "not a key=value"),
+        ("folder=/no/such/place", "no such folder"),
+    ],
+)
+def test_a_wrong_key_is_one_line_and_exit_2(argument: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    try:
+        assert decode.main([argument]) == 2
+    finally:
+        os.sched_setaffinity(0, cores)
+        torch.set_num_threads(threads)
+    message = capsys.readouterr().err
+    assert expected in message and argument.partition("=")[0] in message and message.count("\n") == 1
+
+
+def test_settings_are_typed() -> None:
+    settings = parse(["frames=8", "--cases=clipline,decord", "folder=videos"])
+    assert settings == Settings(frames=8, cases=("clipline", "decord"), folder="videos")
+
+
+def test_ratio_is_taken_within_a_round() -> None:
+    rates = {"clipline": [10.0, 20.0], PEERS[0]: [5.0, 20.0], PEERS[1]: [4.0, 40.0], "pyav": [1.0, 1.0]}
+    found = ratios(rates)
+    assert found["best_peer"]["all"] == [2.0, 0.5]  # the naive loader is no peer
+    assert found["pyav"]["median"] == 15
+    assert ratios({"decord": [1.0]}) == {}
+    assert spread([1, 2, 3, 4, 5]) == {"median": 3, "p25": 2, "p75": 4, "all": [1, 2, 3, 4, 5]}
+
+
+def test_clock_counts_the_work_of_this_process() -> None:
+    before, end = machine.Clock.now(), 0.0
+    while end - before.own < 0.2:
+        sum(range(100_000))
+        end = machine.own_seconds()
+    after = machine.Clock.now()
+    assert after.own - before.own >= 0.2
+    assert after.busy - before.busy >= 0.15

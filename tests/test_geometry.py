@@ -1,0 +1,134 @@
+"""geometry: boxes lie in the frame, have the asked area and shape, and the three views leave nothing out."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.geometry import flip, random_resized_crop, view_boxes
+
+SIDE, SEED = st.integers(1, 4096), st.integers(0, 2**32)
+SCALE = st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)).map(lambda pair: tuple(sorted(pair)))
+RATIO = st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)).map(lambda pair: tuple(sorted(pair)))
+
+
+def parts(box: np.ndarray) -> tuple[float, float, float, float, float, float]:
+    top, left, bottom, right = map(float, box)
+    return top, left, bottom, right, right - left, bottom - top
+
+
+@given(SIDE, SIDE, SCALE, RATIO, SEED)
+def test_a_random_box_has_the_asked_area_and_shape_or_is_the_largest_centred(w, h, scale, ratio, seed):
+    box = random_resized_crop(w, h, scale, ratio, np.random.default_rng(seed))
+    assert box.shape == (4,) and box.dtype == np.float32
+    top, left, bottom, right, width, height = parts(box)
+    assert 0 <= top < bottom <= h and 0 <= left < right <= w
+    # Sides are rounded to pixels: by half a pixel each.
+    big, small = (width + 0.5) * (height + 0.5) * (1 + 1e-6), (width - 0.5) * (height - 0.5) * (1 - 1e-6)
+    wide = (width + 0.5) / (height - 0.5) * (1 + 1e-6) if height > 0.5 else math.inf
+    narrow = (width - 0.5) / (height + 0.5) * (1 - 1e-6)
+    drawn = big >= scale[0] * w * h and small <= scale[1] * w * h and wide >= ratio[0] and narrow <= ratio[1]
+    slack = 1e-3 * max(w, h, 1)
+    largest = (
+        abs(top + bottom - h) < slack
+        and abs(left + right - w) < slack
+        and (abs(width - w) < slack or abs(height - h) < slack)
+        and ratio[0] * (height - slack) <= width + slack
+        and width - slack <= ratio[1] * (height + slack)
+    )
+    assert drawn or largest
+
+
+def test_boxes_fill_the_asked_ranges():
+    rng = np.random.default_rng(0)
+    boxes = [parts(random_resized_crop(1000, 1000, (0.1, 0.5), (0.5, 2), rng)) for _ in range(2000)]
+    area = np.array([width * height / 1e6 for *_, width, height in boxes])
+    shape = np.log2([width / height for *_, width, height in boxes])
+    assert area.min() < 0.11 and area.max() > 0.48
+    assert abs(np.mean(shape)) < 0.05, "portrait and landscape are drawn alike"
+    assert shape.min() < -0.95 and shape.max() > 0.95
+    assert abs((np.abs(shape) < 0.5).mean() - 0.5) < 0.05, "the ratio is log-uniform"
+
+
+def test_every_place_is_drawn():
+    rng = np.random.default_rng(0)
+    counts = Counter(tuple(random_resized_crop(4, 4, (0.25, 0.25), (1, 1), rng)[:2].tolist()) for _ in range(1800))
+    assert sorted(counts) == [(y, x) for y in range(3) for x in range(3)]
+    assert min(counts.values()) > 130
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "ratio", "expected"),
+    [
+        (1000, 10, (1, 1), [0, 495, 10, 505]),
+        (10, 1000, (1, 1), [495, 0, 505, 10]),
+        (1000, 10, (0.5, 2), [0, 490, 10, 510]),
+        (10, 1000, (0.5, 2), [490, 0, 510, 10]),
+    ],
+)
+def test_a_frame_too_long_for_any_box_gives_its_largest_centred_one(width, height, ratio, expected):
+    for seed in range(5):
+        box = random_resized_crop(width, height, (0.9, 1.0), ratio, np.random.default_rng(seed))
+        assert box.tolist() == expected
+
+
+def test_the_whole_frame_is_a_box_of_itself():
+    box = random_resized_crop(640, 480, (1.0, 1.0), (4 / 3, 4 / 3), np.random.default_rng(0))
+    assert box.tolist() == [0, 0, 480, 640]
+
+
+# --- views --------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(16, 4096), st.floats(1, 3), st.booleans(), st.integers(16, 512))
+def test_three_views_cover_a_frame_of_up_to_3_to_1(short, shape, portrait, size):
+    long = math.floor(short * shape)
+    width, height = (short, long) if portrait else (long, short)
+    boxes = view_boxes(width, height, size, size, 3)
+    assert boxes.shape == (3, 4) and boxes.dtype == np.float32
+    along, across = (boxes[:, [0, 2]], boxes[:, [1, 3]]) if portrait else (boxes[:, [1, 3]], boxes[:, [0, 2]])
+    assert along[0, 0] == 0 and along[-1, 1] == long
+    assert (along[1:, 0] <= along[:-1, 1] + 1e-3).all(), "no gap between neighbours"
+    assert (across == [0, short]).all()
+
+
+@given(st.integers(16, 4096), st.integers(16, 4096), st.integers(16, 512), st.integers(0, 512), st.sampled_from([1, 3]))
+def test_views_are_squares_of_the_asked_share_inside_the_frame(width, height, size, extra, crops):
+    boxes = view_boxes(width, height, size, size + extra, crops)
+    top, left, bottom, right = boxes.T.astype(float)
+    assert (top >= 0).all() and (left >= 0).all() and (bottom <= height).all() and (right <= width).all()
+    side = min(width, height) * size / (size + extra)
+    np.testing.assert_allclose([right - left, bottom - top], side, atol=2e-3)
+    shorter, least = ((left + right) / 2, width) if height > width else ((top + bottom) / 2, height)
+    np.testing.assert_allclose(shorter, least / 2, atol=1e-3)  # centred on the shorter side
+
+
+@given(st.integers(16, 4096), st.integers(16, 4096), st.integers(16, 512), st.integers(0, 512))
+def test_the_centre_view_is_in_the_centre_and_is_the_middle_of_three(width, height, size, extra):
+    (centre,) = view_boxes(width, height, size, size + extra, 1)
+    top, left, bottom, right, *_ = parts(centre)
+    assert top + bottom == pytest.approx(height, abs=1e-3) and left + right == pytest.approx(width, abs=1e-3)
+    first, middle, last = view_boxes(width, height, size, size + extra, 3)
+    np.testing.assert_array_equal(middle, centre)
+    np.testing.assert_allclose((first + last) / 2, centre, atol=1e-3)
+
+
+def test_views_of_a_landscape_and_a_portrait_frame():
+    assert view_boxes(300, 100, 50, 50, 3).tolist() == [[0, 0, 100, 100], [0, 100, 100, 200], [0, 200, 100, 300]]
+    assert view_boxes(100, 300, 50, 50, 3).tolist() == [[0, 0, 100, 100], [100, 0, 200, 100], [200, 0, 300, 100]]
+    assert view_boxes(300, 100, 50, 100, 3).tolist() == [[25, 0, 75, 50], [25, 125, 75, 175], [25, 250, 75, 300]]
+    assert view_boxes(100, 100, 50, 50, 3).tolist() == [[0, 0, 100, 100]] * 3
+
+
+# --- flips --------------------------------------------------------------------------------------------------------
+
+
+def test_a_flip_has_its_probability():
+    rng = np.random.default_rng(0)
+    assert not any(flip(0.0, rng) for _ in range(500))
+    assert all(flip(1.0, rng) for _ in range(500))
+    assert abs(sum(flip(0.25, rng) for _ in range(4000)) / 4000 - 0.25) < 0.03
+    assert type(flip(0.5, rng)) is bool

@@ -1,0 +1,287 @@
+"""The stream of batches: the same for any number of workers and after resuming; zero copies; bad files by policy."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from configs import schema
+from pipelines import loader as loader_module
+from pipelines.graph import build_pipeline
+from pipelines.host import decode
+from pipelines.loader import build_loader, choose_decoder
+from pipelines.source import Unreadable
+from pipelines.world import World
+
+CPU = torch.device("cpu")
+
+
+def make(path, *overrides, split="train", world=None):
+    cfg = schema.load(None, [
+        f"data.train={path}", f"data.val={path}", "data.frames=4", "data.stride=3", "data.size=32", "data.batch=3",
+        "data.workers=0", "data.threads=1", "data.scale=0.4,1", "eval.clips=2", "eval.batch=3", *overrides,
+    ])  # fmt: skip
+    return build_loader(cfg, split, [str(i) for i in range(6)], world or World(), CPU)
+
+
+def stream(loader, epochs=2) -> list[tuple[list[int], list[int], torch.Tensor]]:
+    return [(b.label.tolist(), b.sample.tolist(), b.video.clone()) for _ in range(epochs) for b in loader]
+
+
+def same(a, b) -> bool:
+    return len(a) == len(b) and all(
+        x[:2] == y[:2] and torch.equal(x[2], y[2]) for x, y in zip(a, b, strict=True)
+    )  # fmt: skip
+
+
+@pytest.fixture(params=["dali", "host"])
+def decoder(request) -> str:
+    return f"data.decoder={request.param}"
+
+
+def test_contract(clips_folder, tmp_path, decoder):
+    path = clips_folder(tmp_path, 7)
+    train, val, test = (next(iter(make(path, decoder, split=split))) for split in ("train", "val", "test"))
+    assert train.video.shape == (3, 3, 4, 32, 32) and val.video.shape == (3, 1, 3, 4, 32, 32)
+    assert test.video.shape == (3, 2 * 3, 3, 4, 32, 32)
+    for batch in (train, val, test):
+        assert batch.video.dtype is torch.float32 and batch.video.is_contiguous()
+        assert batch.label.dtype is batch.sample.dtype is torch.int64
+    assert test.sample.tolist() == [0, 1, 2] and test.label.tolist() == [0, 1, 2]
+
+
+def test_pixels_are_where_the_contract_says(clips_folder, tmp_path):
+    """Crop, resize, flip, normalise and layout against the same done with torch from PyAV's frames."""
+    path = clips_folder(tmp_path, 6)
+    loader = make(path, "data.decoder=host", "data.flip=1", "data.scale=1,1", "data.ratio=1,1")
+    batch = next(iter(loader))
+    for slot, row in enumerate(batch.sample.tolist()):
+        frames, boxes, mirror, _ = loader.source.sample(0, slot)
+        top, left, bottom, right = boxes[0].astype(int)
+        crop = torch.from_numpy(frames[:, top:bottom, left:right]).permute(0, 3, 1, 2).float()
+        small = torch.nn.functional.interpolate(crop, (32, 32), mode="bilinear", antialias=True).flip(-1)
+        expected = ((small / 255 - 0.45) / 0.225).transpose(0, 1)
+        assert mirror == 1 and row in range(6)
+        levels = (batch.video[slot] - expected).abs() * 255 * 0.225
+        assert levels[..., 1:-1, 1:-1].max() < 0.7, "DALI keeps the resized frame in 8 bits"
+        assert levels.max() < 6, "at the box's edge its filter may see a pixel more"
+
+
+def test_dali_and_host_agree(clips_folder, tmp_path):
+    path = clips_folder(tmp_path, 6)
+    a, b = (stream(make(path, f"data.decoder={d}")) for d in ("dali", "host"))
+    for x, y in zip(a, b, strict=True):
+        assert x[:2] == y[:2]
+        assert (x[2] - y[2]).abs().mean() * 255 * 0.225 < 2.0, "two colour conversions: about a grey level apart"
+
+
+def test_any_number_of_workers(clips_folder, tmp_path, decoder):
+    path = clips_folder(tmp_path, 7)
+    none = stream(make(path, decoder))
+    for workers in (2, 4):
+        assert same(none, stream(make(path, decoder, f"data.workers={workers}")))
+
+
+def test_resume_at_any_step(clips_folder, tmp_path):
+    path = clips_folder(tmp_path, 7)
+    loader = make(path)
+    whole, states = [], [loader.state_dict()]
+    for _ in range(2):
+        for batch in loader:
+            whole.append((batch.label.tolist(), batch.sample.tolist(), batch.video.clone()))
+            states.append(loader.state_dict())
+    for done, state in enumerate(states[:-1]):
+        resumed = make(path, "data.workers=2" if done == 1 else "data.workers=0")
+        resumed.load_state_dict(state)
+        assert same(whole[done:], stream(resumed, 2 - state["epoch"]))
+
+
+def test_epochs_and_seeds_differ(clips_folder, tmp_path):
+    path = clips_folder(tmp_path, 6)
+    a, other = stream(make(path)), stream(make(path, "run.seed=1"))
+    assert [s[1] for s in a[:2]] != [s[1] for s in a[2:]] and not same(a, other)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_ranks_share_an_epoch(clips_folder, tmp_path, size, monkeypatch):
+    path = clips_folder(tmp_path, 11)
+    monkeypatch.setattr(loader_module.torch.distributed, "broadcast_object_list", lambda shared: None)
+    index = loader_module.build_index
+    for split in ("train", "val"):
+        rows = []
+        for rank in range(size):
+            monkeypatch.setattr(World, "is_first", True)
+            loader = make(path, "data.batch=1", split=split, world=World(rank, rank, size))
+            rows += [s for _, sample, _ in stream(loader, 1) for s in sample if s >= 0]
+        if split == "val":
+            assert sorted(rows) == list(range(11))
+        else:
+            assert len(set(rows)) == len(rows) == 11 // size * size
+    assert index is loader_module.build_index
+
+
+def test_the_tensor_is_dalis_buffer(clips_folder, tmp_path):
+    loader = make(clips_folder(tmp_path, 6))
+    next(iter(loader))
+    pipe = build_pipeline(loader.graph, loader.source, loader.source.batch)
+    video, _ = pipe.run()
+    dense = video.as_tensor()
+    assert torch.from_dlpack(dense).data_ptr() == dense.data_ptr() == video[0].data_ptr()
+
+
+def test_the_loader_does_not_copy(clips_folder, tmp_path, monkeypatch):
+    pointers = []
+    real = torch.from_dlpack
+    monkeypatch.setattr(torch, "from_dlpack", lambda t: (pointers.append(t.data_ptr()), real(t))[1])
+    for batch in make(clips_folder(tmp_path, 6)):
+        assert batch.video.data_ptr() == pointers[-1]
+
+
+def test_held_batches_stay_as_they_were(clips_folder, tmp_path):
+    held = []
+    loader = make(clips_folder(tmp_path, 6), "data.workers=2")
+    for _ in range(4):
+        held += [(batch.video, batch.video.clone()) for batch in loader]
+    assert len(held) == 8 and len({video.data_ptr() for video, _ in held}) == 8
+    assert all(torch.equal(video, copy) for video, copy in held)
+
+
+def damaged_list(clips_folder, tmp_path, n=9):
+    """Rows 2, 4 and 6 cannot be used: missing, text, and pictures that only the decoder finds out about."""
+    path = clips_folder(tmp_path, n)
+    (tmp_path / "2.mp4").unlink()
+    (tmp_path / "4.mp4").unlink()
+    (tmp_path / "4.mp4").write_text("not a video")
+    good = (tmp_path / "6.mp4").resolve().read_bytes()
+    (tmp_path / "6.mp4").unlink()
+    at = good.index(b"mdat") + 4
+    size = int.from_bytes(good[at - 8 : at - 4], "big") - 8
+    (tmp_path / "6.mp4").write_bytes(good[:at] + b"\xff" * size + good[at + size :])
+    return path
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_videos_are_replaced_in_training(clips_folder, tmp_path, decoder, workers):
+    path = damaged_list(clips_folder, tmp_path)
+    loader = make(path, decoder, "data.max_bad=0.5", f"data.workers={workers}")
+    batches = stream(loader, 3)
+    assert set(loader.bad) == {2, 4, 6}
+    assert loader.bad[2] == "no such file" and loader.bad[4].startswith("not a readable video")
+    assert not {2, 4, 6} & {row for _, sample, _ in batches for row in sample}
+    assert all(label == row % 6 for labels, rows, _ in batches for label, row in zip(labels, rows, strict=True))
+    assert all(video.isfinite().all() for _, _, video in batches)
+    assert same(batches, stream(make(path, decoder, "data.max_bad=0.5"), 3)), "the replacement is reproducible"
+
+
+def test_broken_videos_fail_in_evaluation(clips_folder, tmp_path, decoder):
+    loader = make(damaged_list(clips_folder, tmp_path), decoder, split="test")
+    rows = [row for _, sample, _ in stream(loader, 1) for row in sample]
+    assert rows == [0, 1, -1, 3, -1, 5, -1, 7, 8] and set(loader.bad) == {2, 4, 6}
+
+
+def test_too_many_broken_videos_stop_the_run(clips_folder, tmp_path):
+    loader = make(damaged_list(clips_folder, tmp_path), "data.max_bad=0.2")
+    with pytest.raises(Unreadable, match=r"2 of 9 videos cannot be read, more than data.max_bad=0.2[\s\S]*2.mp4"):
+        stream(loader, 3)
+
+
+def test_a_file_deleted_after_indexing(clips_folder, tmp_path):
+    path = clips_folder(tmp_path, 6)
+    loader = make(path, "data.max_bad=0.5")
+    (tmp_path / "3.mp4").unlink()
+    stream(loader, 2)
+    assert loader.bad == {3: "no such file"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_all_files_deleted_after_indexing(clips_folder, tmp_path, workers):
+    loader = make(clips_folder(tmp_path, 6), f"data.workers={workers}")
+    for i in range(6):
+        os.unlink(tmp_path / f"{i}.mp4")
+    with pytest.raises(Unreadable, match="100 videos in a row cannot be read"):
+        stream(loader, 1)
+
+
+def test_no_readable_video_at_all(tmp_path):
+    (tmp_path / "a.mp4").write_text("no video")
+    (tmp_path / "list.txt").write_text("a.mp4 0\n")
+    with pytest.raises(ValueError, match="none of its 1 videos can be read; the first: .*a.mp4: not a readable video"):
+        make(tmp_path / "list.txt")
+
+
+def test_fewer_videos_than_a_batch(clips_folder, tmp_path):
+    with pytest.raises(ValueError, match="2 videos do not fill one batch of data.batch=3"):
+        make(clips_folder(tmp_path, 2))
+
+
+@pytest.mark.parametrize("short", ["loop", "edge"])
+def test_video_shorter_than_a_clip(video, tmp_path, short, decoder):
+    shutil.copy(video("vp9", 5), tmp_path / "a.mp4")
+    (tmp_path / "list.txt").write_text("a.mp4 0\n")
+    loader = make(tmp_path / "list.txt", decoder, "data.batch=1", "data.frames=8", f"data.short={short}", split="val")
+    clip = next(iter(loader)).video[0, 0]
+    wanted = [0, 3, 6, 9, 12, 15, 18, 21]
+    wanted = [w % 5 for w in wanted] if short == "loop" else [min(w, 4) for w in wanted]
+    frames = decode(video("vp9", 5), [0, 1, 2, 3, 4])
+    assert len({frames[i].tobytes() for i in range(5)}) == 5
+    for a in range(8):
+        for b in range(8):
+            assert torch.equal(clip[:, a], clip[:, b]) == (wanted[a] == wanted[b])
+    assert clip.abs().sum((0, 2, 3)).min() > 0, "no black frames"
+
+
+def test_stride_zero_repeats_one_frame(clips_folder, tmp_path):
+    clip = next(iter(make(clips_folder(tmp_path, 6), "data.stride=0"))).video
+    assert torch.equal(clip, clip[:, :, :1].expand_as(clip))
+
+
+def test_choice_of_decoder(clips_folder, tmp_path, video):
+    rows = make(clips_folder(tmp_path, 6)).source.rows
+    h264 = dataclasses.replace(rows[0], codec="h264")
+    assert choose_decoder(rows, "auto", "cpu") == (False, "DALI CPU (vp9)")
+    host, why = choose_decoder([*rows, h264], "auto", "cpu")
+    assert host and "1 of 7 videos are h264, which DALI does not decode without a GPU" in why
+    with pytest.raises(ValueError, match="data.decoder=dali: 1 of 7 videos are h264"):
+        choose_decoder([*rows, h264], "dali", "cpu")
+    assert choose_decoder(rows, "host", "cpu")[0]
+
+
+def test_h264_goes_through_the_host_into_the_same_graph(clips_folder, tmp_path):
+    loader = make(clips_folder(tmp_path, 6, kind="h264_bframes"))
+    assert loader.graph.host and next(iter(loader)).video.shape == (3, 3, 4, 32, 32)
+
+
+def test_views_of_one_decode(clips_folder, tmp_path):
+    """View c * crops + k is clip c, crop k, and the middle crop of a single clip is the validation view."""
+    path = clips_folder(tmp_path, 6)
+    three = next(iter(make(path, "eval.clips=1", split="test"))).video
+    one = next(iter(make(path, split="val"))).video
+    assert torch.equal(three[:, 1], one[:, 0])
+    clips = next(iter(make(path, "eval.clips=3", "eval.crops=1", split="test"))).video
+    both = next(iter(make(path, "eval.clips=3", split="test"))).video
+    assert torch.equal(both[:, 1::3], clips)
+    assert np.unique([float(v.sum()) for v in both[0]]).size == 9
+
+
+@pytest.mark.gpu
+def test_gpu_agrees_with_pyav(clips_folder, tmp_path):
+    """NVDEC's frames and the GPU's resize against the host's: a mean of at most 2 grey levels apart."""
+    device = torch.device("cuda", 0)
+    for kind in ("h264_bframes", "hevc"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        list_path = clips_folder(folder, 6, kind=kind)
+        overrides = [f"data.train={list_path}", "data.frames=4", "data.stride=3", "data.size=32", "data.batch=3",
+                     "data.workers=2"]  # fmt: skip
+        names = [str(i) for i in range(6)]
+        gpu = build_loader(schema.load(None, overrides), "train", names, World(), device)
+        host = build_loader(schema.load(None, [*overrides, "data.decoder=host"]), "train", names, World(), CPU)
+        assert not gpu.graph.host, "NVDEC decodes"
+        for a, b in zip(gpu, host, strict=True):
+            assert a.video.device == device and a.sample.tolist() == b.sample.tolist()
+            assert (a.video.cpu() - b.video).abs().mean() * 255 * 0.225 < 2.0

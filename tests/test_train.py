@@ -1,0 +1,290 @@
+"""The commands as a user runs them: train, stop, resume to the bit, evaluate; and every mistake gets one clear line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import eval as evaluation
+import train as training
+from configs import schema
+from configs.runs import read_metrics
+from eval import Scores, evaluate
+from networks import weights
+from pipelines.loader import build_loader
+from pipelines.world import World
+
+ROOT = Path(__file__).parent.parent
+SMALL = [
+    "data.frames=4", "data.stride=2", "data.size=32", "data.batch=3", "data.workers=0", "data.threads=1", "data.flip=0",
+    "model.name=vivit_tiny", "model.args={width: 32, depth: 2, heads: 2, drop_path: 0.2, dropout: 0.1}",
+    "optim.epochs=2", "optim.warmup_epochs=0.5", "eval.clips=2", "eval.batch=2", "run.log_every=1", "run.device=cpu",
+    "run.threads=1",
+]  # fmt: skip
+
+
+@pytest.fixture
+def arguments(clips_folder, tmp_path) -> list[str]:
+    (tmp_path / "data").mkdir()
+    path = clips_folder(tmp_path / "data", 13)
+    return [f"data.train={path}", f"data.val={path}", f"run.folder={tmp_path}", *SMALL]
+
+
+def losses(folder: Path) -> list[tuple[int, float, float]]:
+    return [(r["step"], r["loss"], r["grad_norm"]) for r in read_metrics(folder) if r["kind"] == "train"]
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    x, y = (torch.load(p / "last.pt", weights_only=True)["network"] for p in (a, b))
+    return all(torch.equal(x[k], y[k]) for k in x)
+
+
+def test_a_run_and_its_folder(arguments, tmp_path):
+    assert training.main([*arguments, "run.name=a"]) == 0
+    folder = tmp_path / "a"
+    for name in ("config.yaml", "env.json", "metrics.jsonl", "log.txt", "last.pt", "curves.png", "clips.png",
+                 "best/model.safetensors", "best/config.json", "bad_videos.csv", "tb"):  # fmt: skip
+        assert (folder / name).exists(), name
+    rows = read_metrics(folder)
+    assert [r["step"] for r in rows if r["kind"] == "train"] == list(range(1, 9))
+    assert [r["step"] for r in rows if r["kind"] == "val"] == [4, 8]
+    for row in rows[:3]:
+        assert abs(row["data"] + row["compute"] + row["other"] - 1) < 0.02 and row["clips_per_s"] > 0
+    assert json.loads((folder / "env.json").read_text())["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert schema.load(folder / "config.yaml") == schema.load(None, [*arguments, "run.name=a"])
+
+    assert evaluation.main([str(folder)]) == 0
+    report = folder / "eval" / "2x3"
+    summary = json.loads((report / "summary.json").read_text())
+    predictions = list(csv.DictReader(open(report / "predictions.csv")))
+    assert summary["videos"] == summary["scored"] == len(predictions) == 13 and summary["padded"] == 1
+    right = sum(row["class1"] == row["label"] for row in predictions)
+    assert summary["top1"] == pytest.approx(right / 13)
+    per_class = list(csv.DictReader(open(report / "per_class.csv")))
+    assert sum(int(row["right"]) for row in per_class) == right and sum(int(row["videos"]) for row in per_class) == 13
+
+    before = (folder / "metrics.jsonl").read_text()
+    assert training.main([*arguments, "run.name=a"]) == 0, "a finished run has nothing to do"
+    assert (folder / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 4, 6])
+def test_stopped_and_resumed_is_bit_identical(arguments, tmp_path, stop_after, monkeypatch):
+    assert training.main([*arguments, "run.name=whole"]) == 0
+
+    real, steps = training.Meter.add, []
+
+    def add(self, *values):
+        real(self, *values)
+        steps.append(1)
+        if len(steps) == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(training.Meter, "add", add)
+    assert training.main([*arguments, "run.name=parts"]) == 128 + signal.SIGTERM
+    assert len(losses(tmp_path / "parts")) == stop_after
+    assert training.main([*arguments, "run.name=parts", "data.workers=2"]) == 0
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert same_weights(tmp_path / "parts", tmp_path / "whole")
+    a, b = ([r for r in read_metrics(tmp_path / n) if r["kind"] == "val"] for n in ("parts", "whole"))
+    assert a == b
+
+
+def test_killed_between_epoch_and_validation(arguments, tmp_path, monkeypatch):
+    """last.pt is written before the validation, which a resumed run then makes up for."""
+    real = training.evaluate
+    monkeypatch.setattr(training, "evaluate", lambda *a: os.kill(os.getpid(), signal.SIGINT) or time.sleep(5))
+    assert training.main([*arguments, "run.name=a"]) == 128 + signal.SIGINT
+    monkeypatch.setattr(training, "evaluate", real)
+    assert training.main([*arguments, "run.name=a"]) == 0
+    assert [r["step"] for r in read_metrics(tmp_path / "a") if r["kind"] == "val"] == [4, 8]
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_the_real_command(arguments, tmp_path):
+    command = [sys.executable, "train.py", *arguments, "optim.epochs=500", "run.name=a"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout
+    for line in process.stdout:
+        if "step 3/" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert "stopped by SIGINT" in out and (tmp_path / "a" / "last.pt").exists()
+
+
+def test_a_loss_that_is_not_finite_is_skipped_and_stops_the_run(arguments, tmp_path, monkeypatch, capsys):
+    real, calls = training.Classify.__call__, []
+
+    def spoil(self, network, batch):
+        out = real(self, network, batch)
+        calls.append({k: v.clone() for k, v in network.state_dict().items()})
+        if len(calls) in (3, 4):
+            out["loss"] = out["loss"] * float("nan")
+        return out
+
+    monkeypatch.setattr(training.Classify, "__call__", spoil)
+    assert training.main([*arguments, "run.name=a"]) == 0
+    assert [r["bad_steps"] for r in read_metrics(tmp_path / "a") if r["kind"] == "train"] == [0, 0, 1, 1, 0, 0, 0, 0]
+    for key, value in calls[2].items():
+        assert torch.equal(value, calls[3][key]) and torch.equal(value, calls[4][key]), "weights as before the bad step"
+    assert any(not torch.equal(value, calls[5][key]) for key, value in calls[2].items())
+
+    calls.clear()
+    assert training.main([*arguments, "run.name=b", "run.max_bad_steps=1"]) == 2
+    assert "the loss was not finite for 2 steps in a row (run.max_bad_steps=1)" in capsys.readouterr().err
+
+
+def test_fp16_scaler_and_bf16_and_compile_run(arguments, tmp_path):
+    assert training.main([*arguments, "run.name=bf16", "run.amp=bf16", "optim.epochs=1"]) == 0
+    assert all(loss == loss for _, loss, _ in losses(tmp_path / "bf16"))
+
+
+@pytest.mark.slow
+def test_compiled_training(arguments, tmp_path):
+    assert training.main([*arguments, "run.name=eager", "model.args.drop_path=0", "model.args.dropout=0"]) == 0
+    assert (
+        training.main([*arguments, "run.name=c", "run.compile=yes", "model.args.drop_path=0", "model.args.dropout=0"])
+        == 0
+    )
+    for (_, a, _), (_, b, _) in zip(losses(tmp_path / "eager"), losses(tmp_path / "c"), strict=True):
+        assert a == pytest.approx(b, abs=1e-4)
+    assert not any("_orig_mod" in key for key in torch.load(tmp_path / "c" / "last.pt", weights_only=True)["network"])
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(arguments, tmp_path):
+    """torchrun with 2 x batch 2 against one process with batch 4: the same clips, the same losses."""
+    plain = [a for a in arguments if "drop_path" not in a]
+    plain += ["model.args={width: 32, depth: 2, heads: 2}", "run.log_every=50"]
+    assert training.main([*plain, "run.name=one", "data.batch=4"]) == 0
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py", *plain,
+         "run.name=two", "data.batch=2"], cwd=ROOT, check=True, capture_output=True, timeout=300,
+    )  # fmt: skip
+    a, b = (torch.load(tmp_path / n / "last.pt", weights_only=True)["network"] for n in ("one", "two"))
+    for key in a:
+        assert torch.allclose(a[key], b[key], atol=1e-5), key
+    a, b = ([r["loss"] for r in read_metrics(tmp_path / n) if r["kind"] == "val"] for n in ("one", "two"))
+    assert a == pytest.approx(b, abs=1e-5), "every video scored once, on either number of ranks"
+
+
+# --- evaluation -----------------------------------------------------------------------------------------------------
+
+
+class Constant(torch.nn.Module):
+    def forward(self, video: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([0.0, 3, 0, 0, 0, 0]).expand(len(video), -1)
+
+
+def test_constant_network_scores_the_share_of_its_class(arguments, tmp_path):
+    loader = build_loader(
+        schema.load(None, arguments), "test", [str(i) for i in range(6)], World(), torch.device("cpu")
+    )
+    scores = evaluate(Constant(), loader, World())
+    assert scores.topk(1) == pytest.approx(2 / 13) and scores.scored.all()
+    assert scores.coverage() == "coverage: 13 of 13 videos scored, 0 failed, 1 padded"
+
+
+def test_a_broken_video_is_reported_and_counts_as_wrong(arguments, tmp_path, capsys):
+    (tmp_path / "data" / "1.mp4").unlink()  # of class 1, which Constant would get right
+    loader = build_loader(
+        schema.load(None, arguments), "test", [str(i) for i in range(6)], World(), torch.device("cpu")
+    )
+    scores = evaluate(Constant(), loader, World())
+    assert scores.topk(1) == pytest.approx(1 / 13) and not scores.scored[1]
+    text = evaluation.write_report(tmp_path / "r", scores, loader.source.clips, [str(i) for i in range(6)], "2x3")
+    assert "12 of 13 videos scored, 1 failed" in text and "1.mp4: no such file" in text
+    row = list(csv.DictReader(open(tmp_path / "r" / "predictions.csv")))[1]
+    assert row["state"] == "failed: no such file" and not row["class1"]
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_scores_do_not_depend_on_the_batch(arguments, batch):
+    torch.manual_seed(0)
+    network = training.build_network(schema.load(None, arguments), 6)
+    results = []
+    for b in (batch, 13):
+        cfg = schema.load(None, [*arguments, f"eval.batch={b}"])
+        loader = build_loader(cfg, "test", [str(i) for i in range(6)], World(), torch.device("cpu"))
+        results.append(evaluate(network, loader, World()).probability)
+    assert torch.allclose(*results, atol=1e-6)
+
+
+def test_topk_counts():
+    probability = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7], [0.2, 0.5, 0.3]])
+    scores = Scores(probability, torch.tensor([0, 1, 0]), torch.tensor([True, True, True]), {}, 0)
+    assert scores.topk(1) == pytest.approx(1 / 3) and scores.topk(2) == pytest.approx(2 / 3) and scores.topk(5) == 1
+
+
+# --- mistakes: one clear line, exit status 2 ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ("optim.lrr=1", "unknown key 'optim.lrr'; did you mean 'optim.lr'?"),
+        ("optim.lr=fast", "optim.lr=fast: expected a number"),
+        ("data.train=nowhere.txt", "nowhere.txt: no such list or folder"),
+        ("model.name=vivit_tny", "did you mean 'vivit_tiny'?"),
+        ("model.args.depht=3", "depht"),
+        ("data.size=30", "patch_size=8 does not divide image_size=30x30"),
+        ("run.resume=nowhere.pt", "run.resume=nowhere.pt: no such checkpoint"),
+        ("data.classes=missing.txt", "missing.txt: no such list or folder"),
+        ("run.folder=/proc/clipline", "run folder /proc/clipline/x: cannot be written"),
+        ("run.amp=fp8", "run.amp=fp8: expected one of auto, bf16, fp16, fp32"),
+    ],
+)
+def test_mistakes(arguments, capsys, wrong, message):
+    assert training.main([*arguments, "run.name=x", wrong]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("train.py: ") and message in error
+
+
+def test_label_outside_the_map(arguments, tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("a\nb\nc\n")
+    assert training.main([*arguments, "run.name=x", f"data.classes={tmp_path}/names.txt"]) == 2
+    assert "list.txt:4: label '3' is none of the 3 classes" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_and_one_of_another_network(arguments, tmp_path, capsys):
+    assert training.main([*arguments, "run.name=a", "optim.epochs=1"]) == 0
+    assert training.main([*arguments, "run.name=a", "model.args.depth=3"]) == 2
+    assert "missing" in capsys.readouterr().err
+    (tmp_path / "a" / "last.pt").write_bytes(b"half a file")
+    assert training.main([*arguments, "run.name=a"]) == 2
+    assert "last.pt: not a readable checkpoint" in capsys.readouterr().err
+
+
+def test_evaluating_what_is_no_run(tmp_path, capsys):
+    assert evaluation.main([str(tmp_path)]) == 2
+    assert "not a run folder" in capsys.readouterr().err
+
+
+def test_best_is_what_the_report_scores(arguments, tmp_path):
+    assert training.main([*arguments, "run.name=a"]) == 0
+    network, config = weights.load(tmp_path / "a" / "best")
+    assert config["id2label"] == {i: str(i) for i in range(6)} and config["input"]["size"] == 32
+    best = max(r["top1"] for r in read_metrics(tmp_path / "a") if r["kind"] == "val")
+    loader = build_loader(schema.load(None, arguments), "val", [str(i) for i in range(6)], World(), torch.device("cpu"))
+    assert evaluate(network, loader, World()).topk(1) == pytest.approx(best)
+
+
+@pytest.mark.gpu
+def test_training_on_a_gpu(arguments, tmp_path):
+    on_gpu = [a for a in arguments if a != "run.device=cpu"] + ["run.device=cuda"]
+    for amp in ("bf16", "fp16", "fp32"):
+        for compile in ("no", "yes"):
+            name = f"{amp}_{compile}"
+            assert training.main([*on_gpu, f"run.name={name}", f"run.amp={amp}", f"run.compile={compile}"]) == 0
+            assert all(loss == loss for _, loss, _ in losses(tmp_path / name))
