@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import re
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,6 +132,8 @@ def load_text(text: str, source: str = "", overrides: typing.Sequence[str] = ())
     """load() for YAML that is at hand already; `source` names it in messages."""
     values: dict[str, dict[str, Any]] = {}
     for section, entries in _parse(text, source).items():
+        if section not in SECTIONS:
+            raise _unknown(f"{section}.{next(iter(entries), '')}" if isinstance(entries, dict) else section)
         if not isinstance(entries, dict):
             raise ValueError(f"{source}: section '{section}' holds {entries!r}, expected keys and values")
         for key, value in entries.items():
@@ -192,7 +196,7 @@ def _read(path: Path) -> str:
 
 def _parse(text: str, source: str) -> dict[str, Any]:
     try:
-        content = yaml.load(text, yaml.BaseLoader)  # every scalar stays text: the field decides its type
+        content = yaml.load(text, _Text)
     except yaml.YAMLError as error:
         raise ValueError(f"{source}: not a readable YAML file: {error}") from None
     if content in (None, ""):
@@ -202,16 +206,38 @@ def _parse(text: str, source: str) -> dict[str, Any]:
     return content
 
 
+class _Text(yaml.BaseLoader):
+    """Every scalar stays text: the field decides its type. What was quoted is marked, a key given twice refused."""
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> str:
+        text = super().construct_scalar(node)
+        return text if node.style is None else _Quoted(text)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' is given twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+class _Quoted(str):
+    """Text that was quoted in the file, so no number even where no field declares a type."""
+
+
+def _unknown(key: str) -> ValueError:
+    near = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.5)
+    hint = f"; did you mean '{near[0]}'?" if near else f"; the sections are {', '.join(SECTIONS)}"
+    return ValueError(f"unknown key '{key}'{hint}")
+
+
 def _set(values: dict[str, dict[str, Any]], key: str, value: Any) -> None:
     section, _, name = key.partition(".")
     name, _, rest = name.partition(".")
     hint = _HINTS.get(section, {}).get(name)
     if hint is None or (rest and typing.get_origin(hint) is not dict):
-        near = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.5)
-        raise ValueError(
-            f"unknown key '{key}'"
-            + (f"; did you mean '{near[0]}'?" if near else f"; the sections are {', '.join(SECTIONS)}")
-        )
+        raise _unknown(key)
     entries = values.setdefault(section, {})
     if rest:  # model.args.depth=4: one entry of a free-form dictionary, typed as YAML types it
         entries[name] = {**entries.get(name, {}), rest: _free_value(value)}
@@ -234,16 +260,19 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
             raise ValueError(f"{key}={value}: expected {len(inner)} numbers, for instance [0.5, 1.0]")
         return tuple(_convert(p, t, key) for p, t in zip(parts, inner, strict=True))
     if origin is dict:
-        parsed = yaml.safe_load(value) if isinstance(value, str) else value
+        parsed = _free_value(value)
         if not isinstance(parsed, dict):
             raise ValueError(f"{key}={value}: expected keys and values, for instance {{depth: 4}}")
-        return {k: _free_value(v) for k, v in parsed.items()}
+        return parsed
     if hint is str:
         if not isinstance(value, str):
             raise ValueError(f"{key}={value}: expected text")
-        return value
+        return str(value)
     try:
-        return hint(value)
+        number = hint(value)
+        if not math.isfinite(number):
+            raise ValueError
+        return number
     except (ValueError, TypeError):
         raise ValueError(f"{key}={value}: expected {_TYPE_NAMES[hint]}") from None
 
@@ -255,12 +284,23 @@ def _free_value(value: Any) -> Any:
     """A value with no declared type: YAML's reading, except that 1e-3 is a number."""
     if isinstance(value, list):
         return [_free_value(v) for v in value]
-    if not isinstance(value, str):
-        return value
+    if isinstance(value, dict):
+        return {str(k): _free_value(v) for k, v in value.items()}
+    if isinstance(value, _Quoted):
+        return str(value)
     try:
-        return float(value) if "e" in value.lower() else yaml.safe_load(value)
-    except (ValueError, yaml.YAMLError):
+        return yaml.load(value, _Typed)
+    except yaml.YAMLError:
         return value
+
+
+class _Typed(yaml.SafeLoader):
+    """YAML's own types, and 1e-3 a number, which YAML 1.1 takes for text."""
+
+
+_Typed.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def _check_ranges(cfg: Config) -> None:
@@ -276,6 +316,10 @@ def _check_ranges(cfg: Config) -> None:
     need(0 <= cfg.data.max_bad <= 1, "data.max_bad", cfg.data.max_bad, "a share, 0 to 1")
     need(0 < cfg.data.scale[0] <= cfg.data.scale[1] <= 1, "data.scale", cfg.data.scale, "0 < low <= high <= 1")
     need(0 < cfg.data.ratio[0] <= cfg.data.ratio[1], "data.ratio", cfg.data.ratio, "0 < low <= high")
+    need(0 <= cfg.task.label_smoothing < 1, "task.label_smoothing", cfg.task.label_smoothing, "a share, 0 to below 1")
+    need(
+        0 <= min(cfg.optim.betas) <= max(cfg.optim.betas) < 1, "optim.betas", cfg.optim.betas, "numbers of 0 to below 1"
+    )
     need(min(cfg.data.std) > 0, "data.std", cfg.data.std, "numbers above 0")
     need(
         cfg.optim.warmup_epochs < cfg.optim.epochs,

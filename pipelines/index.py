@@ -137,6 +137,10 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if arguments else 2
+    for argument in arguments[1:]:
+        if not argument.startswith("root="):
+            print(f"{argument}: unknown argument; expected root=FOLDER", file=sys.stderr)
+            return 2
     root = next((a.removeprefix("root=") for a in arguments[1:] if a.startswith("root=")), "")
     try:
         rows = build_index(read_list(arguments[0], root), cache_path(arguments[0]))

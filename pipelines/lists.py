@@ -43,7 +43,7 @@ def read_list(path: str | Path, root: str | Path = "", classes: Sequence[str] = 
         named = [(str(base / file), label, f"{path}:{number}") for number, file, label in _lines(path)]
         if not named:
             raise ValueError(f"{path}: the list holds no videos")
-    numbers = _label_numbers(named, classes)
+    numbers = _label_numbers(named, classes, numeric=not path.is_dir())
     return [Clip(file, numbers[label]) for file, label, _ in named]
 
 
@@ -55,8 +55,9 @@ def read_classes(path: str | Path) -> list[str]:
     for number, name in enumerate(names, 1):
         if not name:
             raise ValueError(f"{path}:{number}: an empty line where a class name is expected")
-        if names.index(name) != number - 1:
-            raise ValueError(f"{path}:{number}: '{name}' stands in line {names.index(name) + 1} already")
+        first = [_folded(n) for n in names].index(_folded(name))
+        if first != number - 1:
+            raise ValueError(f"{path}:{number}: '{name}' stands in line {first + 1} already")
     if not names:
         raise ValueError(f"{path}: no class names in it")
     return names
@@ -70,7 +71,7 @@ def class_names(path: str | Path, classes: str | Path = "") -> list[str]:
     if path.is_dir():
         return sorted({file.parent.name for file in path.glob("*/*") if file.suffix.lower() in VIDEO_SUFFIXES})
     labels = {label for _, _, label in _lines(path)}
-    if all(label.isdigit() for label in labels):
+    if all(label.isdecimal() for label in labels):
         return [str(number) for number in range(max(map(int, labels), default=-1) + 1)]
     return sorted(labels)
 
@@ -83,17 +84,18 @@ def _lines(path: Path) -> Iterable[tuple[int, str, str]]:
         file, separator, label = line.rstrip().rpartition("\t")
         if not separator:  # from the right: folders may have spaces in their names
             file, separator, label = line.strip().rpartition(" ")
-            if not separator or not label.isdigit():
-                raise ValueError(
-                    f"{path}:{number}: {line.strip()!r}: expected 'path label' with a whole number, "
-                    "or 'path<TAB>class name'"
-                )
+            separator = separator if label.isdecimal() else ""
+        if not separator or not file.strip():
+            raise ValueError(
+                f"{path}:{number}: {line.strip()!r}: expected 'path label' with a whole number, "
+                "or 'path<TAB>class name'"
+            )
         yield number, file.strip(), label.strip()
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -104,12 +106,12 @@ def _text(path: Path) -> str:
         raise ValueError(f"{path}: {error.strerror}") from None
 
 
-def _label_numbers(named: Sequence[tuple[str, str, str]], classes: Sequence[str]) -> dict[str, int]:
+def _label_numbers(named: Sequence[tuple[str, str, str]], classes: Sequence[str], numeric: bool) -> dict[str, int]:
     labels: dict[str, str] = {}  # label -> where it stands first
     for _, label, where in named:
         labels.setdefault(label, where)
     if not classes:
-        if all(label.isdigit() for label in labels):
+        if all(label.isdecimal() for label in labels) and numeric:
             return {label: int(label) for label in labels}
         return {label: number for number, label in enumerate(sorted(labels))}
     known = {_folded(name): number for number, name in enumerate(classes)}
@@ -117,7 +119,7 @@ def _label_numbers(named: Sequence[tuple[str, str, str]], classes: Sequence[str]
     for label, where in labels.items():
         if _folded(label) in known:  # first: a class may be named by a number
             numbers[label] = known[_folded(label)]
-        elif label.isdigit() and int(label) < len(classes):
+        elif label.isdecimal() and int(label) < len(classes):
             numbers[label] = int(label)
         else:
             near = difflib.get_close_matches(label, classes, n=1)

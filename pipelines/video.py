@@ -62,6 +62,8 @@ class Video:
                 kinds = ", ".join(sorted({s.type for s in self.container.streams})) or "no streams at all"
                 raise ValueError(f"{self.name}: no video stream (the file has: {kinds})")
             self.stream = self.container.streams.video[0]
+            if self.stream.codec_context is None:
+                raise ValueError(f"{self.name}: the video stream is of a codec that FFmpeg does not know")
             self.codec = self.stream.codec_context.name
             self.width, self.height = self.stream.codec_context.width, self.stream.codec_context.height
             self.packets = self._demux()
@@ -100,7 +102,8 @@ def _open(source: str | os.PathLike[str] | bytes, name: str) -> av.container.Inp
         size = len(source) if isinstance(source, bytes) else os.stat(source).st_size
         if not size:
             raise ValueError(f"{name}: empty file")
-        return av.open(io.BytesIO(source) if isinstance(source, bytes) else name, "r")
+        where = io.BytesIO(source) if isinstance(source, bytes) else f"file:{name}"  # a:b.mp4 is no protocol
+        return av.open(where, "r", metadata_errors="replace")
     except FileNotFoundError:
         raise ValueError(f"{name}: no such file") from None
     except av.error.FFmpegError as error:
