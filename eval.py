@@ -29,6 +29,7 @@ from configs.runs import write_csv
 from networks import weights
 from pipelines.lists import Clip
 from pipelines.loader import VideoLoader, build_loader
+from pipelines.source import Unreadable
 from pipelines.world import World
 
 
@@ -85,13 +86,10 @@ def evaluate(network: nn.Module, loader: VideoLoader, world: World, dtype: torch
         count.index_fill_(0, row, 1)
     network.train(training)
     assert table is not None
-    failed = dict(loader.bad)
     if world.size > 1:
         torch.distributed.all_reduce(table)
         torch.distributed.all_reduce(count)
-        everyone: list = [None] * world.size
-        torch.distributed.all_gather_object(everyone, failed)
-        failed = {row: why for part in everyone for row, why in part.items()}
+    failed = {row: why for part in world.gather(loader.bad) for row, why in part.items()}
     label = torch.tensor([clip.label for clip in clips])
     padded = len(loader) * loader.source.batch * world.size - len(clips)
     return Scores(table[:-1].cpu(), label, count[:-1].cpu() > 0, failed, padded)
@@ -182,9 +180,12 @@ def main(arguments: Sequence[str]) -> int:
             torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         loader = build_loader(cfg, "test", classes, world, device, half=dtype is not torch.float32)
         scores = evaluate(network.to(device), loader, world, dtype)
-    except ValueError as error:
+    except (ValueError, Unreadable) as error:
         print(f"eval.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("eval.py: interrupted", file=sys.stderr)
+        return 130
     if world.is_first:
         views = f"{cfg.eval.clips}x{cfg.eval.crops}"
         print(write_report(folder / "eval" / views, scores, loader.source.clips, classes, views))

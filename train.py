@@ -106,7 +106,7 @@ def train(cfg: schema.Config) -> int:
 
     stop = Stop()
     with stop:
-        if checkpoint and step and not loader.step and not validated(folder, step):
+        if checkpoint and step and not loader.step and not world.gather(validated(folder, step))[0]:
             validate()  # the run was stopped between the end of the epoch and its validation
         for epoch in range(loader.epoch, o.epochs):
             meter = Meter(device)
@@ -127,7 +127,8 @@ def train(cfg: schema.Config) -> int:
                 step += 1
                 # --------------------------------------------------------------------------------------------------
                 meter.add(out, batch, norm)
-                if meter.steps == cfg.run.log_every or loader.step == len(loader):
+                due = meter.steps == cfg.run.log_every or loader.step == len(loader)
+                if due:
                     row = {"lr": optimizer.param_groups[0]["lr"], **meter.read()}
                     if folder:
                         folder.record("train", step, epoch=epoch + 1, **row)
@@ -137,7 +138,7 @@ def train(cfg: schema.Config) -> int:
                             f"the loss was not finite for {row['bad_in_a_row']:.0f} steps in a row "
                             f"(run.max_bad_steps={cfg.run.max_bad_steps}); lower optim.lr"
                         )
-                if stop.signal:
+                if stop.agreed(world.gather, due or world.size == 1):
                     break
             save()
             if stop.signal:
@@ -151,7 +152,7 @@ def train(cfg: schema.Config) -> int:
     if loader.bad:
         say(f"{len(loader.bad)} videos could not be read and were replaced, see bad_videos.csv")
     if stop.signal:
-        say(f"stopped by {stop.signal.name} after step {step}; the same command continues from there")
+        say(f"stopped by {stop.signal.name} at step {step}; the same command continues from the last checkpoint")
     elif folder:
         for name, what in (("best", "network: model.safetensors, config.json"), ("curves.png", "loss and accuracy"),
                            ("clips.png", "training clips, label and prediction"), ("metrics.jsonl", "every figure"),
@@ -166,16 +167,9 @@ def train(cfg: schema.Config) -> int:
 
 def build_network(cfg: schema.Config, num_classes: int) -> nn.Module:
     """The network for the data's frames and size; a key of model.args that it does not take is a ValueError."""
+    sizes = {"num_classes": num_classes, "num_frames": cfg.data.frames, "image_size": cfg.data.size}
     try:
-        return networks.build(
-            cfg.model.name,
-            **{
-                "num_classes": num_classes,
-                "num_frames": cfg.data.frames,
-                "image_size": cfg.data.size,
-                **cfg.model.args,
-            },
-        )
+        return networks.build(cfg.model.name, **sizes | cfg.model.args)
     except TypeError as error:
         raise ValueError(f"model.args={cfg.model.args}: {error}") from None
 
@@ -256,6 +250,9 @@ def main(arguments: Sequence[str]) -> int:
     except (ValueError, Unreadable) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("train.py: interrupted before the first step", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

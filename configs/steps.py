@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any, Protocol, TypeVar
 
@@ -121,6 +121,12 @@ class Stop:
             raise KeyboardInterrupt
         yield
         self._wait = True
+
+    def agreed(self, gather: Callable[[signal.Signals | None], list[signal.Signals | None]], due: bool) -> bool:
+        """Whether the run stops after this step. One rank knows by itself; several ask each other where it is `due`."""
+        if due:
+            self.signal = next((s for s in gather(self.signal) if s), None)
+        return bool(self.signal) and due
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         second, self.signal = self.signal is not None, signal.Signals(number)

@@ -12,16 +12,14 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 from tqdm import tqdm
 
 from pipelines.lists import Clip, read_list
 from pipelines.video import Video
-from pipelines.world import light_main
+from pipelines.world import worker_pool
 
 _POOL_PAYS_FROM = 200  # files; below it, starting processes takes longer than the work
 
@@ -97,7 +95,7 @@ def _map(paths: Sequence[str], workers: int | None) -> Iterable[Row]:
     if workers < 2 or len(paths) < _POOL_PAYS_FROM:
         yield from map(read_row, paths)
         return
-    with light_main(), ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    with worker_pool(workers) as pool:
         yield from pool.map(read_row, paths, chunksize=32)
 
 
@@ -147,6 +145,8 @@ def main(arguments: Sequence[str]) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     bad = [row for row in rows if row.error]
     for row in bad:
         print(f"{row.path}: {row.error}")

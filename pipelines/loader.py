@@ -21,7 +21,7 @@ from pipelines.graph import Graph, build_pipeline
 from pipelines.index import Row, build_index, cache_path
 from pipelines.lists import Clip, read_list
 from pipelines.source import Info, Source, Status, Unreadable, Views
-from pipelines.world import World, light_main
+from pipelines.world import World, deaf_to_interrupts, light_main
 
 DALI_CODECS = {"cpu": {"vp8", "vp9", "mjpeg"}, "cuda": {"vp8", "vp9", "mjpeg", "h264", "hevc", "av1", "mpeg4"}}
 
@@ -67,7 +67,7 @@ class VideoLoader:
         step = self.epoch * len(self) + self.step
         if self._pipe is None:
             self._pipe = build_pipeline(self.graph, dataclasses.replace(self.source, start=step), self.source.batch)
-            with light_main():
+            with light_main(), deaf_to_interrupts():
                 self._pipe.build()
         try:
             clips, infos = self._pipe.run()
@@ -134,11 +134,7 @@ def build_loader(
     if not path:
         raise ValueError(f"data.{split}: no list given")
     clips = read_list(path, data.root, classes)
-    rows = build_index(clips, cache_path(path), workers=None) if world.is_first else []
-    if world.size > 1:  # the first rank reads the files, the others its answer
-        shared = [rows]
-        torch.distributed.broadcast_object_list(shared)
-        rows = shared[0]
+    rows = world.gather(build_index(clips, cache_path(path)) if world.is_first else [])[0]
     good = [row for row in rows if not row.error]
     if not good:
         raise ValueError(

@@ -25,12 +25,10 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,6 +36,8 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from tqdm import tqdm
+
+from pipelines.world import worker_pool
 
 CLASSES = ("left", "right", "up", "down", "zoom_in", "zoom_out", "rotate_cw", "rotate_ccw")
 SPLITS = ("train", "val", "test")
@@ -289,7 +289,7 @@ def write(out: str | os.PathLike, settings: Settings) -> int:
         results: Iterable[None] = map(work, todo)
         if settings.workers > 1 and len(todo) > 1:
             workers = min(settings.workers, len(todo))
-            results = stack.enter_context(ProcessPoolExecutor(workers, get_context("spawn"))).map(work, todo)
+            results = stack.enter_context(worker_pool(workers)).map(work, todo)
         for _ in tqdm(results, f"{out}", len(todo), unit="video", disable=None if todo else True):
             pass
     return len(todo)
@@ -330,6 +330,8 @@ def main(arguments: list[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"pipelines.synthetic: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     kept = settings.train + settings.val + settings.test - written
     print(f"{out}: {settings.codec} videos of {settings.classes} classes, {written} written, {kept} kept")
     return 0

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -20,16 +27,22 @@ class World:
     @staticmethod
     def from_env() -> World:
         """As torchrun sets RANK, LOCAL_RANK and WORLD_SIZE."""
-        return World(
-            *(
-                int(os.environ.get(key, default))
-                for key, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
-            )
-        )
+        return World(*(int(os.environ.get(key, default)) for key, default in
+                       (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))))  # fmt: skip
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in the order of ranks, on every rank."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed  # here: decode workers import this module, and not torch
+
+        values: list[T] = [value] * self.size
+        torch.distributed.all_gather_object(values, value)
+        return values
 
 
 @contextlib.contextmanager
@@ -48,3 +61,29 @@ def light_main() -> Iterator[None]:
     finally:
         for name, value in hidden.items():
             setattr(main, name, value)
+
+
+@contextlib.contextmanager
+def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of fresh processes that leaves Ctrl-C to this one; what has not begun is dropped if the block fails."""
+    deaf = (signal.SIGINT, signal.SIG_IGN)
+    spawn = get_context("spawn")
+    with light_main(), ProcessPoolExecutor(workers, spawn, initializer=signal.signal, initargs=deaf) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+@contextlib.contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """Processes started inside ignore Ctrl-C, which a terminal sends to all: the main process decides when they end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -111,15 +111,18 @@ def test_killed_between_epoch_and_validation(arguments, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_ctrl_c_on_the_real_command(arguments, tmp_path):
-    command = [sys.executable, "train.py", *arguments, "optim.epochs=500", "run.name=a"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    """A terminal sends Ctrl-C to every process of the group, decode workers too."""
+    command = [sys.executable, "train.py", *arguments, "optim.epochs=500", "data.workers=2", "run.name=a"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     assert process.stdout
     for line in process.stdout:
         if "step 3/" in line:
             break
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in err
+    assert process.returncode == 130 and "Traceback" not in err, err
     assert "stopped by SIGINT" in out and (tmp_path / "a" / "last.pt").exists()
 
 
