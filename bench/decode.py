@@ -5,7 +5,9 @@
     folder      any folder of videos, or one video (default: files of its own, of known structure, see sets)
     sets        which of its own files: h264_bframes,h264_gop250,h264_gop12,vp9_gop12
     cases       which loaders: clipline,decord,torchcodec,torchcodec_approx,pyav,dali_untrimmed
-    frames=16 stride=4 size=224 batch=8 workers=2 threads=2 cores=2 seed=0
+    frames=16 stride=4 size=224 batch=8 seed=0
+    workers=2 threads=2 prefetch=2 decoder=auto     as data.* of a configuration; the peers have the same workers
+    cores=2     cores that everything together may use
     clips=128   clips that are timed in one turn of one case      repeats=7   turns of each case
     files=8 width=340 height=256 length=300    its own files      cache=PATH  where they are kept
     out=PATH    the result (default bench/results/decode.json)
@@ -37,12 +39,11 @@ from bench import files, peers
 from bench.machine import Clock, settle
 from configs import schema
 from configs.runs import environment
-from pipelines.loader import VideoLoader, build_loader
+from pipelines.loader import DALI_CODECS, VideoLoader, build_loader
 from pipelines.world import World
 
 PEERS = ("decord", "torchcodec", "torchcodec_approx")  # what a ratio is taken to; pyav is the naive loader
 CASES = ("clipline", *PEERS, "pyav", "dali_untrimmed")
-READ_AHEAD = 2  # batches: of DALI's queues, and of each worker of a torch DataLoader
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Settings:
     batch: int = 8
     workers: int = 2
     threads: int = 2
+    prefetch: int = 2
+    decoder: str = "auto"
     cores: int = 2
     seed: int = 0
     clips: int = 128
@@ -80,7 +83,7 @@ class Settings:
     @property
     def warm_batches(self) -> int:
         """More than anybody has read ahead when a turn begins."""
-        return READ_AHEAD * max(self.workers, 2) + 2
+        return self.prefetch * max(self.workers, 2) + 2
 
     @property
     def timed_batches(self) -> int:
@@ -134,6 +137,8 @@ def main(arguments: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"bench.decode: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     print(f"written: {settings.out}")
     return 0
 
@@ -184,8 +189,9 @@ def our_loader(paths: Sequence[str], settings: Settings, folder: Path) -> VideoL
     """The loader that training would get for a list that names each file often enough for one long epoch."""
     lines = [f"{os.path.abspath(paths[i % len(paths)])} 0\n" for i in range(settings.steps * settings.batch)]
     (folder / "train.txt").write_text("".join(lines))
-    wanted = {"data.train": folder / "train.txt", "run.seed": settings.seed, "data.prefetch": READ_AHEAD}
-    wanted |= {f"data.{k}": getattr(settings, k) for k in ("frames", "stride", "size", "batch", "workers", "threads")}
+    wanted = {"data.train": folder / "train.txt", "run.seed": settings.seed}
+    keys = ("frames", "stride", "size", "batch", "workers", "threads", "prefetch", "decoder")
+    wanted |= {f"data.{key}": getattr(settings, key) for key in keys}
     cfg = schema.load(None, [f"{key}={value}" for key, value in wanted.items()])
     return build_loader(cfg, "train", [], World(), torch.device("cpu"))
 
@@ -209,18 +215,20 @@ def start(
     """The cases that can run here, each with its workers started, and the first batch of each."""
     graph, running, first = loader.graph, {}, {}
     for case in settings.cases:
-        if case == "dali_untrimmed" and loader.source.host:
-            continue
         make: Callable[[], Iterable[Any]]
-        if case in ("clipline", "dali_untrimmed"):
-            source = dataclasses.replace(loader.source, trimmed=case == "clipline")
-            make = VideoLoader(source, graph, loader.device).__iter__
+        if case == "clipline":
+            make = loader.__iter__
+        elif case == "dali_untrimmed":
+            if not {row.codec for row in loader.source.rows} <= DALI_CODECS["cpu"]:
+                continue
+            source = dataclasses.replace(loader.source, host=False, trimmed=False)
+            make = VideoLoader(source, dataclasses.replace(graph, host=False), loader.device).__iter__
         elif reason := peers.missing(case, paths[0]):
             print(f"left out: {case}: {reason}", flush=True)
             continue
         else:
             clips = peers.Clips(case, drawn, settings.size, graph.mean, graph.std)
-            make = lambda c=clips: peers.batches(c, settings.batch, settings.workers)  # noqa: E731
+            make = lambda c=clips: peers.batches(c, settings.batch, settings.workers, settings.prefetch)  # noqa: E731
         batches = (batch[0] for batch in make())
         try:
             first[case] = next(batches).clone()

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 from pipelines import synthetic
 from pipelines.index import Row, read_row
 from pipelines.lists import VIDEO_SUFFIXES
-from pipelines.world import light_main
+from pipelines.world import worker_pool
 
 # What is measured: the same moving textures, coded four ways.
 KINDS: dict[str, dict[str, int | str]] = {
@@ -38,9 +36,9 @@ def generate(folder: Path, kinds: list[str], files: int, width: int, height: int
     paths = {kind: [made / kind / f"{i:03d}.mp4" for i in range(files)] for kind in kinds}
     todo = [i for i in range(files) if not all(paths[kind][i].exists() for kind in kinds)]
     work = partial(_write, made, kinds, width, height, length)
-    with light_main(), ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
-        for done_file, _ in enumerate(pool.map(work, todo) if len(todo) > 2 else map(work, todo), 1):
-            print(f"writing videos: {done_file} of {len(todo)}", flush=True)
+    with worker_pool(len(os.sched_getaffinity(0))) as pool:
+        for count, _ in enumerate(pool.map(work, todo) if len(todo) > 2 else map(work, todo), 1):
+            print(f"writing videos: {count} of {len(todo)}", flush=True)
     return {kind: [str(path) for path in paths[kind]] for kind in kinds}
 
 

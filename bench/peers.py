@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from pipelines.world import light_main
+from pipelines.world import deaf_to_interrupts, light_main
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,12 @@ class Clips(Dataset):
         return video.permute(1, 0, 2, 3), clip.label
 
 
-def batches(clips: Clips, batch: int, workers: int):  # -> Iterator[list[Tensor]]
+def batches(clips: Clips, batch: int, workers: int, prefetch: int):  # -> Iterator[list[Tensor]]
     """The batches in order, once; the workers (each with one torch thread) live as long as the iterator."""
-    more = {"multiprocessing_context": "forkserver", "persistent_workers": True} if workers else {}
+    more = {"multiprocessing_context": "forkserver", "persistent_workers": True, "prefetch_factor": prefetch}
     set_forkserver_preload(["bench.peers"])  # torch is imported once, not by every worker of every case
-    with light_main():
-        return iter(DataLoader(clips, batch, num_workers=workers, pin_memory=False, **more))
+    with light_main(), deaf_to_interrupts():
+        return iter(DataLoader(clips, batch, num_workers=workers, pin_memory=False, **more if workers else {}))
 
 
 def missing(reader: str, path: str) -> str:

@@ -1,7 +1,8 @@
 """Where the network looks: crop boxes and flips. Pure; nothing here touches a pixel.
 
-A box is (top, left, bottom, right) in pixels of the decoded frame, bottom and right exclusive, fractions allowed. The
-graph resizes a box to the network's input in one pass, so a crop of a resized frame is a box of the original one.
+A box is (top, left, bottom, right) in pixels of the decoded frame, bottom and right exclusive. It is resized to the
+network's input in one pass, so a crop of a resized frame is a box of the original one. Boxes lie on even pixels, where
+4:2:0 video has its colours: DALI, which crops RGB, and the host, which crops YUV, then see the same picture.
 """
 
 from __future__ import annotations
@@ -22,30 +23,32 @@ def random_resized_crop(
     for _ in range(10):
         area = rng.uniform(*scale) * width * height
         shape = math.exp(rng.uniform(low, high))
-        box_width, box_height = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
-        if 0 < box_width <= width and 0 < box_height <= height:
-            y, x = int(rng.integers(height - box_height + 1)), int(rng.integers(width - box_width + 1))
-            return _box(y, x, y + box_height, x + box_width)
+        box_width, box_height = math.sqrt(area * shape), math.sqrt(area / shape)
+        if box_width <= width and box_height <= height:
+            across, down = _even(box_width, width), _even(box_height, height)
+            top, left = rng.integers((height - down) // 2 + 1), rng.integers((width - across) // 2 + 1)
+            return _box(2 * int(top), 2 * int(left), down, across)
     shape = min(max(width / height, ratio[0]), ratio[1])
-    most_wide, most_high = min(width, height * shape), min(height, width / shape)
-    top, left = (height - most_high) / 2, (width - most_wide) / 2
-    return _box(top, left, top + most_high, left + most_wide)
+    across, down = _even(min(width, height * shape), width), _even(min(height, width / shape), height)
+    return _box(_along(0.5, height, down), _along(0.5, width, across), down, across)
 
 
 def view_boxes(width: int, height: int, size: int, short_side: int, crops: int) -> np.ndarray:
     """(crops, 4) float32: squares that are size x size pixels once the frame's short side is resized to short_side.
 
     One crop: the centre. Three: start, middle and end of the longer side, centred on the shorter one, so that with
-    short_side = size they cover a frame of up to 3:1 entirely, portrait or landscape.
+    short_side = size they cover a frame of up to 3:1, portrait or landscape, but for an odd last row or column.
     """
-    side = min(width, height) * size / short_side
+    short = min(width, height)
+    side = _even(short * size / short_side, short)
     along = [0.5] if crops == 1 else [i / (crops - 1) for i in range(crops)]
-    boxes = []
-    for place in along:
-        top = (height - side) * (place if height > width else 0.5)
-        left = (width - side) * (0.5 if height > width else place)
-        boxes.append(_box(top, left, top + side, left + side))
-    return np.stack(boxes)
+    return np.stack([
+        _box(
+            _along(place if height > width else 0.5, height, side),
+            _along(0.5 if height > width else place, width, side), side, side,
+        )
+        for place in along
+    ])  # fmt: skip
 
 
 def flip(probability: float, rng: np.random.Generator) -> bool:
@@ -53,5 +56,15 @@ def flip(probability: float, rng: np.random.Generator) -> bool:
     return bool(rng.random() < probability)
 
 
-def _box(top: float, left: float, bottom: float, right: float) -> np.ndarray:
-    return np.array([top, left, bottom, right], np.float32)
+def _even(length: float, most: int) -> int:
+    """The nearest even number of pixels, at least 2 and within the frame (a frame of one pixel stays one)."""
+    return most if most < 2 else min(max(2 * round(length / 2), 2), most - most % 2)
+
+
+def _along(place: float, frame: int, box: int) -> int:
+    """The even start nearest to `place` (0 start, 1 end) of the places that a box has in a frame."""
+    return 2 * math.floor((frame - box) // 2 * place + 0.5)
+
+
+def _box(top: int, left: int, height: int, width: int) -> np.ndarray:
+    return np.array([top, left, top + height, left + width], np.float32)

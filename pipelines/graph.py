@@ -1,4 +1,4 @@
-"""The DALI graphs, train and eval side by side: decode -> crop, resize, flip -> normalise.
+"""The DALI graphs, train and eval side by side: decode -> crop and resize -> flip and normalise.
 
 They are deterministic functions of what the source feeds; nothing here draws a random number. Layouts, DALI's letters:
 F sequence, D depth (time, once the frames are one volume), H, W, C.
@@ -20,7 +20,7 @@ class Graph:
     """How the graph runs, beside what it computes."""
 
     views: Views
-    host: bool  # fed with decoded frames
+    host: bool  # fed with views that the workers decoded
     mean: tuple[float, float, float]  # of 0..1
     std: tuple[float, float, float]
     half: bool  # float16 instead of float32
@@ -42,47 +42,59 @@ def build_pipeline(graph: Graph, source: Callable[..., Any], batch: int, workers
         py_num_workers=max(workers, 1), py_start_method="spawn",
     )  # fmt: skip
     with pipe:
-        video, boxes, mirror, info = feed(graph, source, workers)
-        if graph.device_id is not None:
-            video = video.gpu()
-        views = train_views if graph.views.train else eval_views
-        clips = views(graph, video, boxes, mirror)
-        pipe.set_outputs(clips, info)
+        build = host_views if graph.host else train_views if graph.views.train else eval_views
+        pipe.set_outputs(*build(graph, source, workers))
     return pipe
 
 
-def feed(graph: Graph, source: Callable[..., Any], workers: int) -> tuple[Any, ...]:
-    """Decoded frames (FHWC, uint8 RGB), boxes, mirror and info, as the source fed or DALI decoded them."""
-    data = [types.UINT8] if graph.host else [types.UINT8, types.INT32]
-    parallel: dict[str, Any] = {"parallel": True, "prefetch_queue_depth": graph.prefetch} if workers else {}
-    fed = fn.external_source(
-        source, batch=False, num_outputs=len(data) + 3, **parallel,
-        dtype=[*data, types.FLOAT, types.INT32, types.INT64],
-        ndim=[4, 2, 0, 1] if graph.host else [1, 1, 2, 0, 1],
-        layout=["FHWC"] if graph.host else None,
-    )  # fmt: skip
-    if graph.host:
-        return tuple(fed)
-    device = "cpu" if graph.device_id is None else "mixed"
-    return fn.decoders.video(fed[0], frames=fed[1], device=device, pad_mode="edge"), *fed[2:]
-
-
-def train_views(graph: Graph, video: Any, boxes: Any, mirror: Any) -> Any:
+def train_views(graph: Graph, source: Callable[..., Any], workers: int) -> tuple[Any, Any]:
     size = graph.views.size
+    video, boxes, mirror, info = decoded(graph, source, workers)
     clip = fn.resize(video, roi_start=boxes[0, :2], roi_end=boxes[0, 2:], size=(size, size))
     clip = fn.reshape(clip, layout="DHWC")
-    return fn.crop_mirror_normalize(clip, mirror=mirror, output_layout="CDHW", **normalisation(graph))
+    return fn.crop_mirror_normalize(clip, mirror=mirror, output_layout="CDHW", **normalisation(graph)), info
 
 
-def eval_views(graph: Graph, video: Any, boxes: Any, mirror: Any) -> Any:
+def eval_views(graph: Graph, source: Callable[..., Any], workers: int) -> tuple[Any, Any]:
     """Views in the order clip 0 crop 0, clip 0 crop 1, ...; every crop is of the same decoded frames."""
     v = graph.views
+    video, boxes, mirror, info = decoded(graph, source, workers)
     crops = []
     for i in range(v.crops):
         crop = fn.resize(video, roi_start=boxes[i, :2], roi_end=boxes[i, 2:], size=(v.size, v.size))
         crop = fn.reshape(crop, shape=[v.clips, v.frames, v.size, v.size, 3], layout="FDHWC")
         crops.append(fn.crop_mirror_normalize(crop, mirror=mirror, output_layout="FCDHW", **normalisation(graph)))
-    return fn.reshape(fn.stack(*crops, axis=1), shape=[v.clips * v.crops, 3, v.frames, v.size, v.size])
+    return fn.reshape(fn.stack(*crops, axis=1), shape=[v.clips * v.crops, 3, v.frames, v.size, v.size]), info
+
+
+def host_views(graph: Graph, source: Callable[..., Any], workers: int) -> tuple[Any, Any]:
+    """Train and eval alike: the workers have decoded, cropped and resized (pipelines.host)."""
+    layout = "CDHW" if graph.views.train else "FCDHW"
+    views, mirror, info = fed(
+        graph, source, workers, [types.UINT8, types.INT32, types.INT64], [len(layout), 0, 1], layout
+    )
+    if graph.device_id is not None:
+        views = views.gpu()
+    return fn.crop_mirror_normalize(views, mirror=mirror, output_layout=layout, **normalisation(graph)), info
+
+
+def decoded(graph: Graph, source: Callable[..., Any], workers: int) -> tuple[Any, ...]:
+    """Frames that DALI decoded (FHWC, uint8 RGB), boxes, mirror and info."""
+    kinds = [types.UINT8, types.INT32, types.FLOAT, types.INT32, types.INT64]
+    data, positions, *more = fed(graph, source, workers, kinds, [1, 1, 2, 0, 1])
+    device = "cpu" if graph.device_id is None else "mixed"
+    return fn.decoders.video(data, frames=positions, device=device, pad_mode="edge"), *more
+
+
+def fed(
+    graph: Graph, source: Callable[..., Any], workers: int, kinds: list[Any], ndim: list[int], layout: str = ""
+) -> Any:
+    """What the source returns for each sample, an output for each of `kinds`; `layout` is of the first."""
+    parallel: dict[str, Any] = {"parallel": True, "prefetch_queue_depth": graph.prefetch} if workers else {}
+    layouts = [layout] if layout else None
+    return fn.external_source(
+        source, batch=False, num_outputs=len(kinds), dtype=kinds, ndim=ndim, layout=layouts, **parallel
+    )
 
 
 def normalisation(graph: Graph) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipelines import geometry, order, sampling
-from pipelines.host import decode
+from pipelines.host import decode_views
 from pipelines.index import Row
 from pipelines.lists import Clip
 from pipelines.trim import trim
@@ -72,7 +72,7 @@ class Source:
     batch: int
     seed: int
     world: World
-    host: bool  # feed decoded frames instead of a trimmed file
+    host: bool  # feed the views themselves instead of a trimmed file
     trimmed: bool = True  # False: the whole file (bench only)
     start: int = 0
 
@@ -86,10 +86,11 @@ class Source:
         return self.sample(self.start + place.iteration, place.idx_in_batch)
 
     def sample(self, step: int, slot: int, unusable: Collection[int] = ()) -> tuple[np.ndarray, ...]:
-        """The arrays of one sample: video data, boxes (crops, 4), mirror (), Info (5,).
+        """The arrays of one sample.
 
-        Video data: decoded frames (clips * frames, H, W, 3) with `host`, else the trimmed file's bytes and
-        positions (clips * frames,). `step` counts over all epochs. `unusable`: rows that the decoder refuses.
+        With `host`: views (uint8, in the layout of the batch), mirror (), Info (5,). Else: the trimmed file's bytes,
+        positions (clips * frames,), boxes (crops, 4), mirror, Info. `step` counts over all epochs; `unusable` are rows
+        that the decoder refuses.
         """
         epoch, step_in_epoch = divmod(step, self.steps)
         place = order.position(step_in_epoch, slot, self.batch, self.world.rank, self.world.size)
@@ -103,7 +104,7 @@ class Source:
             try:
                 if used in unusable or self.rows[used].error:
                     raise ValueError
-                video, boxes, mirror = self._load(used, rng)
+                data = self._load(used, rng)
                 break
             except ValueError:
                 used = int(rng.integers(len(self.clips)))
@@ -114,7 +115,7 @@ class Source:
                 f"{_MOST_REPLACEMENTS} videos in a row cannot be read, the last is {self.clips[used].path}"
             )
         info = Info(step, row, used, self.clips[used if self.views.train else row].label, status)
-        return *video, boxes, mirror, np.array(info, np.int64)
+        return *data, np.array(info, np.int64)
 
     def reason(self, row: int) -> str:
         """Why a video could not be read; slow, for the one that was named."""
@@ -126,21 +127,20 @@ class Source:
             return str(error).removeprefix(f"{self.clips[row].path}: ")
         return "the decoder failed on it"
 
-    def _load(self, row: int, rng: np.random.Generator) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
+    def _load(self, row: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         v, known, path = self.views, self.rows[row], self.clips[row].path
         if v.train:
-            frames = sampling.random_clip(known.num_frames, v.frames, v.stride, v.short, rng)
+            frames = sampling.random_clip(known.num_frames, v.frames, v.stride, v.short, rng)[None]
             boxes = geometry.random_resized_crop(known.width, known.height, v.scale, v.ratio, rng)[None]
-            mirror = geometry.flip(v.flip, rng)
+            mirror = np.array(geometry.flip(v.flip, rng), np.int32)
         else:
-            frames = sampling.uniform_clips(known.num_frames, v.frames, v.stride, v.clips, v.short).reshape(-1)
+            frames = sampling.uniform_clips(known.num_frames, v.frames, v.stride, v.clips, v.short)
             boxes = geometry.view_boxes(known.width, known.height, v.size, v.short_side or v.size, v.crops)
-            mirror = False
+            mirror = np.array(0, np.int32)
         if self.host:
-            video: tuple[np.ndarray, ...] = (decode(path, frames),)
-        elif self.trimmed:
-            data, positions = trim(path, frames)
-            video = (np.frombuffer(data, np.uint8), positions)
-        else:
-            video = (np.fromfile(path, np.uint8), frames.astype(np.int32))
-        return video, boxes, np.array(mirror, np.int32)
+            views = decode_views(path, frames, boxes, v.size)
+            return views[0] if v.train else views, mirror
+        if self.trimmed:
+            data, positions = trim(path, frames.reshape(-1))
+            return np.frombuffer(data, np.uint8), positions, boxes, mirror
+        return np.fromfile(path, np.uint8), frames.reshape(-1).astype(np.int32), boxes, mirror

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from pipelines.geometry import flip, random_resized_crop, view_boxes
 
-SIDE, SEED = st.integers(1, 4096), st.integers(0, 2**32)
+SIDE, SEED = st.integers(2, 4096), st.integers(0, 2**32)
+GRID = 2  # boxes lie on even pixels
 SCALE = st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)).map(lambda pair: tuple(sorted(pair)))
 RATIO = st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)).map(lambda pair: tuple(sorted(pair)))
 
@@ -26,20 +27,31 @@ def test_a_random_box_has_the_asked_area_and_shape_or_is_the_largest_centred(w, 
     assert box.shape == (4,) and box.dtype == np.float32
     top, left, bottom, right, width, height = parts(box)
     assert 0 <= top < bottom <= h and 0 <= left < right <= w
-    # Sides are rounded to pixels: by half a pixel each.
-    big, small = (width + 0.5) * (height + 0.5) * (1 + 1e-6), (width - 0.5) * (height - 0.5) * (1 - 1e-6)
-    wide = (width + 0.5) / (height - 0.5) * (1 + 1e-6) if height > 0.5 else math.inf
-    narrow = (width - 0.5) / (height + 0.5) * (1 - 1e-6)
+    assert not (box % GRID).any()
+    # Sides are rounded to the grid: by half of it each, and by a whole one at the frame's own odd side.
+    g = GRID
+    big, small = (width + g) * (height + g), (width - g) * (height - g)
+    wide = (width + g) / (height - g) if height > g else math.inf
+    narrow = (width - g) / (height + g)
     drawn = big >= scale[0] * w * h and small <= scale[1] * w * h and wide >= ratio[0] and narrow <= ratio[1]
-    slack = 1e-3 * max(w, h, 1)
     largest = (
-        abs(top + bottom - h) < slack
-        and abs(left + right - w) < slack
-        and (abs(width - w) < slack or abs(height - h) < slack)
-        and ratio[0] * (height - slack) <= width + slack
-        and width - slack <= ratio[1] * (height + slack)
+        abs(top + bottom - h) <= g
+        and abs(left + right - w) <= g
+        and (w - width <= g or h - height <= g)
+        and ratio[0] * (height - g) <= width + g
+        and width - g <= ratio[1] * (height + g)
     )
     assert drawn or largest
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 50), (50, 1), (2, 2), (3, 3)])
+def test_the_smallest_frames_have_boxes(width, height):
+    for box in (
+        random_resized_crop(width, height, (0.1, 1.0), (0.5, 2), np.random.default_rng(0)),
+        *view_boxes(width, height, 64, 64, 3),
+    ):
+        top, left, bottom, right, *_ = parts(box)
+        assert 0 <= top < bottom <= height and 0 <= left < right <= width
 
 
 def test_boxes_fill_the_asked_ranges():
@@ -55,16 +67,16 @@ def test_boxes_fill_the_asked_ranges():
 
 def test_every_place_is_drawn():
     rng = np.random.default_rng(0)
-    counts = Counter(tuple(random_resized_crop(4, 4, (0.25, 0.25), (1, 1), rng)[:2].tolist()) for _ in range(1800))
-    assert sorted(counts) == [(y, x) for y in range(3) for x in range(3)]
+    counts = Counter(tuple(random_resized_crop(8, 8, (0.25, 0.25), (1, 1), rng)[:2].tolist()) for _ in range(1800))
+    assert sorted(counts) == [(y, x) for y in (0, 2, 4) for x in (0, 2, 4)]
     assert min(counts.values()) > 130
 
 
 @pytest.mark.parametrize(
     ("width", "height", "ratio", "expected"),
     [
-        (1000, 10, (1, 1), [0, 495, 10, 505]),
-        (10, 1000, (1, 1), [495, 0, 505, 10]),
+        (1000, 10, (1, 1), [0, 496, 10, 506]),
+        (10, 1000, (1, 1), [496, 0, 506, 10]),
         (1000, 10, (0.5, 2), [0, 490, 10, 510]),
         (10, 1000, (0.5, 2), [490, 0, 510, 10]),
     ],
@@ -90,9 +102,9 @@ def test_three_views_cover_a_frame_of_up_to_3_to_1(short, shape, portrait, size)
     boxes = view_boxes(width, height, size, size, 3)
     assert boxes.shape == (3, 4) and boxes.dtype == np.float32
     along, across = (boxes[:, [0, 2]], boxes[:, [1, 3]]) if portrait else (boxes[:, [1, 3]], boxes[:, [0, 2]])
-    assert along[0, 0] == 0 and along[-1, 1] == long
-    assert (along[1:, 0] <= along[:-1, 1] + 1e-3).all(), "no gap between neighbours"
-    assert (across == [0, short]).all()
+    assert along[0, 0] == 0 and long - along[-1, 1] < GRID
+    assert (along[1:, 0] <= along[:-1, 1] + GRID).all(), "no gap between neighbours but for an odd row"
+    assert (across == [0, short - short % GRID]).all()
 
 
 @given(st.integers(16, 4096), st.integers(16, 4096), st.integers(16, 512), st.integers(0, 512), st.sampled_from([1, 3]))
@@ -101,25 +113,26 @@ def test_views_are_squares_of_the_asked_share_inside_the_frame(width, height, si
     top, left, bottom, right = boxes.T.astype(float)
     assert (top >= 0).all() and (left >= 0).all() and (bottom <= height).all() and (right <= width).all()
     side = min(width, height) * size / (size + extra)
-    np.testing.assert_allclose([right - left, bottom - top], side, atol=2e-3)
+    np.testing.assert_allclose([right - left, bottom - top], side, atol=GRID)
+    assert not (boxes % GRID).any()
     shorter, least = ((left + right) / 2, width) if height > width else ((top + bottom) / 2, height)
-    np.testing.assert_allclose(shorter, least / 2, atol=1e-3)  # centred on the shorter side
+    np.testing.assert_allclose(shorter, least / 2, atol=GRID / 2)  # centred on the shorter side
 
 
 @given(st.integers(16, 4096), st.integers(16, 4096), st.integers(16, 512), st.integers(0, 512))
 def test_the_centre_view_is_in_the_centre_and_is_the_middle_of_three(width, height, size, extra):
     (centre,) = view_boxes(width, height, size, size + extra, 1)
     top, left, bottom, right, *_ = parts(centre)
-    assert top + bottom == pytest.approx(height, abs=1e-3) and left + right == pytest.approx(width, abs=1e-3)
+    assert top + bottom == pytest.approx(height, abs=GRID) and left + right == pytest.approx(width, abs=GRID)
     first, middle, last = view_boxes(width, height, size, size + extra, 3)
     np.testing.assert_array_equal(middle, centre)
-    np.testing.assert_allclose((first + last) / 2, centre, atol=1e-3)
+    np.testing.assert_allclose((first + last) / 2, centre, atol=GRID)
 
 
 def test_views_of_a_landscape_and_a_portrait_frame():
     assert view_boxes(300, 100, 50, 50, 3).tolist() == [[0, 0, 100, 100], [0, 100, 100, 200], [0, 200, 100, 300]]
     assert view_boxes(100, 300, 50, 50, 3).tolist() == [[0, 0, 100, 100], [100, 0, 200, 100], [200, 0, 300, 100]]
-    assert view_boxes(300, 100, 50, 100, 3).tolist() == [[25, 0, 75, 50], [25, 125, 75, 175], [25, 250, 75, 300]]
+    assert view_boxes(300, 100, 50, 100, 3).tolist() == [[26, 0, 76, 50], [26, 126, 76, 176], [26, 250, 76, 300]]
     assert view_boxes(100, 100, 50, 50, 3).tolist() == [[0, 0, 100, 100]] * 3
 
 

@@ -12,9 +12,10 @@ import torch
 
 from configs import schema
 from pipelines.graph import build_pipeline
-from pipelines.host import decode
+from pipelines.host import wanted_frames
 from pipelines.loader import build_loader, choose_decoder
 from pipelines.source import Unreadable
+from pipelines.video import Video
 from pipelines.world import World
 
 CPU = torch.device("cpu")
@@ -54,21 +55,22 @@ def test_contract(clips_folder, tmp_path, decoder):
     assert test.sample.tolist() == [0, 1, 2] and test.label.tolist() == [0, 1, 2]
 
 
-def test_pixels_are_where_the_contract_says(clips_folder, tmp_path):
+def test_pixels_are_where_the_contract_says(clips_folder, tmp_path, decoder):
     """Crop, resize, flip, normalise and layout against the same done with torch from PyAV's frames."""
     path = clips_folder(tmp_path, 6)
-    loader = make(path, "data.decoder=host", "data.flip=1", "data.scale=1,1", "data.ratio=1,1")
+    loader = make(path, decoder, "data.flip=1", "data.scale=0.5,1")
     batch = next(iter(loader))
-    for slot, row in enumerate(batch.sample.tolist()):
-        frames, boxes, mirror, _ = loader.source.sample(0, slot)
+    drawn = dataclasses.replace(loader.source, host=False, trimmed=False)
+    for slot in range(3):
+        _, frames, boxes, mirror, info = drawn.sample(0, slot)
         top, left, bottom, right = boxes[0].astype(int)
-        crop = torch.from_numpy(frames[:, top:bottom, left:right]).permute(0, 3, 1, 2).float()
+        with Video(loader.source.clips[info[2]].path) as v:
+            rgb = np.stack([f.to_ndarray(format="rgb24") for f, _ in wanted_frames(v, frames)])
+        crop = torch.from_numpy(rgb[:, top:bottom, left:right]).permute(0, 3, 1, 2).float()
         small = torch.nn.functional.interpolate(crop, (32, 32), mode="bilinear", antialias=True).flip(-1)
         expected = ((small / 255 - 0.45) / 0.225).transpose(0, 1)
-        assert mirror == 1 and row in range(6)
         levels = (batch.video[slot] - expected).abs() * 255 * 0.225
-        assert levels[..., 1:-1, 1:-1].max() < 0.7, "DALI keeps the resized frame in 8 bits"
-        assert levels.max() < 6, "at the box's edge its filter may see a pixel more"
+        assert mirror == 1 and levels.mean() < 1.5 and levels[..., 2:-2, 2:-2].max() < 8
 
 
 def test_dali_and_host_agree(clips_folder, tmp_path):
@@ -224,8 +226,6 @@ def test_video_shorter_than_a_clip(video, tmp_path, short, decoder):
     clip = next(iter(loader)).video[0, 0]
     wanted = [0, 3, 6, 9, 12, 15, 18, 21]
     wanted = [w % 5 for w in wanted] if short == "loop" else [min(w, 4) for w in wanted]
-    frames = decode(video("vp9", 5), [0, 1, 2, 3, 4])
-    assert len({frames[i].tobytes() for i in range(5)}) == 5
     for a in range(8):
         for b in range(8):
             assert torch.equal(clip[:, a], clip[:, b]) == (wanted[a] == wanted[b])
