@@ -68,7 +68,12 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """A pool of fresh processes that leaves Ctrl-C to this one; what has not begun is dropped if the block fails."""
     deaf = (signal.SIGINT, signal.SIG_IGN)
     spawn = get_context("spawn")
-    with light_main(), ProcessPoolExecutor(workers, spawn, initializer=signal.signal, initargs=deaf) as pool:
+    # With python -m MODULE the work may be defined in the main module itself.
+    as_module = getattr(sys.modules["__main__"], "__spec__", None)
+    with (
+        contextlib.nullcontext() if as_module else light_main(),
+        ProcessPoolExecutor(workers, spawn, initializer=signal.signal, initargs=deaf) as pool,
+    ):
         try:
             yield pool
         except BaseException:

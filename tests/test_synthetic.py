@@ -1,6 +1,8 @@
 """synthetic: motion has the promised polarity and size, frames tell nothing of it, files are what was asked for."""
 
 import io
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from pipelines.synthetic import CLASSES, CODECS, RADIUS, SIZES, Settings, encode, main, render, write
 
+ROOT = Path(__file__).parent.parent
 SMALL = ["train=9", "val=2", "test=1", "frames=9", "workers=1"]
 
 
@@ -184,3 +187,11 @@ def test_leaves_a_folder_of_others_alone(tmp_path, capsys):
     assert main([str(tmp_path), *SMALL]) == 2
     assert "manifest.json" in capsys.readouterr().err
     assert (tmp_path / "train" / "left_00000.mp4").read_text() == "mine"
+
+
+def test_the_command_with_worker_processes(tmp_path):
+    """`python -m` makes the module the main one, which its own workers must then find their work in."""
+    command = [sys.executable, "-m", "pipelines.synthetic", str(tmp_path), "train=6", "val=0", "test=0", "frames=10"]
+    done = subprocess.run([*command, "workers=2"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "train").glob("*.mp4"))) == 6
