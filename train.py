@@ -194,7 +194,7 @@ def snapshot(
     """All that the rest of the run depends on."""
     return {
         "network": network.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
-        "loader": loader.state_dict(), "step": step, "config": schema.dump(cfg),
+        "loader": loader.state_dict(), "bad": dict(loader.bad), "step": step, "config": schema.dump(cfg),
         "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }  # fmt: skip
 
@@ -202,11 +202,15 @@ def snapshot(
 def restore(
     state: dict, network: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, loader: VideoLoader
 ) -> None:
-    """Undo snapshot(). Raises ValueError if the checkpoint is of another network."""
+    """Undo snapshot(). Raises ValueError if the checkpoint is of another network or no checkpoint of a run at all."""
+    missing = {"network", "optimizer", "scaler", "loader", "bad", "rng", "cuda_rng", "step", "config"} - state.keys()
+    if missing:
+        raise ValueError(f"not the checkpoint of a training run: it lacks {', '.join(sorted(missing))}")
     weights.load_state(network, state["network"])
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
     loader.load_state_dict(state["loader"])
+    loader.bad.update(state["bad"])
     torch.set_rng_state(state["rng"])
     if state["cuda_rng"] and len(state["cuda_rng"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda_rng"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import platform
 import shutil
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -49,8 +51,9 @@ class RunFolder:
 
     def record(self, kind: str, step: int, **values: float) -> None:
         """One line of metrics.jsonl, and the same numbers as TensorBoard scalars `kind/name`."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no nan
         with open(self.path / "metrics.jsonl", "a") as file:
-            file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            file.write(json.dumps({"kind": kind, "step": step, **finite}) + "\n")
         for name, value in values.items():
             self.board.add_scalar(f"{kind}/{name}", value, step)
 
@@ -153,30 +156,18 @@ def _cpu_name() -> str:
 
 
 def draw_curves(folder: Path) -> Path:
-    """curves.png from metrics.jsonl: training loss over steps, and validation accuracy."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    """curves.png from metrics.jsonl: loss and top-1 accuracy over steps, training and validation."""
     rows = read_metrics(folder)
-    train = [row for row in rows if row["kind"] == "train"]
-    val = [row for row in rows if row["kind"] == "val"]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    left.plot([r["step"] for r in train], [r["loss"] for r in train], color="tab:blue", label="train", linewidth=1)
-    left.plot(
-        [r["step"] for r in val], [r["loss"] for r in val], color="tab:orange", label="val", marker="o", markersize=3
-    )
-    left.set(xlabel="step", ylabel="loss", title="loss", ylim=(0, None))
-    left.legend()
-    right.plot([r["step"] for r in train], [100 * r["top1"] for r in train], color="tab:blue", label="train, top-1",
-               linewidth=1)  # fmt: skip
-    right.plot([r["step"] for r in val], [100 * r["top1"] for r in val], color="tab:orange", label="val, top-1",
-               marker="o", markersize=3)  # fmt: skip
-    right.set(xlabel="step", ylabel="%", title="accuracy", ylim=(0, 102))
-    right.legend()
-    for axes in (left, right):
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    panels = zip(figure.subplots(1, 2), ("loss", "top1"), (1, 100), ("loss", "top-1, %"), strict=True)
+    for axes, key, scale, title in panels:
+        for kind, style in (("train", {"color": "tab:blue"}), ("val", {"color": "tab:orange", "marker": "o"})):
+            points = [(row["step"], scale * row[key]) for row in rows if row["kind"] == kind and row[key] is not None]
+            axes.plot(
+                *zip(*points, strict=True) if points else ((), ()), label=kind, markersize=3, linewidth=1, **style
+            )
+        axes.set(xlabel="step", title=title, ylim=(0, 102 if scale == 100 else None))
         axes.grid(alpha=0.3)
+        axes.legend()
     figure.savefig(folder / "curves.png", dpi=110)
-    pyplot.close(figure)
     return folder / "curves.png"

@@ -30,7 +30,7 @@ class Meter:
         self._restart()
 
     def _restart(self) -> None:
-        self.sums = torch.zeros(4, device=self.device)  # loss, hits and gradient norm of good steps; their number
+        self.sums = torch.zeros(5, device=self.device)  # loss and how often finite, gradient norm likewise, hits
         self.steps, self.clips, self.data = 0, 0, 0.0
         self.start = time.perf_counter()
         self.spans: list[tuple[Any, Any]] = []  # begin and end of each step: CUDA events, or seconds
@@ -50,9 +50,9 @@ class Meter:
     def add(self, out: dict[str, Tensor], batch: Labelled, norm: Tensor) -> None:
         """Count a step; computing ends here."""
         hits = (out["logits"].argmax(-1) == batch.label).sum()
-        good = norm.isfinite()
-        values = torch.stack([out["loss"].detach().float(), hits.float(), norm.detach().float(), torch.ones_like(norm)])
-        self.sums += torch.where(good, values, 0)
+        loss, good = out["loss"].detach().float(), norm.isfinite()  # an overflow in fp16 spoils the gradients alone
+        values = torch.stack([loss, loss.isfinite().float(), norm.detach().float(), good.float(), hits.float()])
+        self.sums += values.nan_to_num(0, 0, 0)
         run = (self.bad_run[0] + 1) * ~good
         self.bad_run = torch.stack([run, torch.maximum(run, self.bad_run[1])])
         self.steps += 1
@@ -60,16 +60,17 @@ class Meter:
         self.spans.append((self.begin, self._now()))
 
     def read(self) -> dict[str, float]:
-        """Means over the interval's good steps, clips/s of this process, and the shares of time; then starts anew."""
-        loss, hits, norm, good, bad_run = torch.cat([self.sums, self.bad_run[1:]]).tolist()  # the interval's one sync
+        """Means over the interval (of what was finite), clips/s of this process, shares of time; then starts anew."""
+        sums = torch.cat([self.sums, self.bad_run[1:]]).tolist()  # the interval's one sync
+        loss, finite, norm, good, hits, bad_run = sums
         on_gpu = self.device.type == "cuda"
         compute = sum(a.elapsed_time(b) / 1000 if on_gpu else b - a for a, b in self.spans)
         wall = time.perf_counter() - self.start
         # On a GPU the host may wait for data while the device still computes: only the rest of it is lost.
         data = min(self.data, max(wall - compute, 0)) if on_gpu else self.data
         row = {
-            "loss": loss / good if good else float("nan"), "grad_norm": norm / good if good else float("nan"),
-            "top1": hits * self.steps / (good * self.clips) if good else 0.0, "clips_per_s": self.clips / wall,
+            "loss": loss / finite if finite else float("nan"), "grad_norm": norm / good if good else float("nan"),
+            "top1": hits / self.clips, "clips_per_s": self.clips / wall,
             "data": data / wall, "compute": compute / wall, "other": max(0.0, 1 - (data + compute) / wall),
             "bad_steps": self.steps - good, "bad_in_a_row": bad_run,
         }  # fmt: skip
@@ -86,7 +87,7 @@ class Meter:
 
 def log_line(row: dict[str, float]) -> str:
     """A training row of metrics.jsonl for people."""
-    bad = f"  {row['bad_steps']:.0f} steps not finite" if row["bad_steps"] else ""
+    bad = f"  {row['bad_steps']:.0f} steps skipped, gradients not finite" if row["bad_steps"] else ""
     return (
         f"loss {row['loss']:.4f}  top-1 {100 * row['top1']:.1f} %  lr {row['lr']:.2e}  "
         f"{row['clips_per_s']:.1f} clips/s (waiting for data {100 * row['data']:.0f} %, "

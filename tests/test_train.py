@@ -148,9 +148,19 @@ def test_a_loss_that_is_not_finite_is_skipped_and_stops_the_run(arguments, tmp_p
     assert "the loss was not finite for 2 steps in a row (run.max_bad_steps=1)" in capsys.readouterr().err
 
 
-def test_fp16_scaler_and_bf16_and_compile_run(arguments, tmp_path):
-    assert training.main([*arguments, "run.name=bf16", "run.amp=bf16", "optim.epochs=1"]) == 0
-    assert all(loss == loss for _, loss, _ in losses(tmp_path / "bf16"))
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision(arguments, tmp_path, amp):
+    assert training.main([*arguments, "run.name=a", f"run.amp={amp}", "optim.epochs=1"]) == 0
+    assert all(loss == loss for _, loss, _ in losses(tmp_path / "a"))
+
+
+def test_bad_videos_are_named_and_remembered(arguments, tmp_path):
+    (tmp_path / "data" / "1.mp4").unlink()
+    assert training.main([*arguments, "run.name=a", "optim.epochs=1"]) == 0
+    assert training.main([*arguments, "run.name=a"]) == 0
+    rows = list(csv.DictReader(open(tmp_path / "a" / "bad_videos.csv")))
+    assert [(Path(row["path"]).name, row["reason"]) for row in rows] == [("1.mp4", "no such file")]
+    assert "1 failed" in (tmp_path / "a" / "log.txt").read_text()
 
 
 @pytest.mark.slow
@@ -264,6 +274,9 @@ def test_a_damaged_checkpoint_and_one_of_another_network(arguments, tmp_path, ca
     assert training.main([*arguments, "run.name=a", "optim.epochs=1"]) == 0
     assert training.main([*arguments, "run.name=a", "model.args.depth=3"]) == 2
     assert "missing" in capsys.readouterr().err
+    torch.save({"model": 1}, tmp_path / "other.pt")
+    assert training.main([*arguments, "run.name=b", f"run.resume={tmp_path}/other.pt"]) == 2
+    assert "not the checkpoint of a training run: it lacks" in capsys.readouterr().err
     (tmp_path / "a" / "last.pt").write_bytes(b"half a file")
     assert training.main([*arguments, "run.name=a"]) == 2
     assert "last.pt: not a readable checkpoint" in capsys.readouterr().err
