@@ -13,6 +13,7 @@ import os
 from dataclasses import dataclass
 from fractions import Fraction
 from types import TracebackType
+from typing import Any
 
 import av
 import numpy as np
@@ -20,6 +21,8 @@ import numpy as np
 logging.getLogger("libav").setLevel(logging.CRITICAL)  # damage is reported as a ValueError, once, with the path
 av.logging.set_level(av.logging.PANIC)
 
+# Titles in other encodings than UTF-8 are no reason to refuse a video; PyAV 19 no longer asks.
+_ANY_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 _H264_IDR, _H264_SLICES = 5, range(1, 6)
 _HEVC_RASL, _HEVC_BLA, _HEVC_IRAP, _HEVC_CRA = (8, 9), (16, 17, 18), range(16, 24), 21
 _CLOSED_CODECS = {"vp8", "vp9", "av1", "mjpeg", "png", "ffv1"}  # a key frame resets every reference
@@ -103,7 +106,7 @@ def _open(source: str | os.PathLike[str] | bytes, name: str) -> av.container.Inp
         if not size:
             raise ValueError(f"{name}: empty file")
         where = io.BytesIO(source) if isinstance(source, bytes) else f"file:{name}"  # a:b.mp4 is no protocol
-        return av.open(where, "r", metadata_errors="replace")
+        return av.open(where, "r", **_ANY_METADATA)
     except FileNotFoundError:
         raise ValueError(f"{name}: no such file") from None
     except av.error.FFmpegError as error:

@@ -10,8 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from pipelines.synthetic import encode, render
+
+settings.register_profile("clipline", deadline=None)  # the machine may be busy: slow is no fault here
+settings.load_profile("clipline")
 
 KINDS = {
     "vp9": {"codec": "vp9", "gop": 12},
