@@ -263,7 +263,8 @@ def test_dropout_and_drop_path_act_in_training_only(name):
         network = randomise(networks.build(name, **SMALL, image_size=32, **options), seed=7)
         assert torch.equal(network(video), network(video))
         network.train()
-        assert not torch.equal(network(video), network(video)), options
+        first = network(video)
+        assert any(not torch.equal(network(video), first) for _ in range(20)), options  # a draw may repeat by chance
 
 
 def test_drop_path_grows_linearly_with_depth():
