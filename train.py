@@ -67,7 +67,10 @@ def train(cfg: schema.Config) -> int:
     step = 0
     if checkpoint:
         state = load_checkpoint(checkpoint)
-        restore(state, network, optimizer, scaler, loader)
+        try:
+            restore(state, network, optimizer, scaler, loader)
+        except ValueError as error:
+            raise ValueError(f"{checkpoint}: {error}") from None
         step = state["step"]
         say(f"resumed from {checkpoint}: epoch {loader.epoch}, step {step}")
         for line in schema.changes(schema.load_text(state["config"]), cfg):

@@ -276,7 +276,7 @@ def test_a_damaged_checkpoint_and_one_of_another_network(arguments, tmp_path, ca
     assert "missing" in capsys.readouterr().err
     torch.save({"model": 1}, tmp_path / "other.pt")
     assert training.main([*arguments, "run.name=b", f"run.resume={tmp_path}/other.pt"]) == 2
-    assert "not the checkpoint of a training run: it lacks" in capsys.readouterr().err
+    assert "other.pt: not the checkpoint of a training run: it lacks" in capsys.readouterr().err
     (tmp_path / "a" / "last.pt").write_bytes(b"half a file")
     assert training.main([*arguments, "run.name=a"]) == 2
     assert "last.pt: not a readable checkpoint" in capsys.readouterr().err
