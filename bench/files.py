@@ -12,12 +12,13 @@ from pipelines.index import Row, read_row
 from pipelines.lists import VIDEO_SUFFIXES
 from pipelines.world import worker_pool
 
-# What is measured: the same moving textures, coded four ways.
+# What is measured: the same moving textures, coded five ways.
 KINDS: dict[str, dict[str, int | str]] = {
     "h264_bframes": {"codec": "h264", "gop": 250, "bframes": 3},  # x264's own habits: most of Kinetics
     "h264_gop250": {"codec": "h264", "gop": 250, "bframes": 0},
     "h264_gop12": {"codec": "h264", "gop": 12, "bframes": 0},
     "vp9_gop12": {"codec": "vp9", "gop": 12, "bframes": 0},
+    "vp9_gop4": {"codec": "vp9", "gop": 4},
 }
 CRF = {"h264": 15, "vp9": 18}  # about 0.4 Mbit/s at 340x256, as Kinetics files of that size
 FPS = 30
