@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +82,7 @@ def train(cfg: schema.Config) -> int:
     total_steps, warmup_steps = o.epochs * len(loader), round(o.warmup_epochs * len(loader))
     millions = sum(p.numel() for p in network.parameters()) / 1e6
     say(f"{cfg.model.name}: {millions:.2f} M parameters; {device}, {str(dtype).split('.')[1]}; "
-        f"{len(loader)} steps an epoch; run folder {Path(cfg.run.folder, cfg.run.name)}")  # fmt: skip
+        f"{len(loader)} steps an epoch; run folder {folder.path if folder else ''}")  # fmt: skip
 
     def save() -> None:
         if folder:

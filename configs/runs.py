@@ -9,10 +9,12 @@ import csv
 import json
 import math
 import os
+import pickle
 import platform
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +28,8 @@ from tqdm import tqdm
 from configs import schema
 from configs.schema import Config
 
+# What torch.load raises, by the way in which a file is damaged.
+_DAMAGE = (OSError, EOFError, RuntimeError, ValueError, LookupError, pickle.UnpicklingError, zipfile.BadZipFile)
 _PACKAGES = ("torch", "nvidia-dali-cuda120", "av", "timm", "einops", "kornia", "numpy")
 
 
@@ -107,8 +111,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """The state that save_last wrote, on the CPU; tensors and plain values only."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a different type for each way a file can be damaged
-        raise ValueError(f"{path}: not a readable checkpoint: {str(error).splitlines()[0]}") from None
+    except _DAMAGE as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: not a readable checkpoint: {reason}") from None
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -71,8 +70,3 @@ def clips_folder(video: Callable[..., Path]) -> Callable[[Path, int], Path]:
         return path
 
     return write
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)

@@ -277,9 +277,11 @@ def test_a_damaged_checkpoint_and_one_of_another_network(arguments, tmp_path, ca
     torch.save({"model": 1}, tmp_path / "other.pt")
     assert training.main([*arguments, "run.name=b", f"run.resume={tmp_path}/other.pt"]) == 2
     assert "other.pt: not the checkpoint of a training run: it lacks" in capsys.readouterr().err
-    (tmp_path / "a" / "last.pt").write_bytes(b"half a file")
-    assert training.main([*arguments, "run.name=a"]) == 2
-    assert "last.pt: not a readable checkpoint" in capsys.readouterr().err
+    whole = (tmp_path / "a" / "last.pt").read_bytes()
+    for damaged in (b"", b"half a file", whole[: len(whole) // 2], whole[:-10], b"\0" * 5000):
+        (tmp_path / "a" / "last.pt").write_bytes(damaged)
+        assert training.main([*arguments, "run.name=a"]) == 2
+        assert "last.pt: not a readable checkpoint" in capsys.readouterr().err
 
 
 def test_evaluating_what_is_no_run(tmp_path, capsys):
