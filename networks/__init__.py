@@ -6,19 +6,34 @@ from typing import Any
 
 from torch import nn
 
-from networks.timesformer import timesformer_b, timesformer_l, timesformer_tiny
-from networks.vivit import vivit_b, vivit_fe_b, vivit_fe_tiny, vivit_l, vivit_tiny
+from networks.mvit import mvit_v1_b, mvit_v1_tiny, mvit_v2_b, mvit_v2_s, mvit_v2_tiny
+from networks.timesformer import timesformer_b, timesformer_hr, timesformer_l, timesformer_s, timesformer_tiny
+from networks.vivit import (
+    videomae_b,
+    videomae_h,
+    videomae_l,
+    videomae_s,
+    videomae_tiny,
+    vivit_b,
+    vivit_fe_b,
+    vivit_fe_l,
+    vivit_fe_tiny,
+    vivit_fsa_b,
+    vivit_fsa_tiny,
+    vivit_l,
+    vivit_s,
+    vivit_tiny,
+)
 
 VARIANTS: dict[str, Callable[..., nn.Module]] = {
-    "timesformer_tiny": timesformer_tiny,
-    "timesformer_b": timesformer_b,
-    "timesformer_l": timesformer_l,
-    "vivit_tiny": vivit_tiny,
-    "vivit_b": vivit_b,
-    "vivit_l": vivit_l,
-    "vivit_fe_tiny": vivit_fe_tiny,
-    "vivit_fe_b": vivit_fe_b,
-}
+    variant.__name__: variant
+    for variant in (
+        timesformer_tiny, timesformer_s, timesformer_b, timesformer_hr, timesformer_l,
+        vivit_tiny, vivit_s, vivit_b, vivit_l, vivit_fe_tiny, vivit_fe_b, vivit_fe_l, vivit_fsa_tiny, vivit_fsa_b,
+        videomae_tiny, videomae_s, videomae_b, videomae_l, videomae_h,
+        mvit_v1_tiny, mvit_v1_b, mvit_v2_tiny, mvit_v2_s, mvit_v2_b,
+    )
+}  # fmt: skip
 
 
 def build(name: str, **kwargs: Any) -> nn.Module:

@@ -21,7 +21,7 @@ def saved(tmp_path):
     return tmp_path, network
 
 
-@pytest.mark.parametrize("name", ["vivit_tiny", "vivit_fe_tiny", "timesformer_tiny"])
+@pytest.mark.parametrize("name", ["vivit_tiny", "vivit_fe_tiny", "timesformer_tiny", "videomae_tiny"])
 def test_round_trip(tmp_path, name):
     network = networks.build(name, **SMALL, drop_path=0.3)
     weights.save(tmp_path / "new" / "folder", network, name)
@@ -58,7 +58,7 @@ def test_an_interrupted_save_keeps_the_old_files(saved, monkeypatch):
         path.write_bytes(before["model.safetensors"][:50])
         raise OSError("disk full")
 
-    monkeypatch.setattr(weights, "save_file", write_half)
+    monkeypatch.setattr(weights.folder, "save_file", write_half)
     with pytest.raises(OSError, match="disk full"):
         weights.save(folder, network, "vivit_tiny")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -6,15 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from networks import build
-
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-LISTED_KEYS = 10
+from networks.weights.checkpoint import CONFIG, WEIGHTS, read_json, read_safetensors, shorten
 
 
 def save(folder: str | Path, network: nn.Module, name: str, extra: Mapping[str, Any] | None = None) -> None:
@@ -50,21 +46,15 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{config_path}: cannot build the network: {error}") from error
     try:
-        load_state(network, read_state(weights_path))
+        load_state(network, read_safetensors(weights_path))
     except ValueError as error:
         raise ValueError(f"{weights_path}: {error}") from error
     return network.eval(), config
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from error
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(config).__name__}")
+    """config.json as `save` wrote it."""
+    config = read_json(path)
     for key, kind in (("name", str), ("kwargs", dict)):
         if not isinstance(config.get(key), kind):
             raise ValueError(f"{path}: key {key!r} is missing or not a {kind.__name__}")
@@ -74,16 +64,6 @@ def read_config(path: Path) -> dict[str, Any]:
         except (AttributeError, ValueError) as error:
             raise ValueError(f"{path}: id2label must map class numbers to names: {error}") from error
     return config
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; the message of a failure does not repeat the path."""
-    try:
-        return load_file(path)
-    except OSError as error:
-        raise ValueError(error.strerror or f"cannot be read: {error}") from error
-    except SafetensorError as error:
-        raise ValueError(f"not a whole safetensors file: {error}") from error
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -102,8 +82,3 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     if lines:
         raise ValueError("the weights do not fit the network\n  " + "\n  ".join(lines))
     network.load_state_dict(state)
-
-
-def shorten(keys: list[str]) -> str:
-    left_out = len(keys) - LISTED_KEYS
-    return "; ".join(keys[:LISTED_KEYS]) + (f"; and {left_out} more" if left_out > 0 else "")
