@@ -59,6 +59,9 @@ def export(network: nn.Module, config: Mapping[str, Any], folder: str | Path) ->
 def configuration(network: nn.Module) -> dict[str, Any]:
     """Their config.json for ours."""
     kwargs: dict[str, Any] = network.kwargs  # type: ignore[assignment]
+    joint_vivit = isinstance(network, ViViT) and kwargs["attention"] == "joint"
+    if not (joint_vivit or isinstance(network, TimeSformer)):
+        raise ValueError(f"transformers has no {type(network).__name__} with attention={kwargs.get('attention')}")
     refuse = [
         f"{key}={kwargs[key]}"
         for key, only in (("pooling", "cls"), ("positions", "learned"), ("cls_token", True), ("norm_eps", NORM_EPS))
@@ -79,13 +82,11 @@ def configuration(network: nn.Module) -> dict[str, Any]:
         if kwargs["tubelet"] != 1:
             refuse.append(f"tubelet={kwargs['tubelet']}")
         own = {"architectures": ["TimesformerForVideoClassification"], "model_type": "timesformer",
-               "attention_type": ATTENTION.get(kwargs["attention"]), "drop_path_rate": 0.0}  # fmt: skip
-    elif isinstance(network, ViViT) and kwargs["attention"] == "joint":
+               "attention_type": ATTENTION.get(kwargs["attention"])}  # fmt: skip
+    else:
         patch = kwargs["patch_size"]
         own = {"architectures": ["VivitForVideoClassification"], "model_type": "vivit",
                "tubelet_size": [kwargs["tubelet"], patch, patch]}  # fmt: skip
-    else:
-        raise ValueError(f"transformers has no {type(network).__name__} with attention={kwargs.get('attention')}")
     if refuse:
         raise ValueError(f"transformers has no {type(network).__name__} with {', '.join(refuse)}")
     return own | shared
