@@ -147,11 +147,10 @@ def mvit(
     if relative:
         # a table spans the larger of two grids, which is the queries' unless they are pooled in this very block
         sizes = [(len(state[f"blocks.{i}.attn.rel_pos_h"]) + 1) // 2 for i in range(depth)]
-        ends = [*starts[1:], depth]
-        for stage in range(1, len(starts)):
-            if ends[stage] - starts[stage] > 1:
-                step = round(sizes[starts[stage] - 1] / sizes[ends[stage] - 1])
-                strides[stage] = [1, step, step]
+        side = sizes[0]
+        for stage, (start, end) in enumerate(zip(starts[1:], [*starts[2:], depth], strict=True), 1):
+            step = round(side / sizes[end - 1]) if end - start > 1 else 2
+            strides[stage], side = [1, step, step], -(-side // step)
         frames = (len(state["blocks.0.attn.rel_pos_t"]) + 1) // 2 * stem[0]
         size = known.get("image_size", sizes[0] * stem[1])
     else:
