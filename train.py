@@ -49,8 +49,11 @@ def train(cfg: schema.Config) -> int:
     loader = build_loader(cfg, "train", classes, world, device, half)
     val_loader = build_loader(cfg, "val", classes, world, device, half) if cfg.data.val else None
 
+    checkpoint = find_checkpoint(cfg)
     torch.manual_seed(cfg.run.seed)
-    network = build_network(cfg, len(classes)).to(device)
+    network = build_network(cfg, len(classes))
+    report = initialise(network, cfg) if cfg.model.init and not checkpoint else ""
+    network.to(device)
     if cfg.run.compile == "yes" or (cfg.run.compile == "auto" and device.type == "cuda"):
         network.compile()
     model = network if world.size == 1 else DistributedDataParallel(network, gradient_as_bucket_view=True)
@@ -60,7 +63,6 @@ def train(cfg: schema.Config) -> int:
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     torch.manual_seed(cfg.run.seed + 1 + world.rank)  # dropout differs between ranks, the weights do not
 
-    checkpoint = find_checkpoint(cfg)
     folder = RunFolder(cfg) if world.is_first else None
     say = folder.say if folder else lambda line: None
     step = 0
@@ -78,6 +80,8 @@ def train(cfg: schema.Config) -> int:
             folder.forget_after(step)
     elif folder:
         folder.start_over()
+        if report:
+            say(report)
 
     total_steps, warmup_steps = o.epochs * len(loader), round(o.warmup_epochs * len(loader))
     millions = sum(p.numel() for p in network.parameters()) / 1e6
@@ -174,6 +178,14 @@ def build_network(cfg: schema.Config, num_classes: int) -> nn.Module:
         return networks.build(cfg.model.name, **sizes | cfg.model.args)
     except TypeError as error:
         raise ValueError(f"model.args={cfg.model.args}: {error}") from None
+
+
+def initialise(network: nn.Module, cfg: schema.Config) -> str:
+    """Fill the network from model.init; returns what became of every kind of key."""
+    try:
+        return weights.initialise(network, cfg.model.init, **cfg.model.init_args).text()
+    except TypeError as error:
+        raise ValueError(f"model.init_args={cfg.model.init_args}: {error}") from None
 
 
 def description(cfg: schema.Config, classes: Sequence[str]) -> dict:

@@ -62,6 +62,10 @@ class Data:
 class Model:
     name: str = _key("vivit_b", "a name that networks.build knows")
     args: dict[str, Any] = _key({}, "keyword arguments of the network, e.g. model.args.depth=4")
+    init: str = _key("", "weights to start from: a checkpoint of any known format, a run, timm:NAME or hf:OWNER/NAME")
+    init_args: dict[str, Any] = _key(
+        {}, "how they are fitted: inflation=central|average, temporal=copy|zero, head=auto|new, source_grid=[t,h,w]"
+    )
 
 
 @dataclass(frozen=True)

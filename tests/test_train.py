@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import eval as evaluation
+import networks
 import train as training
 from configs import schema
 from configs.runs import read_metrics
@@ -75,6 +76,29 @@ def test_a_run_and_its_folder(arguments, tmp_path):
     before = (folder / "metrics.jsonl").read_text()
     assert training.main([*arguments, "run.name=a"]) == 0, "a finished run has nothing to do"
     assert (folder / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_starts_from_given_weights_once(arguments, tmp_path, monkeypatch):
+    """From another run with other classes and frames; the report is in the log, and resuming does not start over."""
+    assert training.main([*arguments, "run.name=a"]) == 0
+    other = tmp_path / "classes.txt"
+    other.write_text("".join(f"{number}\n" for number in range(7)))
+    again = [*arguments, "run.name=b", f"data.classes={other}", f"model.init={tmp_path / 'a'}", "data.frames=8"]
+    seen, real = [], training.initialise
+    monkeypatch.setattr(training, "initialise", lambda *a: seen.append(1) or real(*a))
+    assert training.main([*again, "optim.epochs=1"]) == 0
+    log = (tmp_path / "b" / "log.txt").read_text()
+    assert "vivit_tiny -> ViViT: " in log and "head of 6 classes, the network has 7" in log
+    assert "2x4x4 -> 4x4x4, linear over frames: pos_embed" in log and "normalised with mean [0.45" in log
+    assert training.main([*again, "optim.epochs=2"]) == 0
+    assert len(seen) == 1
+
+
+def test_training_starts_at_the_given_weights(arguments, tmp_path):
+    assert training.main([*arguments, "run.name=a", "optim.epochs=1", "data.val="]) == 0
+    again = [*arguments, "run.name=b", "data.val=", "optim.epochs=1", "optim.lr=0", "optim.min_lr=0"]
+    assert training.main([*again, f"model.init={tmp_path / 'a'}"]) == 0
+    assert same_weights(tmp_path / "a", tmp_path / "b")
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 4, 6])
@@ -255,6 +279,7 @@ def test_topk_counts():
         ("run.resume=nowhere.pt", "run.resume=nowhere.pt: no such checkpoint"),
         ("data.classes=missing.txt", "missing.txt: no such list or folder"),
         ("run.folder=/proc/clipline", "run folder /proc/clipline/x: cannot be written"),
+        ("model.init=nowhere.pth", "nowhere.pth: No such file or directory"),
         ("run.amp=fp8", "run.amp=fp8: expected one of auto, bf16, fp16, fp32"),
     ],
 )
@@ -262,6 +287,17 @@ def test_mistakes(arguments, capsys, wrong, message):
     assert training.main([*arguments, "run.name=x", wrong]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("train.py: ") and message in error
+
+
+def test_weights_of_something_else(arguments, tmp_path, capsys):
+    networks.weights.save(tmp_path / "mvit", networks.build("mvit_v2_tiny", num_classes=6), "mvit_v2_tiny")
+    for wrong, message in (
+        ([f"model.init={tmp_path}/mvit"], "cannot fill a ViViT: it is of another architecture"),
+        ([f"model.init={tmp_path}/mvit", "model.init_args={inflate: central}"], "inflate"),
+    ):
+        assert training.main([*arguments, "run.name=x", *wrong]) == 2
+        error = capsys.readouterr().err.strip()
+        assert error.startswith("train.py: ") and message in error
 
 
 def test_label_outside_the_map(arguments, tmp_path, capsys):

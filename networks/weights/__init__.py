@@ -32,12 +32,15 @@ def initialise(network: nn.Module, source: str | Path, **options: Any) -> Report
     checkpoint = read(source)
     try:
         translated = understand(checkpoint)
-        check_heads(checkpoint, network)
         options.setdefault("source_grid", grid_of(checkpoint))
         state, report = transfer(translated, network, **options)
+        check_heads(checkpoint, network)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     load_state(network, state)
+    known = input_of(checkpoint, translated)
+    if known["mean"] and known["std"]:
+        report.notes.append(f"trained on inputs normalised with mean {known['mean']} and std {known['std']}")
     return report
 
 
@@ -47,7 +50,7 @@ def understand(checkpoint: Checkpoint) -> Translated:
     if "kwargs" not in config or config.get("name") not in VARIANTS:
         return translate(checkpoint.state)
     kind = config["name"].split("_")[0].replace("videomae", "vivit")
-    own = Format(config["name"], kind, (), (), settings={"positions": config["kwargs"].get("positions", "learned")})
+    own = Format(config["name"], kind, (), (), settings=config["kwargs"])
     rows = {key: Row(MAPPED, (key,), key) for key in checkpoint.state}
     return Translated(own, checkpoint.state, rows, [])
 
@@ -66,8 +69,8 @@ def grid_of(checkpoint: Checkpoint) -> list[int] | None:
     if not {"image_size", "num_frames"} <= config.keys():
         return None
     size, patch, tubelet = config["image_size"], config.get("patch_size", 16), config.get("tubelet", 1)
-    if "tubelet_size" in config:
-        whole = config["tubelet_size"]
+    whole = config.get("tubelet_size", config.get("patch_stride"))  # transformers' ViViT and VideoMAE; our MViT
+    if whole is not None:
         tubelet, patch = (whole, patch) if isinstance(whole, int) else whole[:2]
     height, width = (size, size) if isinstance(size, int) else size
     return [config["num_frames"] // tubelet, height // patch, width // patch]
@@ -88,7 +91,7 @@ def convert(source: str | Path, **given: Any) -> tuple[nn.Module, dict[str, Any]
         else:
             name, kwargs, assumed = architecture(translated, checkpoint.config, given)
         network = build(name, **kwargs)
-        options.setdefault("source_grid", list(network.patch_embed.grid))  # type: ignore[union-attr,arg-type]
+        options.setdefault("source_grid", grid_of(checkpoint) or list(network.patch_embed.grid))  # type: ignore[union-attr,arg-type]
         state, report = transfer(translated, network, **options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{source}: {error}") from error
@@ -97,13 +100,18 @@ def convert(source: str | Path, **given: Any) -> tuple[nn.Module, dict[str, Any]
     return network.eval(), describe(checkpoint, translated, name, network), report
 
 
+def input_of(checkpoint: Checkpoint, translated: Translated) -> dict[str, Any]:
+    """Mean and std of the input as the files beside the weights say, else as the format's project has them."""
+    own = checkpoint.config.get("input") or {}
+    theirs = {key: checkpoint.preprocessor.get(f"image_{key}") for key in ("mean", "std")}
+    return {key: own.get(key) or theirs[key] or translated.format.input.get(key) for key in ("mean", "std")}
+
+
 def describe(checkpoint: Checkpoint, translated: Translated, name: str, network: nn.Module) -> dict[str, Any]:
     """What goes into config.json beside the network's arguments: classes and input, as far as the source says."""
     kwargs: dict[str, Any] = network.kwargs  # type: ignore[assignment]
-    known = checkpoint.preprocessor or {f"image_{key}": value for key, value in translated.format.input.items()}
     extra: dict[str, Any] = {
-        "input": {"frames": kwargs["num_frames"], "size": kwargs["image_size"], "mean": known.get("image_mean"),
-                  "std": known.get("image_std")},
+        "input": {"frames": kwargs["num_frames"], "size": kwargs["image_size"], **input_of(checkpoint, translated)},
         "converted_from": {"source": checkpoint.source, "format": translated.format.name},
     }  # fmt: skip
     if "name" in checkpoint.config and "kwargs" in checkpoint.config:
