@@ -59,7 +59,9 @@ def main(words: Sequence[str]) -> int:
         settings = parse_settings([word for word in words if "=" in word])
         print(f"{'network':<17} {'clip':>11} {'M params':>9} {'GFLOPs':>9}")
         for name in names:
-            print(row(name, **settings))
+            print(row(name, **settings), flush=True)
+    except BrokenPipeError:  # | head
+        return 0
     except (TypeError, ValueError) as error:
         print(f"networks.info: {error}", file=sys.stderr)
         return 2

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 # Whole words of a parameter's own name: matches temporal_pos_embed and pos_embed_spatial, not pos_embedding.
-LEARNED_TOKENS = re.compile(r"(?:^|_)(?:cls_token|mask_token|pos_embed|time_embed)(?:_|$)")
+LEARNED_TOKENS = re.compile(r"(?:^|_)(?:cls_token|mask_token|pos_embed|time_embed|rel_pos)(?:_|$)")
 
 
 def takes_weight_decay(name: str, parameter: nn.Parameter) -> bool:

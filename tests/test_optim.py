@@ -70,7 +70,7 @@ def test_groups_partition_the_parameters(name):
     kept_names = {names[id(parameter)] for parameter in kept["params"]}
     weights = {f"{key}.weight" for key, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv3d)}
     assert set(names.values()) - kept_names == weights
-    assert {"cls_token", "pos_embed", "norm.weight", "head.bias"} <= kept_names
+    assert {"norm.weight", "head.bias"} <= kept_names
 
 
 def test_frozen_parameters_are_in_no_group():
@@ -85,6 +85,8 @@ def test_frozen_parameters_are_in_no_group():
     [
         ("blocks.0.attn.qkv.weight", (6, 2), True),
         ("blocks.0.norm1.weight", (2,), False),
+        ("blocks.0.attn.pool_q.weight", (2, 1, 3, 3, 3), True),
+        ("blocks.0.attn.rel_pos_h", (13, 2), False),
         ("blocks.0.attn.qkv.bias", (6,), False),
         ("attn.bias", (2, 2), False),
         ("cls_token", (1, 1, 2), False),
