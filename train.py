@@ -52,7 +52,7 @@ def train(cfg: schema.Config) -> int:
     checkpoint = find_checkpoint(cfg)
     torch.manual_seed(cfg.run.seed)
     network = build_network(cfg, len(classes))
-    report = initialise(network, cfg) if cfg.model.init and not checkpoint else ""
+    report = initialise(network, cfg, classes) if cfg.model.init and not checkpoint else ""
     network.to(device)
     if cfg.run.compile == "yes" or (cfg.run.compile == "auto" and device.type == "cuda"):
         network.compile()
@@ -180,12 +180,9 @@ def build_network(cfg: schema.Config, num_classes: int) -> nn.Module:
         raise ValueError(f"model.args={cfg.model.args}: {error}") from None
 
 
-def initialise(network: nn.Module, cfg: schema.Config) -> str:
+def initialise(network: nn.Module, cfg: schema.Config, classes: Sequence[str]) -> str:
     """Fill the network from model.init; returns what became of every kind of key."""
-    try:
-        return weights.initialise(network, cfg.model.init, **cfg.model.init_args).text()
-    except TypeError as error:
-        raise ValueError(f"model.init_args={cfg.model.init_args}: {error}") from None
+    return weights.initialise(network, cfg.model.init, classes, **cfg.model.init_args).text()
 
 
 def description(cfg: schema.Config, classes: Sequence[str]) -> dict:

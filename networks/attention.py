@@ -20,6 +20,7 @@ def attention_maps(network: nn.Module, video: Tensor, layers: Sequence[str] = ()
     The network runs as it is, compiled or not, in the mode it is in, and is left as it was. MViT's N'' are pooled keys.
     Raises ValueError that lists the layers for a name that is none.
     """
+    network = getattr(network, "module", network)  # DistributedDataParallel's
     known = {name: module for name, module in network.named_modules() if isinstance(module, Attention)}
     wanted = list(layers) or [list(known)[-1]]
     unknown = [name for name in wanted if name not in known]

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from networks import VARIANTS, build
-from networks.pooled import PooledAttention
+from networks.pooled import ALIGNMENT, PooledAttention
 from networks.settings import parse_settings
 
 
@@ -39,7 +39,8 @@ def fused_columns(layer: PooledAttention) -> int:
     if not layer.relative:
         return 0
     queries, keys = (1 + t * h * w for t, h, w in (layer.query_grid, layer.key_grid))
-    return 2 * layer.heads * queries * keys * sum(layer.key_grid)
+    width = layer.head_width + sum(layer.key_grid)
+    return 2 * layer.heads * queries * keys * (width + -width % ALIGNMENT - layer.head_width)
 
 
 def row(name: str, **kwargs: Any) -> str:
@@ -57,9 +58,11 @@ def main(words: Sequence[str]) -> int:
     try:
         names = [word for word in words if "=" not in word] or list(VARIANTS)
         settings = parse_settings([word for word in words if "=" in word])
-        print(f"{'network':<17} {'clip':>11} {'M params':>9} {'GFLOPs':>9}")
-        for name in names:
-            print(row(name, **settings), flush=True)
+        rows = (row(name, **settings) for name in names)
+        first = next(rows)  # before the heading, in case it is a mistake
+        print(f"{'network':<17} {'clip':>11} {'M params':>9} {'GFLOPs':>9}\n{first}")
+        for line in rows:
+            print(line, flush=True)
     except BrokenPipeError:  # | head
         return 0
     except (TypeError, ValueError) as error:

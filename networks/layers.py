@@ -19,6 +19,8 @@ NORM_EPS = 1e-6
 
 GELU_APPROXIMATION = {"exact": "none", "tanh": "tanh"}
 
+FRACTIONS = ("mlp_ratio", "norm_eps")
+
 POOLING = ("cls", "mean", "fc_norm")
 
 Triple = tuple[int, int, int]  # of frames, rows, columns
@@ -40,12 +42,18 @@ def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
 
 def check_positive(**numbers: float) -> None:
     for key, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{key}={value!r}: expected a number")
         if value <= 0:
             raise ValueError(f"{key}={value}: must be > 0")
+        if key not in FRACTIONS and not isinstance(value, int):
+            raise ValueError(f"{key}={value}: expected a whole number")
 
 
 def check_pooling(pooling: str, cls_token: bool) -> None:
     check_choice("pooling", pooling, POOLING)
+    if not isinstance(cls_token, bool):
+        raise ValueError(f"cls_token={cls_token!r}: expected true or false")
     if pooling == "cls" and not cls_token:
         raise ValueError("pooling='cls' needs cls_token=True")
 
@@ -54,7 +62,7 @@ def height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
     """224 -> (224, 224); (224, 320), a list from JSON too -> (224, 320)."""
     if isinstance(image_size, int):
         return image_size, image_size
-    if len(image_size) != 2:
+    if not isinstance(image_size, list | tuple) or len(image_size) != 2:
         raise ValueError(f"image_size={image_size!r}: expected one number or (height, width)")
     height, width = image_size
     return int(height), int(width)
@@ -62,23 +70,31 @@ def height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
 
 def triple(key: str, numbers: Sequence[int]) -> Triple:
     """(t, h, w) from a tuple, or a list as JSON has them."""
-    if len(numbers) != 3 or min(numbers) < 1:
-        raise ValueError(f"{key}={list(numbers)}: expected three numbers of 1 or more, for frames, rows and columns")
+    is_list = isinstance(numbers, list | tuple) and len(numbers) == 3
+    if not is_list or not all(isinstance(number, int) and number > 0 for number in numbers):
+        raise ValueError(f"{key}={numbers!r}: expected three whole numbers of 1 or more, for frames, rows and columns")
     t, h, w = numbers
     return t, h, w
 
 
+def odd(key: str, kernel: Triple) -> Triple:
+    """Kernels whose middle lies on a token: an even one would shift and shorten the grid."""
+    if any(size % 2 == 0 for size in kernel):
+        raise ValueError(f"{key}={list(kernel)}: expected odd numbers")
+    return kernel
+
+
 def drop_path_rates(rate: float, depth: int) -> list[float]:
     """Stochastic depth grows linearly from 0 in the first block to `rate` in the last."""
-    if not 0.0 <= rate < 1.0:
-        raise ValueError(f"drop_path={rate}: must lie in [0, 1)")
+    if not isinstance(rate, int | float) or not 0.0 <= rate < 1.0:
+        raise ValueError(f"drop_path={rate!r}: must lie in [0, 1)")
     return [rate * index / max(depth - 1, 1) for index in range(depth)]
 
 
 def make_head(width: int, num_classes: int) -> nn.Module:
     """Linear; num_classes=0 leaves the features as they are."""
-    if num_classes < 0:
-        raise ValueError(f"num_classes={num_classes}: must be >= 0")
+    if not isinstance(num_classes, int) or num_classes < 0:
+        raise ValueError(f"num_classes={num_classes!r}: must be a whole number >= 0")
     return nn.Linear(width, num_classes) if num_classes else nn.Identity()
 
 

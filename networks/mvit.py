@@ -23,6 +23,7 @@ from networks.layers import (
     drop_path_rates,
     init_linear,
     make_head,
+    odd,
     plain_kwargs,
     pool_tokens,
     prepend,
@@ -123,7 +124,7 @@ class MViT(nn.Module):
         self.positions = positions
         self.checkpoint_blocks = checkpoint_blocks
 
-        stem = triple("patch_stride", patch_stride), triple("patch_kernel", patch_kernel)
+        stem = triple("patch_stride", patch_stride), odd("patch_kernel", triple("patch_kernel", patch_kernel))
         self.patch_embed = TubeletEmbed(num_frames, image_size, stem[0], widths[0], in_chans, stem[1])
         grid = self.patch_embed.grid
         self.cls_token = nn.Parameter(torch.empty(1, 1, widths[0]))
@@ -138,7 +139,7 @@ class MViT(nn.Module):
         self.blocks = nn.ModuleList()
         rates = iter(drop_path_rates(drop_path, sum(depths)))
         width, left = widths[0], triple("key_stride", key_stride)
-        kernel = None if pool_kernel is None else triple("pool_kernel", pool_kernel)
+        kernel = None if pool_kernel is None else odd("pool_kernel", triple("pool_kernel", pool_kernel))
         for stage, depth in enumerate(depths):
             for index in range(depth):
                 stride = triple("query_strides", query_strides[stage]) if index == 0 else (1, 1, 1)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from networks.layers import Attention, Triple
 
+ALIGNMENT = 8  # columns: what fused kernels want of the width of a head
+
 
 def pooled(grid: Triple, stride: Triple) -> Triple:
     """The grid after a convolution or a maximum with odd kernel, half of it as padding, and this stride."""
@@ -108,7 +110,9 @@ class PooledAttention(Attention):
         if not self.relative:
             return query, key, value
         places = F.pad(self.key_places, (0, 0, 1, 0)).to(key.dtype).expand(*key.shape[:3], -1)
-        return torch.cat([query, self.relative_scores(query)], dim=-1), torch.cat([key, places], dim=-1), value
+        query, key = torch.cat([query, self.relative_scores(query)], dim=-1), torch.cat([key, places], dim=-1)
+        to_aligned = -query.shape[-1] % ALIGNMENT
+        return F.pad(query, (0, to_aligned)), F.pad(key, (0, to_aligned)), value
 
     def relative_scores(self, query: Tensor) -> Tensor:
         """(B, heads, 1 + t h w, d) -> (B, heads, 1 + t h w, t + h + w of the keys), over the attention's scale."""

@@ -16,6 +16,7 @@ import networks
 from networks import weights
 from networks.weights.__main__ import main
 from networks.weights.checkpoint import read
+from networks.weights.translate import translate
 
 torch.set_num_threads(1)
 
@@ -75,7 +76,9 @@ def test_the_way_out_works(tmp_path):
     module.ModelCheckpoint = class_of_a_trainer
     class_of_a_trainer.__module__, class_of_a_trainer.__qualname__ = "trainer_callbacks", "ModelCheckpoint"
     sys.modules["trainer_callbacks"] = module
-    file = tmp_path / "lightning.ckpt"
+    folder = tmp_path / "it's $(touch pwned) here"
+    folder.mkdir()
+    file = folder / "lightning.ckpt"
     torch.save({"state_dict": make_state("seed_timesformer"), "callbacks": {class_of_a_trainer: {}}}, file)
     del sys.modules["trainer_callbacks"]
     with pytest.raises(ValueError, match="trainer_callbacks.ModelCheckpoint") as caught:
@@ -83,6 +86,7 @@ def test_the_way_out_works(tmp_path):
     (tmp_path / "trainer_callbacks.py").write_text("class ModelCheckpoint: pass\n")
     command = str(caught.value).splitlines()[-1].strip().replace("python -c", f"{sys.executable} -c")
     subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    assert not (tmp_path / "pwned").exists()
     assert read(tmp_path / "weights.pth").state.keys() == make_state("seed_timesformer").keys()
 
 
@@ -120,11 +124,24 @@ def test_hub_names_go_through_the_hub(tmp_path, monkeypatch):
     network = randomise(networks.build("vivit_tiny", **SMALL), seed=1)
     weights.save(tmp_path / "ours", network, "vivit_tiny", {"id2label": {str(i): str(i) for i in range(5)}})
     assert main(["export", str(tmp_path / "ours"), str(tmp_path / "hub"), "--to", "hf"]) == 0
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda name: os.listdir(tmp_path / "hub"))
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda name, file: str(tmp_path / "hub" / file))
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or str(tmp_path / "hub")
+    )
     again = networks.build("vivit_tiny", **SMALL)
     weights.initialise(again, "hf:someone/vivit")
+    assert asked == ["someone/vivit"]
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), network.parameters(), strict=True))
+
+
+def test_a_hub_name_without_a_network_is_one_clear_error(monkeypatch):
+    import huggingface_hub
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("Name or service not known\nand much more")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    assert_untouched("hf:someone/vivit", "cannot be downloaded: Name or service not known")
 
 
 # ---- damaged ---------------------------------------------------------------------------------------------------------
@@ -195,7 +212,7 @@ def test_dictionaries_of_something_else(content, reason, tmp_path):
         (lambda s: s.update({"model.blocks.0.extra": torch.zeros(1)}), "1 unknown keys: model.blocks.0.extra"),
         (lambda s: s.pop("model.norm.bias"), "norm.bias: missing in the checkpoint"),
         (lambda s: s.update({"model.norm.bias": torch.zeros(31)}), "norm.bias: (31,), the network has (32,)"),
-        (lambda s: s.update({"norm.bias": torch.zeros(32)}), "norm.bias and model.norm.bias (both are norm.bias)"),
+        (lambda s: s.update({"norm.bias": torch.zeros(32)}), "1 unknown keys: norm.bias"),
         (lambda s: s.update({"model.pos_embed": torch.zeros(1, 12, 32)}), "pos_embed: 11 positions are no square"),
         (
             lambda s: s.update({"model.time_embed": torch.zeros(1, 4, 31)}),
@@ -219,8 +236,6 @@ def test_damaged_keys_and_shapes(damage, reason, tmp_path):
     ],
 )
 def test_a_third_of_query_key_value_that_is_missing(entry, key, reason):
-    from networks.weights.translate import translate
-
     state = make_state(entry)
     del state[key]
     with pytest.raises(ValueError, match="damaged or changed") as caught:
@@ -266,7 +281,7 @@ def test_inspect_prints_the_report_and_the_network(tmp_path, capsys):
     assert "88 mapped, 1 reshaped, 0 created, 0 dropped" in out
     assert "timesformer_b(num_classes=5, num_frames=4, image_size=32, patch_size=8" in out and "heads=4" in out
     assert main(["inspect", file]) == 0
-    assert "note: assumed heads=1 (heads of width 64)" in capsys.readouterr().out
+    assert "note: assumed heads=1, as published networks of width 32 have" in capsys.readouterr().out
     assert main(["inspect", file, "heads=4", "--every-key"]) == 0
     assert "mapped    model.blocks.3.mlp.fc2.bias -> blocks.3.mlp.fc2.bias" in capsys.readouterr().out
 
@@ -307,6 +322,14 @@ def test_convert_writes_a_folder_that_loads(tmp_path, capsys):
         (["inspect", "FILE", "heads=5"], "heads=5 does not divide width=32"),
         (["inspect", "FILE", "into=vivit_q"], "unknown network 'vivit_q'"),
         (["inspect", "FILE", "image_size=48"], "16 positions a frame do not fit image_size=48"),
+        (["inspect", "FILE", "heads=[1]"], "heads=[1]: expected a number"),
+        (["inspect", "FILE", "patch_stride=[]"], "unexpected keyword argument 'patch_stride'"),
+        (["inspect", "FILE", "source_grid=5"], "source_grid=5: expected three whole numbers"),
+        (["inspect", "FILE", "source_grid=[0,4,4]"], "source_grid=[0, 4, 4]: expected three whole numbers"),
+        (["inspect", "FILE", "num_frames=8.0"], "num_frames=8.0: expected a whole number"),
+        (["inspect", "FILE", "into=vivit_b", "cls_token=100000"], "cls_token=100000: expected true or false"),
+        (["inspect", "FILE", "into=mvit_v2_s", "pool_kernel=[2,4,4]"], "pool_kernel=[2, 4, 4]: expected odd numbers"),
+        (["inspect", "FILE", "drop_path=a"], "drop_path='a': must lie in [0, 1)"),
         (["inspect", "none.pth"], "none.pth: No such file or directory"),
         (["convert", "FILE", "OUT", "labels=none.txt"], "none.txt"),
         (["export", "OUT", "OUT2", "--to", "hf"], "No such file or directory"),

@@ -50,7 +50,7 @@ FORMAT_OF = {
     "mae_pytorch": "MAE-pytorch",
     "timm_vit_npz": "ViT .npz",
     "scenic_vivit_joint": "scenic ViViT, joint",
-    "scenic_vivit_joint_gap": "scenic ViViT, joint",
+    "scenic_vivit_joint_gap": "scenic ViViT, joint, mean-pooled",
     "scenic_vivit_fe": "scenic ViViT, factorised encoder",
     "scenic_vivit_fsa": "scenic ViViT, factorised self-attention",
 }

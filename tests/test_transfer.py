@@ -211,7 +211,7 @@ def test_maskfeat_pretraining_starts_fine_tuning_with_stage_4_pooled_again():
     state |= {"mask_token": torch.zeros(1, 1, 8), "hogs.0.weight_x": torch.zeros(3, 1, 3, 3)}
     state |= {"pred_head.transforms.0.0.weight": torch.ones(32), "pred_head.projections.0.weight": torch.ones(108, 32)}
     source = translate(state)
-    _, kwargs, _ = architecture(source, {}, {"key_stride": [1, 4, 4]})
+    _, kwargs, _ = architecture(source, {"key_stride": [1, 4, 4]})
     assert kwargs["query_strides"] == [*strides, [1, 1, 1]] and kwargs["width_change"] == "mlp"
 
     after = networks.build("mvit_v2_tiny", **sizes, query_strides=[*strides, [1, 2, 2]], pooling="fc_norm")
@@ -237,7 +237,7 @@ def test_maskfeat_pretraining_starts_fine_tuning_with_stage_4_pooled_again():
 def test_the_shapes_tell_which_mvit_it_is(options):
     network = networks.build("mvit_v2_tiny", **SMALL_MVIT | options)
     state = {key.replace("head.", "head.projection."): tensor for key, tensor in network.state_dict().items()}
-    _, kwargs, _ = architecture(translate(state), {}, {"key_stride": [1, 4, 4]})
+    _, kwargs, _ = architecture(translate(state), {"key_stride": [1, 4, 4]})
     assert kwargs == {key: network.kwargs[key] for key in kwargs}
     assert network.kwargs.keys() - kwargs.keys() <= {
         "drop_path",
@@ -316,7 +316,7 @@ def test_checkpoints_of_something_else(entry, target, options, reason):
 
 def test_another_number_of_heads_is_refused_where_the_file_tells(tmp_path):
     weights.save(tmp_path, networks.build("vivit_tiny", **SMALL), "vivit_tiny")
-    with pytest.raises(ValueError, match="config.json says heads=4, the network has heads=8"):
+    with pytest.raises(ValueError, match="its attention has heads=4, the network heads=8"):
         weights.initialise(networks.build("vivit_tiny", **SMALL | {"heads": 8}), tmp_path)
 
 

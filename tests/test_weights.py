@@ -54,7 +54,7 @@ def test_an_interrupted_save_keeps_the_old_files(saved, monkeypatch):
     folder, network = saved
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    def write_half(state, path):
+    def write_half(state, path, metadata):
         path.write_bytes(before["model.safetensors"][:50])
         raise OSError("disk full")
 

@@ -4,31 +4,29 @@ from collections.abc import Mapping
 from math import isqrt
 from typing import Any
 
-from torch import Tensor
+from networks.layers import triple
+from networks.settings import ARGUMENTS
+from networks.weights.translate import PATCH_KERNEL, Translated, Weights
 
-from networks.weights.translate import PATCH_KERNEL, Translated
-
-# Every published network that we read has heads of this width; the shapes of a plain transformer do not tell.
+# Heads are 64 wide in every published transformer that we read, but for those of these widths, which have 16 of them.
 HEAD_WIDTH = 64
+SIXTEEN_HEADS = (1280, 1408)  # ViT-H, ViT-g
 
 
-def architecture(
-    translated: Translated, config: Mapping[str, Any], given: Mapping[str, Any]
-) -> tuple[str, dict[str, Any], list[str]]:
+def architecture(translated: Translated, given: Mapping[str, Any]) -> tuple[str, dict[str, Any], list[str]]:
     """-> a name for networks.build, its arguments, and what had to be assumed.
 
-    `config` is the checkpoint's own config.json, `given` what the user says, which wins. Raises ValueError if the
-    weights are of no network that is built here.
+    `given` is what the user says, which wins. Raises ValueError if the weights are of no network that is built here.
     """
-    state = translated.state
-    if PATCH_KERNEL not in state:
-        raise ValueError(f"no patch embedding among the keys of this {translated.format.name} checkpoint")
+    state, settings = translated.state, translated.settings
     describe = {"timesformer": timesformer, "vivit": vivit, "mvit": mvit}.get(translated.format.network)
     if describe is None:
         raise ValueError(
             f"a {translated.format.name} checkpoint is of an image network: it can start a video network "
             "(into=timesformer_b, or model.init in train.py), but is none by itself"
         )
+    if "num_classes" in settings:  # a folder of ours says everything
+        return "", settings | dict(given), []
     width, in_chans, *kernel = state[PATCH_KERNEL].shape
     kwargs: dict[str, Any] = {
         "num_classes": len(state["head.weight"]) if "head.weight" in state else 0,
@@ -36,29 +34,21 @@ def architecture(
         "mlp_ratio": len(state["blocks.0.mlp.fc1.weight"]) / state["blocks.0.norm2.weight"].shape[0],
     }
     assumed: list[str] = []
-    name, own = describe(
-        state, width, kernel, dict(translated.format.settings), from_config(config) | dict(given), assumed
-    )
-    return name, kwargs | own | dict(given), assumed
+    known = settings | dict(given)
+    name, own = describe(state, width, kernel, known, assumed)
+    stated = {key: value for key, value in known.items() if key in ARGUMENTS}
+    return name, kwargs | own | stated, assumed
 
 
-def from_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What transformers' config.json says, under our names."""
-    names = {"num_attention_heads": "heads", "image_size": "image_size", "num_frames": "num_frames"}
-    known = {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
-    known |= {"gelu": "tanh"} if config.get("hidden_act") in ("gelu_fast", "gelu_new", "gelu_pytorch_tanh") else {}
-    known |= {"gelu": "exact"} if config.get("hidden_act") == "gelu" else {}
-    return known
-
-
-def count_blocks(state: Mapping[str, Tensor], root: str = "blocks") -> int:
+def count_blocks(state: Weights, root: str = "blocks") -> int:
     return len({key.split(".")[1] for key in state if key.startswith(root + ".")})
 
 
 def plain_transformer(width: int, known: Mapping[str, Any], assumed: list[str]) -> dict[str, Any]:
+    heads = 16 if width in SIXTEEN_HEADS else max(width // HEAD_WIDTH, 1)
     if "heads" not in known:
-        assumed.append(f"heads={max(width // HEAD_WIDTH, 1)} (heads of width {HEAD_WIDTH})")
-    return {"width": width, "heads": known.get("heads", max(width // HEAD_WIDTH, 1))}
+        assumed.append(f"heads={heads}, as published networks of width {width} have")
+    return {"width": width, "heads": known.get("heads", heads)}
 
 
 def square(patches: int, patch: int, known: Mapping[str, Any]) -> Any:
@@ -71,7 +61,7 @@ def square(patches: int, patch: int, known: Mapping[str, Any]) -> Any:
 
 
 def timesformer(
-    state: Mapping[str, Tensor], width: int, kernel: list[int], settings: dict, known: dict, assumed: list[str]
+    state: Weights, width: int, kernel: list[int], known: dict[str, Any], assumed: list[str]
 ) -> tuple[str, dict[str, Any]]:
     attention = "divided" if "blocks.0.temporal_attn.qkv.weight" in state else "joint"
     if "time_embed" in state:
@@ -83,22 +73,20 @@ def timesformer(
     return "timesformer_b", {
         "num_frames": frames, "image_size": square(state["pos_embed"].shape[1] - 1, kernel[1], known),
         "patch_size": kernel[1], "tubelet": kernel[0], "depth": count_blocks(state), "attention": attention,
-        **plain_transformer(width, known, assumed), **settings,
+        **plain_transformer(width, known, assumed),
     }  # fmt: skip
 
 
 def vivit(
-    state: Mapping[str, Tensor], width: int, kernel: list[int], settings: dict, known: dict, assumed: list[str]
+    state: Weights, width: int, kernel: list[int], known: dict[str, Any], assumed: list[str]
 ) -> tuple[str, dict[str, Any]]:
     cls_token = "cls_token" in state
     kwargs: dict[str, Any] = {
         "patch_size": kernel[1], "tubelet": kernel[0], "depth": count_blocks(state), "cls_token": cls_token,
         "pooling": "cls" if cls_token else "mean", **plain_transformer(width, known, assumed),
     }  # fmt: skip
-    if "gelu" in known:
-        settings["gelu"] = known["gelu"]
     if "pos_embed" in state:
-        settings["positions"] = "learned"
+        known["positions"] = "learned"
         rows = state["pos_embed"].shape[1] - cls_token
     elif not {"num_frames", "image_size"} <= known.keys():
         assumed += [f"{key}={value}" for key, value in (("num_frames", 16), ("image_size", 224)) if key not in known]
@@ -106,14 +94,14 @@ def vivit(
         kwargs |= {"attention": "factorised_encoder", "temporal_depth": count_blocks(state, "temporal_blocks")}
         kwargs["num_frames"] = (state["temporal_pos_embed"].shape[1] - cls_token) * kernel[0]
         kwargs["image_size"] = square(rows, kernel[1], known)
-        return "vivit_fe_b", kwargs | settings
+        return "vivit_fe_b", kwargs
     if "blocks.0.temporal_attn.qkv.weight" in state:
         kwargs["attention"] = "factorised_attention"
     if "pos_embed" not in state:
         kwargs |= {"num_frames": known.get("num_frames", 16), "image_size": known.get("image_size", 224)}
-        return "videomae_b", kwargs | settings
+        return "videomae_b", kwargs
     size, frames = split_clip(rows, kernel, known, assumed)
-    return "vivit_b", kwargs | {"num_frames": frames, "image_size": size} | settings
+    return "vivit_b", kwargs | {"num_frames": frames, "image_size": size}
 
 
 def split_clip(rows: int, kernel: list[int], known: Mapping[str, Any], assumed: list[str]) -> tuple[Any, int]:
@@ -131,7 +119,7 @@ def split_clip(rows: int, kernel: list[int], known: Mapping[str, Any], assumed: 
 
 
 def mvit(
-    state: Mapping[str, Tensor], width: int, kernel: list[int], settings: dict, known: dict, assumed: list[str]
+    state: Weights, width: int, kernel: list[int], known: dict[str, Any], assumed: list[str]
 ) -> tuple[str, dict[str, Any]]:
     """A stage starts where the attention grows wider. Query strides of v2 follow from the tables of distances."""
     depth = count_blocks(state)
@@ -143,16 +131,21 @@ def mvit(
     in_attention = any(len(state[f"blocks.{i}.norm1.weight"]) != widths[i] for i in range(depth))
     kernels = [list(tensor.shape[2:]) for key, tensor in state.items() if ".pool_" in key]
     strides = [[1, 1, 1]] + [[1, 2, 2]] * (len(starts) - 1)
-    stem = known.get("patch_stride", [2, 4, 4])
+    stem = triple("patch_stride", known.get("patch_stride", [2, 4, 4]))
     if relative:
         # a table spans the larger of two grids, which is the queries' unless they are pooled in this very block
         sizes = [(len(state[f"blocks.{i}.attn.rel_pos_h"]) + 1) // 2 for i in range(depth)]
-        side = sizes[0]
+        times = [(len(state[f"blocks.{i}.attn.rel_pos_t"]) + 1) // 2 for i in range(depth)]
+        side, time = sizes[0], times[0]
         for stage, (start, end) in enumerate(zip(starts[1:], [*starts[2:], depth], strict=True), 1):
-            step = round(side / sizes[end - 1]) if end - start > 1 else 2
-            strides[stage], side = [1, step, step], -(-side // step)
-        frames = (len(state["blocks.0.attn.rel_pos_t"]) + 1) // 2 * stem[0]
-        size = known.get("image_size", sizes[0] * stem[1])
+            if end - start == 1 and "query_strides" not in known:
+                assumed.append(f"query_strides=[1, 2, 2] in stage {stage + 1}, whose one block does not tell")
+            steps = [round(time / times[end - 1]), round(side / sizes[end - 1])] if end - start > 1 else [1, 2]
+            strides[stage] = [steps[0], steps[1], steps[1]]
+            time, side = -(-time // steps[0]), -(-side // steps[1])
+        frames, size = times[0] * stem[0], known.get("image_size", sizes[0] * stem[1])
+        for key, value in (("residual_pooling", True), ("image_size", size)):
+            assumed += [f"{key}={value}"] if key not in known else []
     else:
         frames = state["pos_embed_temporal"].shape[1] * stem[0]
         size = square(state["pos_embed_spatial"].shape[1], stem[1], known)
@@ -160,8 +153,8 @@ def mvit(
         assumed.append("key_stride=[1, 8, 8]")
     strided_keys = not all(pools["k"])
     if strided_keys:  # only SlowFast's code of 2021 leaves them out, and it had this eps in the norms after pooling
-        settings.setdefault("pool_norm_eps", 1e-5)
         assumed.append("pool_norm_eps=1e-05, as SlowFast's code had when it pooled no keys at stride 1")
+        known.setdefault("pool_norm_eps", 1e-5)
     pooling = "fc_norm" if relative and not in_attention and "head.weight" in state else "cls"
     if pooling == "fc_norm":
         assumed.append("pooling=fc_norm, as MaskFeat's fine-tuning has")
@@ -173,5 +166,5 @@ def mvit(
         "positions": "relative" if relative else "separable", "residual_pooling": relative, "pooling": pooling,
         "width_change": "attention" if in_attention else "mlp",
         "pool_queries": "always" if all(pools["q"]) else "strided",
-        "pool_keys": "strided" if strided_keys else "always", **settings,
+        "pool_keys": "strided" if strided_keys else "always",
     }  # fmt: skip

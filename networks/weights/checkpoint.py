@@ -7,6 +7,7 @@ only the last two may download.
 import argparse
 import json
 import pickle
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,11 @@ HARMLESS: list[Any] = [
     type(np.dtype("f8")),
     type(np.dtype("i8")),
 ]
+
+WAY_OUT = (
+    "import sys, torch; c = torch.load(sys.argv[1], map_location='cpu', weights_only=False); "
+    "torch.save({'state_dict': c.get('state_dict', c)}, 'weights.pth')"
+)
 
 FLAX_DTYPES = {
     "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64,
@@ -87,27 +93,29 @@ def read_timm(source: str) -> Checkpoint:
     name = source.removeprefix("timm:")
     try:
         network = timm.create_model(name, pretrained=True)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise ValueError(f"timm cannot give {name!r}: {error}") from error
+    except Exception as error:  # an unknown name, no network, no weights for it
+        raise ValueError(f"timm cannot give {name!r}: {first_line(error)}") from error
     preset: Any = network.pretrained_cfg
-    preprocessor = {f"image_{key}": list(preset[key]) for key in ("mean", "std")}
-    return Checkpoint(source, network.state_dict(), {"timm": name}, preprocessor)
+    blocks: Any = getattr(network, "blocks", None)
+    if not blocks or not hasattr(blocks[0], "attn"):
+        raise ValueError(f"timm's {name!r} is no vision transformer")
+    act = blocks[0].mlp.act
+    exact = isinstance(act, torch.nn.GELU) and act.approximate == "none"
+    config = {"timm": name, "num_attention_heads": blocks[0].attn.num_heads, "layer_norm_eps": blocks[0].norm1.eps,
+              "hidden_act": "gelu" if exact else type(act).__name__}  # fmt: skip
+    return Checkpoint(
+        source, network.state_dict(), config, {f"image_{key}": list(preset[key]) for key in ("mean", "std")}
+    )
 
 
 def download(repository: str) -> Path:
-    from huggingface_hub import hf_hub_download, list_repo_files
+    from huggingface_hub import snapshot_download
 
     try:
-        files = list_repo_files(repository)
-        weights = next((name for name in FOLDER_FILES if name in files), None)
-        if weights is None:
-            raise ValueError(f"the hub's {repository} holds neither {WEIGHTS} nor pytorch_model.bin")
-        for name in (CONFIG, PREPROCESSOR):
-            if name in files:
-                hf_hub_download(repository, name)
-        return Path(hf_hub_download(repository, weights))
-    except OSError as error:  # the hub's own errors are OSErrors too
-        raise ValueError(f"cannot be downloaded: {error}") from error
+        folder = Path(snapshot_download(repository, allow_patterns=[*FOLDER_FILES, CONFIG, PREPROCESSOR]))
+    except Exception as error:  # its own errors, those of two HTTP libraries, and a full disk
+        raise ValueError(f"cannot be downloaded: {first_line(error)}") from error
+    return locate(folder)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -165,8 +173,7 @@ def read_torch(path: Path) -> dict[str, Tensor]:
             raise ValueError(
                 f"holds more than tensors, and reading that could run code: {reason.splitlines()[0]}\n"
                 "  If you trust the file, reduce it to its tensors once, where its classes can be imported:\n"
-                f"  python -c \"import torch; c = torch.load('{path}', map_location='cpu', weights_only=False); "
-                "torch.save({'state_dict': c.get('state_dict', c)}, 'weights.pth')\""
+                f"  python -c {shlex.quote(WAY_OUT)} {shlex.quote(str(path))}"
             ) from error
         raise ValueError(f"not a whole PyTorch checkpoint: {first_line(error)}") from error
     except Exception as error:  # damage meets the unpickler as whatever error comes first

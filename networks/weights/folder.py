@@ -22,19 +22,25 @@ def save(folder: str | Path, network: nn.Module, name: str, extra: Mapping[str, 
     clash = sorted(config.keys() & (extra or {}).keys())
     if clash:
         raise ValueError(f"extra may not hold {', '.join(clash)}: save writes these itself")
-    text = json.dumps(config | dict(extra or {}), indent=2, ensure_ascii=False)
+    write_folder(Path(folder), network.state_dict(), {CONFIG: config | dict(extra or {})})
 
-    folder = Path(folder)
+
+def write_folder(
+    folder: Path, state: Mapping[str, Tensor], texts: Mapping[str, Any], metadata: dict[str, str] | None = None
+) -> None:
+    """model.safetensors and JSON files, each whole or not at all."""
+    contents = {name: json.dumps(text, indent=2, ensure_ascii=False) + "\n" for name, text in texts.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    new_weights, new_config = (folder / f".{file}.{os.getpid()}.tmp" for file in (WEIGHTS, CONFIG))
+    new = {name: folder / f".{name}.{os.getpid()}.tmp" for name in (WEIGHTS, *contents)}
     try:
-        save_file({key: tensor.contiguous() for key, tensor in network.state_dict().items()}, new_weights)
-        new_config.write_text(text + "\n", encoding="utf-8")
-        new_weights.replace(folder / WEIGHTS)
-        new_config.replace(folder / CONFIG)
+        save_file({key: tensor.contiguous() for key, tensor in state.items()}, new[WEIGHTS], metadata)
+        for name, content in contents.items():
+            new[name].write_text(content, encoding="utf-8")
+        for name, path in new.items():
+            path.replace(folder / name)
     finally:
-        new_weights.unlink(missing_ok=True)
-        new_config.unlink(missing_ok=True)
+        for path in new.values():
+            path.unlink(missing_ok=True)
 
 
 def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:

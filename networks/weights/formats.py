@@ -11,13 +11,12 @@ from typing import Any
 from networks.weights.spellings import (
     BEIT,
     BEIT_DECODER,
+    FC_NORM,
     HF_BLOCK,
-    MVIT_BLOCK,
     NPZ,
-    PREFIX,
     PYTORCHVIDEO,
     SCENIC_ENDS,
-    VIT,
+    SLOWFAST,
     WB,
     Rule,
     flax_attention,
@@ -29,7 +28,9 @@ from networks.weights.spellings import (
     hf_query_key_value,
     mm_stem,
     mm_transformer,
-)  # fmt: skip
+    timesformer,
+    vit,
+)
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
@@ -41,7 +42,8 @@ class Format:
     """`network` is what its weights are of: timesformer, vivit, mvit, or image (a ViT, which fills the first two).
 
     A file has the format if each of `marks` matches a key, none of `absent` does, and its patch kernel has `patch_dims`
-    dimensions (0: any). `settings` are constructor arguments that the keys do not show, `input` the normalisation.
+    dimensions (0: any). `settings` are constructor arguments that the keys do not show, `input` the normalisation,
+    `lacks` the parts of ours that its networks do not have.
     """
 
     name: str
@@ -55,22 +57,30 @@ class Format:
     input: Mapping[str, list[float]] = field(default_factory=dict)
     no_key_bias: bool = False
     pretraining: bool = False
+    lacks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+
+SCENIC_JOINT: tuple[Rule, ...] = (
+    *SCENIC_ENDS,
+    (r"cls", "cls_token"),
+    *flax_encoder("Transformer", "blocks", ("0", "0", "1", "_0"), "pos_embed", "norm"),
+)
+VIDEOMAE = {"gelu": "exact", "cls_token": False, "positions": "sincos", "pooling": "fc_norm"}
+HF_VIDEOMAE: tuple[Rule, ...] = (
+    *hf_ends("videomae"),
+    *hf_query_key_value(r"videomae\.encoder\.layer"),
+    (r"videomae\.encoder\.layer\.(\d+)\.attention\.attention\.([qv])_bias", r"blocks.\1.attn.qkv.bias#\2"),
+    *hf_block(r"videomae\.encoder\.layer", HF_BLOCK),
+)
 
 FORMATS = (
     Format(
         "TimeSformer", "timesformer", (r"model\.blocks\.\d+\.attn\.qkv\.weight", r"model\.patch_embed\.proj\.weight"),
-        (*VIT, (rf"{PREFIX}time_embed", "time_embed"),
-         (rf"{PREFIX}blocks\.(\d+)\.(temporal_norm1|temporal_attn\.qkv|temporal_attn\.proj|temporal_fc)\.{WB}",
-          r"blocks.\1.\2.\3")),
-        patch_dims=4, absent=(r".*pool_[qkv].*",), input=KINETICS,
+        timesformer(r"model\."), patch_dims=4, absent=(r".*pool_[qkv].*", r".*fc_norm.*"), input=KINETICS,
     ),
     Format(
-        "TimeSformer, unprefixed", "timesformer", (r"time_embed", r"blocks\.\d+\.attn\.qkv\.weight"),
-        (*VIT, (r"time_embed", "time_embed"),
-         (rf"blocks\.(\d+)\.(temporal_norm1|temporal_attn\.qkv|temporal_attn\.proj|temporal_fc)\.{WB}",
-          r"blocks.\1.\2.\3")),
+        "TimeSformer, unprefixed", "timesformer", (r"time_embed", r"blocks\.\d+\.attn\.qkv\.weight"), timesformer(""),
         input=KINETICS,
     ),
     Format(
@@ -94,6 +104,11 @@ FORMATS = (
         (*mm_stem(r"backbone\.", r"cls_head\.fc_cls"),
          *mm_transformer(r"backbone\.", r"transformer_layers\.layers", divided=False)),
         absent=(r".*attentions\.1\..*",), input=HALF,
+    ),
+    Format(
+        "mmaction2 ViT", "image", (r"transformer_layers\.layers\..*", r"patch_embed\.projection\.weight"),
+        (*mm_stem("", r"(?:head|cls_head\.\w+)"), *mm_transformer("", r"transformer_layers\.layers", divided=False)),
+        patch_dims=4, input=HALF, settings={"gelu": "exact"}, absent=(r".*attentions\.1\..*", r"time_embed"),
     ),
     Format(
         "VideoTransformer-pytorch TimeSformer, divided", "timesformer",
@@ -122,7 +137,7 @@ FORMATS = (
          (rf"model\.norm\.{WB}", r"temporal_norm.\1"), *mm_stem(r"model\.", r"cls_head\.cls_head")[1:],
          *mm_transformer(r"model\.", r"transformer_layers\.0\.layers", divided=False),
          *mm_transformer(r"model\.", r"transformer_layers\.1\.layers", divided=False, blocks="temporal_blocks")),
-        settings={"norm_eps": 1e-5, "gelu": "exact"}, input=KINETICS,
+        settings={"norm_eps": 1e-5, "gelu": "exact"}, input=KINETICS, lacks=("norm", "temporal_cls_token"),
         notes=("a starting point, not the same function: there the clips of a batch share their class tokens, frame "
                "features are means of patches, and no norm stands between the encoders",),
     ),
@@ -137,20 +152,15 @@ FORMATS = (
         PYTORCHVIDEO, settings={"pool_norm_eps": 1e-5}, input=KINETICS,
     ),
     Format(
-        "SlowFast MaskFeat", "mvit", (r"(?:module\.)?pred_head\..*", r"(?:module\.)?blocks\.\d+\.attn\.pool_k\.weight"),
-        (*MVIT_BLOCK, (rf"{PREFIX}(cls_token|pos_embed_(?:spatial|temporal|class))", r"\1"),
-         (rf"{PREFIX}patch_embed\.proj\.{WB}", r"patch_embed.proj.\1")),
-        dropped=((rf"{PREFIX}mask_token", "mask token of the pre-training"),
-                 (rf"{PREFIX}pred_head\..*", "HOG head of the pre-training"),
-                 (rf"{PREFIX}hogs\..*", "constants of the HOG targets")),
-        input=KINETICS, pretraining=True,
+        "SlowFast MaskFeat", "mvit", (r"pred_head\..*", r"blocks\.\d+\.attn\.pool_k\.weight"), SLOWFAST,
+        dropped=((r"mask_token", "mask token of the pre-training"), (r"pred_head\..*", "HOG head of the pre-training"),
+                 (r"hogs\..*", "constants of the HOG targets")),
+        input=KINETICS, pretraining=True, lacks=("norm",),
     ),
     Format(
-        "SlowFast MViT", "mvit", (rf"{PREFIX}blocks\.\d+\.attn\.pool_k\.weight", rf"{PREFIX}patch_embed\.proj\.weight"),
-        (*MVIT_BLOCK, (rf"{PREFIX}(cls_token|pos_embed_(?:spatial|temporal|class))", r"\1"),
-         (rf"{PREFIX}patch_embed\.proj\.{WB}", r"patch_embed.proj.\1"), (rf"{PREFIX}norm\.{WB}", r"norm.\1"),
-         (rf"{PREFIX}head\.projection\.{WB}", r"head.\1")),
-        absent=(r".*pred_head.*",), input=KINETICS,
+        "SlowFast MViT", "mvit", (r"blocks\.\d+\.attn\.pool_k\.weight", r"patch_embed\.proj\.weight"),
+        (*SLOWFAST, (rf"norm\.{WB}", r"norm.\1"), (rf"head\.projection\.{WB}", r"head.\1")),
+        absent=(r"pred_head.*",), input=KINETICS,
     ),
     Format(
         "torchvision MViT", "mvit", (r"conv_proj\.weight", r"pos_encoding\.class_token"),
@@ -184,22 +194,22 @@ FORMATS = (
         settings={"gelu": "tanh"}, input=HALF,
     ),
     Format(
-        "transformers VideoMAE", "vivit", (r"videomae\.encoder\.layer\..*",),
-        (*hf_ends("videomae"), *hf_query_key_value(r"videomae\.encoder\.layer"),
-         (r"videomae\.encoder\.layer\.(\d+)\.attention\.attention\.([qv])_bias", r"blocks.\1.attn.qkv.bias#\2"),
-         *hf_block(r"videomae\.encoder\.layer", HF_BLOCK)),
-        dropped=BEIT_DECODER, no_key_bias=True, input=IMAGENET,
-        settings={"gelu": "exact", "cls_token": False, "positions": "sincos", "pooling": "fc_norm"},
+        "transformers VideoMAE", "vivit", (r"videomae\.encoder\.layer\..*",), HF_VIDEOMAE,
+        absent=(r"decoder\..*", r"videomae\.layernorm\..*"), no_key_bias=True, input=IMAGENET, settings=VIDEOMAE,
+    ),
+    Format(
+        "transformers VideoMAE pre-training", "vivit", (r"videomae\.encoder\.layer\..*", r"decoder\..*"), HF_VIDEOMAE,
+        dropped=BEIT_DECODER, no_key_bias=True, pretraining=True, input=IMAGENET, lacks=("norm",),
+        settings=VIDEOMAE | {"pooling": "mean"},
     ),
     Format(
         "VideoMAE", "vivit", (r"blocks\.\d+\.attn\.q_bias", r"fc_norm\.weight"), BEIT,
-        patch_dims=5, no_key_bias=True, input=IMAGENET,
-        settings={"gelu": "exact", "cls_token": False, "positions": "sincos", "pooling": "fc_norm"},
+        patch_dims=5, no_key_bias=True, input=IMAGENET, settings=VIDEOMAE,
     ),
     Format(
         "VideoMAE pre-training", "vivit", (r"encoder\.blocks\.\d+\.attn\.q_bias",), BEIT, patch_dims=5,
         dropped=BEIT_DECODER, no_key_bias=True, pretraining=True, input=IMAGENET,
-        settings={"gelu": "exact", "cls_token": False, "positions": "sincos", "pooling": "mean"},
+        settings=VIDEOMAE | {"pooling": "mean"},
     ),
     Format(
         "MAE-pytorch", "image", (r"(?:encoder\.)?blocks\.\d+\.attn\.q_bias",), BEIT, patch_dims=4,
@@ -207,12 +217,13 @@ FORMATS = (
         settings={"positions": "sincos", "gelu": "exact"},
     ),
     Format(
-        "MAE", "image", (r"decoder_embed\.weight", r"blocks\.\d+\.attn\.qkv\.weight"), VIT,
+        "MAE", "image", (r"decoder_embed\.weight", r"blocks\.\d+\.attn\.qkv\.weight"), vit(),
         dropped=((r"decoder_.*", "decoder of the pre-training"), (r"mask_token", "decoder of the pre-training")),
         pretraining=True, input=IMAGENET, settings={"gelu": "exact"},
     ),
     Format(
-        "timm ViT", "image", (r"blocks\.\d+\.attn\.qkv\.weight", r"patch_embed\.proj\.weight", r"cls_token"), VIT,
+        "timm ViT", "image", (r"blocks\.\d+\.attn\.qkv\.weight", r"patch_embed\.proj\.weight", r"cls_token"),
+        (*vit(), FC_NORM),
         absent=(r"decoder_.*", r"time_embed", r".*pool_[qkv].*", r"blocks\.\d+\.attn\.q_bias"), patch_dims=4,
         input=HALF, settings={"gelu": "exact"},
     ),
@@ -227,10 +238,14 @@ FORMATS = (
     ),
     Format(
         "scenic ViViT, joint", "vivit",
-        (r"Transformer/encoderblock_\d+/LayerNorm_0/scale", r"output_projection/kernel"),
-        (*SCENIC_ENDS, (r"cls", "cls_token"),
-         *flax_encoder("Transformer", "blocks", ("0", "0", "1", "_0"), "pos_embed", "norm")),
+        (r"Transformer/encoderblock_\d+/LayerNorm_0/scale", r"output_projection/kernel", r"cls"), SCENIC_JOINT,
         patch_dims=5, settings={"gelu": "tanh"}, input=HALF,
+    ),
+    Format(
+        "scenic ViViT, joint, mean-pooled", "vivit",
+        (r"Transformer/encoderblock_\d+/LayerNorm_0/scale", r"output_projection/kernel"), SCENIC_JOINT,
+        absent=(r"cls",), patch_dims=5, settings={"gelu": "tanh"}, input=HALF,
+        notes=("taken as model 1: model 4 (factorised dot-product attention, not built here) has the same keys",),
     ),
     Format(
         "scenic ViViT, factorised encoder", "vivit", (r"SpatialTransformer/.*", r"TemporalTransformer/.*"),
@@ -246,6 +261,6 @@ FORMATS = (
          *flax_encoder("Transformer", "blocks", ("space", "space", "mlp", ""), "pos_embed", "norm"),
          *flax_norm(r"Transformer/encoderblock_(\d+)/LayerNorm_time", r"blocks.\1.temporal_norm1"),
          *flax_attention(r"Transformer/encoderblock_(\d+)", "time", r"blocks.\1.temporal_")),
-        settings={"gelu": "tanh"}, input=HALF,
+        settings={"gelu": "tanh"}, input=HALF, notes=("taken as time before space, the default of its code",),
     ),
 )  # fmt: skip

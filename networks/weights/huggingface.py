@@ -1,16 +1,16 @@
 """Writes a network as transformers keeps it: TimeSformer, and ViViT with joint attention (the only ViViT it has)."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from networks.layers import NORM_EPS
+from networks.layers import NORM_EPS, height_width
 from networks.timesformer import TimeSformer
 from networks.vivit import ViViT
+from networks.weights.checkpoint import CONFIG, PREPROCESSOR, read_json
+from networks.weights.folder import write_folder
 
 # Theirs for ours, inside a block. The spelling is the one of the files on their hub, which every version reads.
 BLOCK = {
@@ -36,23 +36,24 @@ def export(network: nn.Module, config: Mapping[str, Any], folder: str | Path) ->
     Raises ValueError for a network that transformers has no like of.
     """
     theirs = configuration(network)
+    classes: int = network.kwargs["num_classes"]  # type: ignore[index,assignment]
+    folder = Path(folder)
+    if (folder / CONFIG).is_file() and "kwargs" in read_json(folder / CONFIG):
+        raise ValueError(f"{folder}: holds a network of ours, which this would destroy; choose another folder")
+    if len(config.get("id2label", range(classes))) != classes:
+        raise ValueError(f"id2label names {len(config['id2label'])} classes, the network has {classes}")
     if "id2label" in config:
         theirs["id2label"] = {str(number): label for number, label in config["id2label"].items()}
         theirs["label2id"] = {label: int(number) for number, label in config["id2label"].items()}
     else:
-        theirs["num_labels"] = network.kwargs["num_classes"]  # type: ignore[index]
+        theirs["num_labels"] = classes
     state = rename(network.state_dict(), theirs["model_type"])
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {key: tensor.contiguous() for key, tensor in state.items()}, folder / "model.safetensors", {"format": "pt"}
-    )
-    (folder / "config.json").write_text(json.dumps(theirs, indent=2) + "\n", encoding="utf-8")
+    texts = {CONFIG: theirs}
     given = config.get("input", {})
     if given.get("mean") and given.get("std"):
-        text = json.dumps(preprocessing(given, theirs["image_size"]), indent=2)
-        (folder / "preprocessor_config.json").write_text(text + "\n", encoding="utf-8")
+        texts[PREPROCESSOR] = preprocessing(given, theirs["image_size"])
+    write_folder(folder, state, texts, {"format": "pt"})
     return f"wrote {folder}: {theirs['architectures'][0]} for transformers"
 
 
@@ -69,14 +70,18 @@ def configuration(network: nn.Module) -> dict[str, Any]:
     ]
     if kwargs["num_classes"] == 0:
         refuse.append("num_classes=0")
+    height, width = height_width(kwargs["image_size"])
     shared = {
-        "image_size": kwargs["image_size"], "patch_size": kwargs["patch_size"], "num_frames": kwargs["num_frames"],
+        "image_size": height if height == width else [height, width],
+        "patch_size": kwargs["patch_size"], "num_frames": kwargs["num_frames"],
         "num_channels": kwargs["in_chans"], "hidden_size": kwargs["width"], "num_hidden_layers": kwargs["depth"],
         "num_attention_heads": kwargs["heads"], "intermediate_size": int(kwargs["width"] * kwargs["mlp_ratio"]),
         "hidden_act": {"exact": "gelu", "tanh": "gelu_fast"}.get(kwargs["gelu"]), "layer_norm_eps": NORM_EPS,
         "qkv_bias": True, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
     }  # fmt: skip
     if isinstance(network, TimeSformer):
+        if not isinstance(shared["image_size"], int):
+            refuse.append(f"image_size={kwargs['image_size']} (theirs computes with squares)")
         if kwargs["attention"] not in ATTENTION:
             refuse.append(f"attention={kwargs['attention']} (theirs does not average over the frames)")
         if kwargs["tubelet"] != 1:

@@ -19,7 +19,7 @@ class Row:
 
 @dataclass
 class Report:
-    """Every source key and every target key is in exactly one row."""
+    """Every key of the network is in exactly one row, and every key of the file (a LayerScale in the two it scales)."""
 
     title: str
     rows: list[Row] = field(default_factory=list)

@@ -10,18 +10,29 @@ from collections.abc import Mapping
 Rule = tuple[str, str] | tuple[str, str, str]
 
 WB = r"(weight|bias)"
-PREFIX = r"(?:(?:module|_orig_mod|model)\.)*"  # DataParallel's, torch.compile's, a trainer's
+HEADS_INSIDE = "D h d -> (h d) D"  # axes that tell the number of heads
 
-VIT_BLOCK: tuple[Rule, ...] = (
-    (rf"{PREFIX}blocks\.(\d+)\.(norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12])\.{WB}", r"blocks.\1.\2.\3"),
-)
-VIT: tuple[Rule, ...] = (
-    (rf"{PREFIX}(cls_token|pos_embed)", r"\1"),
-    (rf"{PREFIX}patch_embed\.proj\.{WB}", r"patch_embed.proj.\1"),
-    (rf"{PREFIX}(norm|head)\.{WB}", r"\1.\2"),
-    (rf"{PREFIX}fc_norm\.{WB}", r"norm.\1"),
-    *VIT_BLOCK,
-)
+
+def vit(root: str = "") -> tuple[Rule, ...]:
+    """timm's names, which are ours."""
+    return (
+        (rf"{root}(cls_token|pos_embed)", r"\1"),
+        (rf"{root}patch_embed\.proj\.{WB}", r"patch_embed.proj.\1"),
+        (rf"{root}(norm|head)\.{WB}", r"\1.\2"),
+        (rf"{root}blocks\.(\d+)\.(norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12])\.{WB}", r"blocks.\1.\2.\3"),
+    )
+
+
+def timesformer(root: str) -> tuple[Rule, ...]:
+    parts = r"temporal_norm1|temporal_attn\.qkv|temporal_attn\.proj|temporal_fc"
+    return (
+        *vit(root),
+        (rf"{root}time_embed", "time_embed"),
+        (rf"{root}blocks\.(\d+)\.({parts})\.{WB}", r"blocks.\1.\2.\3"),
+    )
+
+
+FC_NORM: Rule = (rf"fc_norm\.{WB}", r"norm.\1")  # a norm after pooling, instead of the one before
 # BEiT's attention, which VideoMAE and MAE-pytorch took over: biases of query and value beside a qkv without one
 BEIT: tuple[Rule, ...] = (
     (r"(?:encoder\.)?(pos_embed)", r"\1"),
@@ -82,7 +93,7 @@ def flax_attention(prefix: str, number: str, ours: str) -> tuple[Rule, ...]:
     """flax's MultiHeadDotProductAttention: kernels (D, heads, d), its output (heads, d, D)."""
     name = rf"{prefix}/MultiHeadDotProductAttention_{number}"
     return (
-        (rf"{name}/(query|key|value)/kernel", rf"{ours}attn.qkv.weight#\2", "D h d -> (h d) D"),
+        (rf"{name}/(query|key|value)/kernel", rf"{ours}attn.qkv.weight#\2", HEADS_INSIDE),
         (rf"{name}/(query|key|value)/bias", rf"{ours}attn.qkv.bias#\2", "h d -> (h d)"),
         (rf"{name}/out/kernel", rf"{ours}attn.proj.weight", "h d D -> D (h d)"),
         (rf"{name}/out/bias", rf"{ours}attn.proj.bias"),
@@ -144,13 +155,22 @@ def hf_query_key_value(layer: str) -> tuple[Rule, ...]:
     return ((rf"{layer}\.(\d+)\.attention\.attention\.(query|key|value)\.{WB}", r"blocks.\1.attn.qkv.\3#\2"),)
 
 
-MVIT_BLOCK: tuple[Rule, ...] = (
-    (rf"{PREFIX}blocks\.(\d+)\.(norm[12]|attn\.(?:qkv|proj|norm_[qkv])|mlp\.fc[12]|proj)\.{WB}", r"blocks.\1.\2.\3"),
-    (rf"{PREFIX}blocks\.(\d+)\.attn\.([qkv])\.{WB}", r"blocks.\1.attn.qkv.\3#\2"),
-    (rf"{PREFIX}blocks\.(\d+)\.attn\.(pool_[qkv]\.weight|rel_pos_[hwt])", r"blocks.\1.attn.\2"),
+def mvit_block(root: str = "") -> tuple[Rule, ...]:
+    block = rf"{root}blocks\.(\d+)"
+    return (
+        (rf"{block}\.(norm[12]|attn\.(?:qkv|proj|norm_[qkv])|mlp\.fc[12]|proj)\.{WB}", r"blocks.\1.\2.\3"),
+        (rf"{block}\.attn\.([qkv])\.{WB}", r"blocks.\1.attn.qkv.\3#\2"),
+        (rf"{block}\.attn\.(pool_[qkv]\.weight|rel_pos_[hwt])", r"blocks.\1.attn.\2"),
+    )
+
+
+SLOWFAST: tuple[Rule, ...] = (
+    *mvit_block(),
+    (r"(cls_token|pos_embed_(?:spatial|temporal|class))", r"\1"),
+    (rf"patch_embed\.proj\.{WB}", r"patch_embed.proj.\1"),
 )
 PYTORCHVIDEO: tuple[Rule, ...] = (
-    *((rule[0].replace(PREFIX, r"(?:model\.mvit\.)?"), rule[1]) for rule in MVIT_BLOCK),
+    *mvit_block(r"(?:model\.mvit\.)?"),
     (rf"(?:model\.)?patch_embed\.patch_model\.{WB}", r"patch_embed.proj.\1"),
     (r"(?:model\.mvit\.)?cls_positional_encoding\.(cls_token|pos_embed_(?:spatial|temporal|class))", r"\1"),
     (rf"(?:model\.mvit\.)?norm_embed\.{WB}", r"norm.\1"),

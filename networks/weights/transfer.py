@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import repeat
 from torch import Tensor, nn
 
-from networks.layers import Triple, check_choice
+from networks.layers import Triple, check_choice, triple
 from networks.mvit import MViT
 from networks.positions import resize_grid, resize_line, sincos_table
 from networks.timesformer import TimeSformer
@@ -24,6 +24,11 @@ from networks.weights.translate import PATCH_KERNEL, Translated
 
 FILLS: dict[type, tuple[str, ...]] = {
     TimeSformer: ("timesformer", "image"), ViViT: ("vivit", "image"), MViT: ("mvit",),
+}  # fmt: skip
+# Arguments that change what a network computes but not the shapes of its weights, or not all of them.
+COMPARED = {
+    "attention", "gelu", "key_stride", "norm_eps", "pool_keys", "pool_kernel", "pool_norm_eps",
+    "pool_queries", "pooling", "positions", "query_strides", "residual_pooling", "tubelet", "width_change",
 }  # fmt: skip
 INFLATION = ("central", "average")
 TEMPORAL = ("copy", "zero")
@@ -52,9 +57,13 @@ def transfer(
     check_choice("temporal", temporal, TEMPORAL)
     check_choice("head", head, HEAD)
     kind = type(network).__name__
+    grid = triple("source_grid", source_grid) if source_grid is not None else None
     if source.format.network not in FILLS[type(network)]:
         raise ValueError(f"a {source.format.name} checkpoint cannot fill a {kind}: it is of another architecture")
-    fitting = _Fitting(source, network, inflation, temporal, head, source_grid)
+    theirs, ours = source.settings.get("heads"), network.kwargs["heads"]  # type: ignore[index]
+    if theirs is not None and theirs != ours:
+        raise ValueError(f"its attention has heads={theirs}, the network heads={ours}: equal shapes, other meaning")
+    fitting = _Fitting(source, network, inflation, temporal, head, grid)
     for key, own in network.state_dict().items():
         fitting.fill(key, own)
     fitting.drop_the_rest()
@@ -75,7 +84,7 @@ class _Fitting:
         inflation: str,
         temporal: str,
         head: str,
-        source_grid: Sequence[int] | None,
+        source_grid: Triple | None,
     ):
         self.source, self.network = source, network
         self.inflation, self.temporal, self.head, self.source_grid = inflation, temporal, head, source_grid
@@ -84,13 +93,18 @@ class _Fitting:
         self.left = dict(source.state)
         self.state: dict[str, Tensor] = {}
         self.problems: list[str] = []
-        self.report = Report(f"{source.format.name} -> {type(network).__name__}", notes=list(source.format.notes))
-        for setting in ("gelu", "norm_eps", "pool_norm_eps"):
-            theirs, ours = source.format.settings.get(setting), self.kwargs.get(setting)
-            if theirs is not None and theirs != ours:
+        self.report = Report(f"{source.format.name} -> {type(network).__name__}", notes=list(source.notes))
+        for setting in COMPARED & source.settings.keys() & self.kwargs.keys():
+            theirs, ours = source.settings[setting], self.kwargs[setting]
+            if theirs != ours:
                 self.report.notes.append(f"{setting} is {theirs} in the checkpoint and {ours} here: other outputs")
+        self.report.notes.sort()
+        self.families: set[str] = set()  # what the source has a part of, so that the rest of it must be there too
         self.unwanted: dict[str, str] = {}  # key of the source -> why it is dropped
         self.choose_unwanted()
+        self.families = {family(key) for key in source.state if key not in self.unwanted}
+        if "temporal" in self.families:
+            self.families.add("time_embed")
 
     def choose_unwanted(self) -> None:
         """What the target could hold by name and shape, but should not take."""
@@ -121,6 +135,9 @@ class _Fitting:
             return self.create(key, own)
         row = self.source.rows[key]
         value, how = theirs, ""
+        if theirs.ndim != own.ndim or 0 in theirs.shape:
+            self.problems.append(f"{key}: {tuple(theirs.shape)}, the network has {tuple(own.shape)}")
+            return None
         try:
             if key == "pos_embed" or theirs.shape != own.shape:
                 value, how = self.reshape(key, theirs, own)
@@ -140,6 +157,8 @@ class _Fitting:
     def reshape(self, key: str, theirs: Tensor, own: Tensor) -> tuple[Tensor, str]:
         """For the tensors whose size follows from frames, rows and columns; others come back as they are."""
         name = key.rpartition(".")[2]
+        if key.startswith(("pos_", "time_", "temporal_pos")) and theirs.shape[::2] != own.shape[::2]:
+            return theirs, ""  # a table of another width
         if (
             key == PATCH_KERNEL
             and theirs.shape[2] == 1
@@ -202,7 +221,10 @@ class _Fitting:
 
     def square(self, places: int) -> tuple[int, int]:
         if self.source_grid:
-            return self.source_grid[1], self.source_grid[2]
+            _, h, w = self.source_grid
+            if h * w != places:
+                raise ValueError(f"{places} positions are not those of {h} x {w}")
+            return h, w
         side = isqrt(places)
         if side * side != places:
             raise ValueError(f"{places} positions are no square; say their grid: source_grid=[t, h, w]")
@@ -212,25 +234,22 @@ class _Fitting:
         """What the source does not have, by the rule for its name; a name without a rule is a problem."""
         parts = key.split(".")
         value, how = own, ""
+        if family(key) in self.families:
+            self.problems.append(f"{key}: missing in the checkpoint")
+            return
         if parts[0] == "head":
             how = self.unwanted.get(key, "the source has no head") + "; new, as initialised"
-        elif parts[0] == "norm" and self.source.format.pretraining:
-            how = self.unwanted.get(key, "the source has none after its blocks") + "; as initialised"
+        elif key in self.unwanted or parts[0] in self.source.format.lacks:
+            how = self.unwanted.get(key, "the source has none") + "; as initialised"
         elif key == "cls_token" and self.source.format.network != "mvit":
             how = "the source has no class token; as initialised"
         elif key == "time_embed":
             value, how = torch.zeros_like(own), "zeros: the source has no time"
-        elif key == "pos_embed" and self.source.format.settings.get("positions") == "sincos":
+        elif key == "pos_embed" and self.source.settings.get("positions") == "sincos":
             value, how = self.sincos(own), "the source's fixed sine-cosine table"
         elif parts[0].startswith("temporal_") and self.source.format.network == "image":
             how = "encoder over time: as initialised"
-        elif parts[0] in ("temporal_cls_token", "norm") and self.source.format.notes:
-            how = "the source has none; as initialised"
-        elif (
-            len(parts) > 2
-            and parts[2].startswith("temporal_")
-            and "blocks.0.temporal_attn.qkv.weight" not in self.source.state
-        ):
+        elif len(parts) > 2 and parts[2].startswith("temporal_"):
             value, how = self.create_attention(key, parts, own)
         if not how:
             self.problems.append(f"{key}: missing in the checkpoint")
@@ -266,6 +285,14 @@ class _Fitting:
         self.report.rows += self.source.dropped
         if len(self.problems) > 10:
             self.problems = [shorten(self.problems)]
+
+
+def family(key: str) -> str:
+    """What a source has as a whole or not at all: a head, a norm, attention over time in its blocks, a table."""
+    parts = key.split(".")
+    if parts[0] == "blocks":
+        return "temporal" if parts[2].startswith("temporal_") else "blocks"
+    return parts[0]
 
 
 def inflate(kernel: Tensor, frames: int, inflation: str) -> Tensor:

@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -12,19 +13,33 @@ from torch import Tensor
 from networks.weights.checkpoint import shorten
 from networks.weights.formats import FORMATS, Format
 from networks.weights.report import DROPPED, MAPPED, RESHAPED, Row
+from networks.weights.spellings import HEADS_INSIDE
 
 PATCH_KERNEL = "patch_embed.proj.weight"
+PREFIXES = ("module.", "_orig_mod.")  # DataParallel's and torch.compile's, before every key
 PARTS = {"q": 0, "query": 0, "k": 1, "key": 1, "v": 2, "value": 2}
+
+
+class Weights(dict[str, Tensor]):
+    """Tensors by our names; asking for one that is not there is the checkpoint's fault, and says so."""
+
+    def __missing__(self, key: str) -> Tensor:
+        raise ValueError(f"missing in the checkpoint: {key}")
 
 
 @dataclass(frozen=True)
 class Translated:
-    """The weights under our names, and for each the row that says what it was made of."""
+    """The weights under our names, and for each the row that says what it was made of.
+
+    `settings` are arguments of the network that the format, the shapes or a config.json tell.
+    """
 
     format: Format
-    state: dict[str, Tensor]
+    state: Weights
     rows: dict[str, Row]
     dropped: list[Row]
+    settings: dict[str, Any]
+    notes: list[str]
 
 
 def detect(state: Mapping[str, Tensor]) -> Format:
@@ -62,8 +77,8 @@ def ours(key: str, source: Format) -> tuple[str, str] | None:
 
 def translate(state: Mapping[str, Tensor], source: Format | None = None) -> Translated:
     """Raises ValueError with every key that no rule knows, that two keys would become, or whose shape is impossible."""
+    state = without_prefix(state)
     source = source or detect(state)
-    state = dict(state)
     pieces: dict[str, dict[str, tuple[str, str]]] = defaultdict(dict)  # our name -> part -> (their key, axes)
     dropped, unknown, twice = [], [], []
     for key in state:
@@ -84,12 +99,14 @@ def translate(state: Mapping[str, Tensor], source: Format | None = None) -> Tran
                 if part in pieces[name]:
                     twice.append(f"{key} and {pieces[name][part][0]} (both are {target})")
                 pieces[name][part] = (key, rule[1])
-    problems = []
+    problems = [
+        f"{key}: {tensor.dtype} is no weight" for key, tensor in state.items() if not tensor.is_floating_point()
+    ]
     if unknown:
         problems.append(f"{len(unknown)} unknown keys: {shorten(unknown)}")
     if twice:
         problems.append(f"{len(twice)} keys that mean the same: {shorten(twice)}")
-    renamed, rows = {}, {}
+    renamed, rows = Weights(), {}
     for target, parts in pieces.items():
         try:
             renamed[target], rows[target] = assemble(target, parts, state, source)
@@ -99,7 +116,25 @@ def translate(state: Mapping[str, Tensor], source: Format | None = None) -> Tran
         raise ValueError(f"a {source.name} checkpoint, but damaged or changed\n  " + "\n  ".join(problems))
     if source.network == "vivit" and "time_embed" in renamed:
         join_positions(renamed, rows)
-    return Translated(source, renamed, rows, dropped)
+    settings, notes = dict(source.settings), list(source.notes)
+    heads = {state[key].shape[1] for parts in pieces.values() for key, axes in parts.values() if axes == HEADS_INSIDE}
+    if len(heads) == 1:
+        settings["heads"] = heads.pop()
+    if source.name == "TimeSformer" and "time_embed" not in renamed:
+        notes.append("taken as a TimeSformer with space attention: an image ViT of a trainer has the same keys")
+    broken = [key for key, tensor in state.items() if not tensor.isfinite().all()]
+    if broken:
+        notes.append(f"{len(broken)} tensors with values that are not finite: {shorten(broken)}")
+    return Translated(source, renamed, rows, dropped, settings, notes)
+
+
+def without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Keys without what a wrapper put before every one of them."""
+    keys = dict(zip(state, state, strict=True))
+    for prefix in PREFIXES * 2:
+        if all(key.startswith(prefix) for key in keys):
+            keys = {key.removeprefix(prefix): stored for key, stored in keys.items()}
+    return {key: state[stored] for key, stored in keys.items()}
 
 
 def assemble(
@@ -122,7 +157,10 @@ def assemble(
     if rest == {""}:
         value = tensor("")
     elif rest == {"0", "1", "2"}:
-        value = torch.cat([tensor("0"), tensor("1"), tensor("2")])
+        thirds = [tensor("0"), tensor("1"), tensor("2")]
+        if len({third.shape for third in thirds}) > 1:
+            raise ValueError(f"query, key and value of shapes {', '.join(str(tuple(third.shape)) for third in thirds)}")
+        value = torch.cat(thirds)
         how = f"query, key, value joined{', each ' + how if how else ''}"
     elif rest == {"0", "2"} and source.no_key_bias and target.endswith("bias"):
         value = torch.cat([tensor("0"), torch.zeros_like(tensor("0")), tensor("2")])
@@ -143,9 +181,11 @@ def turn(tensor: Tensor, axes: str) -> Tensor:
     return rearrange(tensor, axes).contiguous()
 
 
-def join_positions(state: dict[str, Tensor], rows: dict[str, Row]) -> None:
+def join_positions(state: Weights, rows: dict[str, Row]) -> None:
     """The seed's ViViT adds a table over space and one over time; ours has one over both, (1, 1 + t n, D)."""
     space, time = state["pos_embed"], state.pop("time_embed")
+    if space.ndim != 3 or time.ndim != 3 or space.shape[2] != time.shape[2]:
+        raise ValueError(f"pos_embed {tuple(space.shape)} and time_embed {tuple(time.shape)} do not go together")
     places = rearrange(space[:, 1:], "one n D -> one 1 n D") + rearrange(time, "one t D -> one t 1 D")
     state["pos_embed"] = torch.cat([space[:, :1], rearrange(places, "one t n D -> one (t n) D")], dim=1)
     sources = rows["pos_embed"].sources + rows.pop("time_embed").sources
