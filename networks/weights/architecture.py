@@ -51,6 +51,14 @@ def plain_transformer(width: int, known: Mapping[str, Any], assumed: list[str]) 
     return {"width": width, "heads": known.get("heads", heads)}
 
 
+def rows(state: Weights, key: str) -> int:
+    """How many positions a table (1, n, D) holds."""
+    table = state[key]
+    if table.ndim != 3 or not table.shape[1]:
+        raise ValueError(f"{key} of shape {tuple(table.shape)}: expected (1, n, D)")
+    return table.shape[1]
+
+
 def square(patches: int, patch: int, known: Mapping[str, Any]) -> Any:
     """The image size of a frame of so many patches: the known one, or a square. Raises ValueError if neither fits."""
     size = known.get("image_size", isqrt(patches) * patch)
@@ -65,13 +73,13 @@ def timesformer(
 ) -> tuple[str, dict[str, Any]]:
     attention = "divided" if "blocks.0.temporal_attn.qkv.weight" in state else "joint"
     if "time_embed" in state:
-        frames = state["time_embed"].shape[1] * kernel[0]
+        frames = rows(state, "time_embed") * kernel[0]
     else:
         attention, frames = "space", known.get("num_frames", 8)
         if "num_frames" not in known:
             assumed.append("num_frames=8")
     return "timesformer_b", {
-        "num_frames": frames, "image_size": square(state["pos_embed"].shape[1] - 1, kernel[1], known),
+        "num_frames": frames, "image_size": square(rows(state, "pos_embed") - 1, kernel[1], known),
         "patch_size": kernel[1], "tubelet": kernel[0], "depth": count_blocks(state), "attention": attention,
         **plain_transformer(width, known, assumed),
     }  # fmt: skip
@@ -85,37 +93,38 @@ def vivit(
         "patch_size": kernel[1], "tubelet": kernel[0], "depth": count_blocks(state), "cls_token": cls_token,
         "pooling": "cls" if cls_token else "mean", **plain_transformer(width, known, assumed),
     }  # fmt: skip
-    if "pos_embed" in state:
+    fixed = known.get("positions") == "sincos" and "pos_embed" not in state
+    if not fixed:
         known["positions"] = "learned"
-        rows = state["pos_embed"].shape[1] - cls_token
+        places = rows(state, "pos_embed") - cls_token
     elif not {"num_frames", "image_size"} <= known.keys():
         assumed += [f"{key}={value}" for key, value in (("num_frames", 16), ("image_size", 224)) if key not in known]
     if "temporal_pos_embed" in state:
         kwargs |= {"attention": "factorised_encoder", "temporal_depth": count_blocks(state, "temporal_blocks")}
-        kwargs["num_frames"] = (state["temporal_pos_embed"].shape[1] - cls_token) * kernel[0]
-        kwargs["image_size"] = square(rows, kernel[1], known)
+        kwargs["num_frames"] = (rows(state, "temporal_pos_embed") - cls_token) * kernel[0]
+        kwargs["image_size"] = square(places, kernel[1], known)
         return "vivit_fe_b", kwargs
     if "blocks.0.temporal_attn.qkv.weight" in state:
         kwargs["attention"] = "factorised_attention"
-    if "pos_embed" not in state:
+    if fixed:
         kwargs |= {"num_frames": known.get("num_frames", 16), "image_size": known.get("image_size", 224)}
         return "videomae_b", kwargs
-    size, frames = split_clip(rows, kernel, known, assumed)
+    size, frames = split_clip(places, kernel, known, assumed)
     return "vivit_b", kwargs | {"num_frames": frames, "image_size": size}
 
 
-def split_clip(rows: int, kernel: list[int], known: Mapping[str, Any], assumed: list[str]) -> tuple[Any, int]:
+def split_clip(places: int, kernel: list[int], known: Mapping[str, Any], assumed: list[str]) -> tuple[Any, int]:
     """How many frames and what image size a table over a whole clip is of: its length alone does not tell."""
     if "num_frames" in known:
-        return square(rows // (known["num_frames"] // kernel[0]), kernel[1], known), known["num_frames"]
+        return square(places // (known["num_frames"] // kernel[0]), kernel[1], known), known["num_frames"]
     size = known.get("image_size", 224)
     height, width = (size, size) if isinstance(size, int) else size
     patches = (height // kernel[1]) * (width // kernel[1])
-    if rows % patches:
-        raise ValueError(f"{rows} positions a clip do not fit image_size={size}; give num_frames=N")
+    if places % patches:
+        raise ValueError(f"{places} positions a clip do not fit image_size={size}; give num_frames=N")
     if "image_size" not in known:
-        assumed.append(f"image_size={size}, so num_frames={rows // patches * kernel[0]}")
-    return size, rows // patches * kernel[0]
+        assumed.append(f"image_size={size}, so num_frames={places // patches * kernel[0]}")
+    return size, places // patches * kernel[0]
 
 
 def mvit(
@@ -147,8 +156,8 @@ def mvit(
         for key, value in (("residual_pooling", True), ("image_size", size)):
             assumed += [f"{key}={value}"] if key not in known else []
     else:
-        frames = state["pos_embed_temporal"].shape[1] * stem[0]
-        size = square(state["pos_embed_spatial"].shape[1], stem[1], known)
+        frames = rows(state, "pos_embed_temporal") * stem[0]
+        size = square(rows(state, "pos_embed_spatial"), stem[1], known)
     if "key_stride" not in known:
         assumed.append("key_stride=[1, 8, 8]")
     strided_keys = not all(pools["k"])

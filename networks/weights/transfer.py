@@ -207,6 +207,8 @@ class _Fitting:
 
     def grid_of_source(self, places: int, new: Triple) -> Triple:
         """As given; else a square frame, or a clip as large as the target's; anything else has to be given."""
+        if places < 1:
+            raise ValueError("it holds no positions but the class token's")
         if self.source_grid:
             t, h, w = self.source_grid
             if places not in (t * h * w, h * w):
