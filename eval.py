@@ -4,7 +4,8 @@
     python eval.py runs/NAME eval.clips=10 eval.crops=3       other views
     python eval.py runs/NAME data.test=other/list.txt
 
-Writes RUN/eval/<clips>x<crops>/{summary.json, predictions.csv, per_class.csv}. A video that cannot be read counts as
+Writes RUN/eval/<clips>x<crops>/{summary.json, predictions.csv, per_class.csv}; of a MaskFeat pre-training the loss and
+a picture of what it predicts, in RUN/eval/pretraining/. A video that cannot be read counts as
 wrong and is named; it is never replaced.
 """
 
@@ -18,17 +19,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
+from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from configs import schema
 from configs.runs import write_csv
 from networks import weights
+from networks.hog import draw_cells
+from networks.maskfeat import MaskFeat as MaskFeatNetwork
+from networks.tasks import MaskFeat
 from pipelines.lists import Clip
-from pipelines.loader import VideoLoader, build_loader
+from pipelines.loader import Batch, VideoLoader, build_loader
+from pipelines.show import draw_rows, pixels
 from pipelines.source import Unreadable
 from pipelines.world import World
 
@@ -93,6 +101,71 @@ def evaluate(network: nn.Module, loader: VideoLoader, world: World, dtype: torch
     label = torch.tensor([clip.label for clip in clips])
     padded = len(loader) * loader.source.batch * world.size - len(clips)
     return Scores(table[:-1].cpu(), label, count[:-1].cpu() > 0, failed, padded)
+
+
+@torch.inference_mode()
+def pretraining_loss(
+    network: nn.Module, task: MaskFeat, loader: VideoLoader, world: World, dtype: torch.dtype = torch.float32
+) -> tuple[float, float]:
+    """Mean loss over the videos of a val loader, and of predicting the mean HOG, masks being the same each time."""
+    training = network.training
+    network.eval()
+    sums = torch.zeros(3, device=loader.device)
+    for batch in loader:
+        with autocast(loader.device, dtype):
+            out = task(network, batch)
+        scored = (batch.sample >= 0).float()
+        sums += torch.stack([(out["losses"] * scored).sum(), (out["baselines"] * scored).sum(), scored.sum()])
+    network.train(training)
+    if world.size > 1:
+        torch.distributed.all_reduce(sums)
+    loss, baseline, count = sums.tolist()
+    return loss / max(count, 1), baseline / max(count, 1)
+
+
+def draw_hog(
+    batch: Batch, out: dict[str, Tensor], mean: Sequence[float], std: Sequence[float], clips: int = 6
+) -> Figure:
+    """MaskFeat at work on the middle frame of some clips: masked input, predicted HOG, original HOG, the frame."""
+    video = batch.video[:, 0] if batch.video.ndim == 6 else batch.video
+    frames = pixels(video[:clips], mean, std)
+    _, t, h, w, numbers = out["target"].shape
+    side = round((numbers // 27) ** 0.5)  # HOG cells along a token
+
+    def cells(tokens: Tensor) -> np.ndarray:
+        grid = rearrange(tokens.float(), "h w (C o a b) -> C o (h a) (w b)", C=3, a=side, b=side)
+        return draw_cells(grid.mean(0)).numpy()
+
+    rows = []
+    for clip in range(len(frames)):
+        token_frame = t // 2
+        frame = frames[clip, token_frame * (frames.shape[1] // t)]
+        hidden = out["mask"][clip, token_frame].cpu().numpy()
+        grey = np.kron(hidden, np.ones((frame.shape[0] // hidden.shape[0], frame.shape[1] // hidden.shape[1])))
+        masked = np.where(grey[..., None] > 0, 127, frame).astype(np.uint8)
+        rows.append([masked, *(cells(out[key][clip, token_frame]) for key in ("prediction", "target")), frame])
+    return draw_rows(rows, ["masked input", "predicted HOG", "original HOG", "frame"])
+
+
+def evaluate_pretraining(
+    cfg: schema.Config, network: nn.Module, loader: VideoLoader, world: World, folder: Path, dtype: torch.dtype
+) -> str:
+    """predictions.png and summary.json in `folder`; returns the line to print."""
+    assert isinstance(network, MaskFeatNetwork)
+    task = MaskFeat(network, cfg.task.mask, cfg.task.mask_ratio, cfg.task.hog_window)
+    loss, baseline = pretraining_loss(network, task, loader, world, dtype)
+    with torch.inference_mode(), autocast(loader.device, dtype):
+        loader.load_state_dict({"epoch": 0, "step": 0})
+        batch = next(iter(loader))
+        figure = draw_hog(batch, task(network, batch), cfg.data.mean, cfg.data.std)
+    if world.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(folder / "predictions.png", dpi=90)
+        with SummaryWriter(str(folder.parent.parent / "tb")) as board:
+            board.add_figure("predictions", figure)
+        text = json.dumps({"videos": len(loader.source.clips), "loss": loss, "mean_hog": baseline}, indent=1)
+        (folder / "summary.json").write_text(text + "\n")
+    return f"loss {loss:.4f}, predicting the mean HOG {baseline:.4f}"
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
@@ -178,7 +251,14 @@ def main(arguments: Sequence[str]) -> int:
         dtype = choose_dtype(cfg.run.amp, device)
         if world.size > 1:
             torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        loader = build_loader(cfg, "test", classes, world, device, half=dtype is not torch.float32)
+        split = "val" if cfg.task.name == "maskfeat" else "test"
+        loader = build_loader(cfg, split, classes, world, device, half=dtype is not torch.float32)
+        if cfg.task.name == "maskfeat":
+            place = folder / "eval" / "pretraining"
+            line = evaluate_pretraining(cfg, network.to(device), loader, world, place, dtype)
+            if world.is_first:
+                print(f"{line}\nwritten: {place}{os.sep}{{predictions.png,summary.json}}")
+            return 0
         scores = evaluate(network.to(device), loader, world, dtype)
     except (ValueError, Unreadable) as error:
         print(f"eval.py: {error}", file=sys.stderr)

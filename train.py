@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
@@ -24,10 +25,10 @@ import networks
 from configs import schema
 from configs.runs import RunFolder, draw_curves, find_checkpoint, load_checkpoint, read_metrics
 from configs.steps import Meter, Stop, log_line
-from eval import autocast, choose_device, choose_dtype, evaluate
+from eval import autocast, choose_device, choose_dtype, draw_hog, evaluate, pretraining_loss
 from networks import weights
 from networks.optim import build_optimizer, cosine_lr
-from networks.tasks import Classify
+from networks.tasks import Classify, MaskFeat
 from pipelines.lists import class_names
 from pipelines.loader import Batch, VideoLoader, build_loader
 from pipelines.show import draw_strips
@@ -52,14 +53,17 @@ def train(cfg: schema.Config) -> int:
     checkpoint = find_checkpoint(cfg)
     torch.manual_seed(cfg.run.seed)
     network = build_network(cfg, len(classes))
+    if cfg.model.freeze:
+        freeze(network)
     report = initialise(network, cfg, classes) if cfg.model.init and not checkpoint else ""
     network.to(device)
-    if cfg.run.compile == "yes" or (cfg.run.compile == "auto" and device.type == "cuda"):
+    compiled = cfg.run.compile == "yes" or (cfg.run.compile == "auto" and device.type == "cuda")
+    if compiled:
         network.compile()
     model = network if world.size == 1 else DistributedDataParallel(network, gradient_as_bucket_view=True)
-    task = Classify(cfg.task.label_smoothing)
+    task = build_task(cfg, network, compiled)
     o = cfg.optim
-    optimizer = build_optimizer(network, o.name, o.lr, o.weight_decay, o.betas, fused=True)
+    optimizer = build_optimizer(network, o.name, o.lr, o.weight_decay, o.betas, fused=True, layer_decay=o.layer_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     torch.manual_seed(cfg.run.seed + 1 + world.rank)  # dropout differs between ranks, the weights do not
 
@@ -94,7 +98,15 @@ def train(cfg: schema.Config) -> int:
             folder.write_bad_videos((loader.source.clips[row].path, why) for row, why in sorted(loader.bad.items()))
 
     def validate() -> None:
-        if val_loader:
+        if val_loader and isinstance(task, MaskFeat):
+            loss, baseline = pretraining_loss(network, task, val_loader, world, dtype)
+            say(f"epoch {loader.epoch}  val: loss {loss:.4f}  mean HOG {baseline:.4f}")
+            before = [r["loss"] for r in read_metrics(folder.path) if r["kind"] == "val"] if folder else []
+            if folder:
+                folder.record("val", step, epoch=loader.epoch, loss=loss, baseline=baseline)
+            if loss > min(before, default=loss):
+                return
+        elif val_loader:
             scores = evaluate(network, val_loader, world, dtype)
             best_before = (
                 max((r["top1"] for r in read_metrics(folder.path) if r["kind"] == "val"), default=-1) if folder else 0
@@ -119,7 +131,8 @@ def train(cfg: schema.Config) -> int:
             for batch in meter.waiting(progress(loader, f"epoch {epoch + 1}/{o.epochs}", world)):
                 # --- the training step ----------------------------------------------------------------------------
                 for group in optimizer.param_groups:
-                    group["lr"] = cosine_lr(step, total_steps, warmup_steps, o.lr, o.min_lr)
+                    rate = cosine_lr(step, total_steps, warmup_steps, o.lr, o.min_lr)
+                    group["lr"] = rate * group.get("lr_scale", 1.0)
                 with autocast(device, dtype):
                     out = task(model, batch)
                 scaler.scale(out["loss"]).backward()
@@ -135,7 +148,7 @@ def train(cfg: schema.Config) -> int:
                 meter.add(out, batch, norm)
                 due = meter.steps == cfg.run.log_every or loader.step == len(loader)
                 if due:
-                    row = {"lr": optimizer.param_groups[0]["lr"], **meter.read()}
+                    row = {"lr": rate, **meter.read()}
                     if folder:
                         folder.record("train", step, epoch=epoch + 1, **row)
                     say(f"epoch {epoch + 1}  step {step}/{total_steps}  " + log_line(row))
@@ -149,8 +162,11 @@ def train(cfg: schema.Config) -> int:
             save()
             if stop.signal:
                 break
-            if folder and (epoch + 1 == o.epochs or epoch % max(1, o.epochs // 5) == 0):
-                show_clips(folder, cfg, batch, out["logits"], classes, step)
+            if folder and isinstance(task, MaskFeat):
+                if epoch + 1 == o.epochs or epoch % cfg.task.show_epochs == 0:
+                    show(folder, "clips", draw_hog(batch, out, cfg.data.mean, cfg.data.std), step)
+            elif folder and (epoch + 1 == o.epochs or epoch % max(1, o.epochs // 5) == 0):
+                show(folder, "clips", draw_guesses(cfg, batch, out["logits"], classes), step)
             with stop.at_once():
                 validate()
             if folder:
@@ -161,7 +177,7 @@ def train(cfg: schema.Config) -> int:
         say(f"stopped by {stop.signal.name} at step {step}; the same command continues from the last checkpoint")
     elif folder:
         for name, what in (("best", "network: model.safetensors, config.json"), ("curves.png", "loss and accuracy"),
-                           ("clips.png", "training clips, label and prediction"), ("metrics.jsonl", "every figure"),
+                           ("clips.png", "training clips and what was predicted"), ("metrics.jsonl", "every figure"),
                            ("tb", "TensorBoard: tensorboard --logdir " + str(folder.path))):  # fmt: skip
             say(f"  {folder.path / name}  {what}")
     if folder:
@@ -173,11 +189,33 @@ def train(cfg: schema.Config) -> int:
 
 def build_network(cfg: schema.Config, num_classes: int) -> nn.Module:
     """The network for the data's frames and size; a key of model.args that it does not take is a ValueError."""
-    sizes = {"num_classes": num_classes, "num_frames": cfg.data.frames, "image_size": cfg.data.size}
+    sizes = {"num_frames": cfg.data.frames, "image_size": cfg.data.size}
+    if cfg.task.name == "classify":
+        sizes["num_classes"] = num_classes
+    known = networks.VARIANTS if cfg.task.name == "classify" else networks.PRETRAINING
+    if cfg.model.name in (networks.VARIANTS | networks.PRETRAINING).keys() - known.keys():
+        raise ValueError(
+            f"model.name={cfg.model.name} is not for task.name={cfg.task.name}: expected one of {', '.join(known)}"
+        )
     try:
         return networks.build(cfg.model.name, **sizes | cfg.model.args)
     except TypeError as error:
         raise ValueError(f"model.args={cfg.model.args}: {error}") from None
+
+
+def build_task(cfg: schema.Config, network: nn.Module, compiled: bool) -> Classify | MaskFeat:
+    """What turns a batch into a loss."""
+    t = cfg.task
+    if t.name == "classify":
+        return Classify(t.label_smoothing)
+    assert isinstance(network, networks.maskfeat.MaskFeat)
+    return MaskFeat(network, t.mask, t.mask_ratio, t.hog_window, compiled)
+
+
+def freeze(network: nn.Module) -> None:
+    """A linear probe: all but the head stays as it is."""
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name.startswith("head."))
 
 
 def initialise(network: nn.Module, cfg: schema.Config, classes: Sequence[str]) -> str:
@@ -231,15 +269,17 @@ def validated(folder: RunFolder | None, step: int) -> bool:
     return folder is None or any(r["kind"] == "val" and r["step"] == step for r in read_metrics(folder.path))
 
 
-def show_clips(
-    folder: RunFolder, cfg: schema.Config, batch: Batch, logits: Tensor, classes: Sequence[str], step: int
-) -> None:
-    """clips.png and TensorBoard: training clips as the network saw them, with label and prediction."""
+def show(folder: RunFolder, name: str, figure: Figure, step: int) -> None:
+    """NAME.png in the run folder, and TensorBoard."""
+    figure.savefig(folder.path / f"{name}.png", dpi=90)
+    folder.board.add_figure(name, figure, step)
+
+
+def draw_guesses(cfg: schema.Config, batch: Batch, logits: Tensor, classes: Sequence[str]) -> Figure:
+    """Training clips as the network saw them, with label and prediction."""
     guess = logits.argmax(-1).tolist()
     titles = [f"{classes[label]}, predicted {classes[g]}" for label, g in zip(batch.label.tolist(), guess, strict=True)]
-    figure = draw_strips(batch.video[:6], titles[:6], cfg.data.mean, cfg.data.std)
-    figure.savefig(folder.path / "clips.png", dpi=90)
-    folder.board.add_figure("clips", figure, step)
+    return draw_strips(batch.video[:6], titles[:6], cfg.data.mean, cfg.data.std)
 
 
 def progress(loader: VideoLoader, text: str, world: World) -> tqdm:

@@ -161,13 +161,20 @@ def _cpu_name() -> str:
 
 
 def draw_curves(folder: Path) -> Path:
-    """curves.png from metrics.jsonl: loss and top-1 accuracy over steps, training and validation."""
+    """curves.png from metrics.jsonl: loss and top-1 accuracy (of a pre-training the loss's share of the mean HOG's)
+    over steps, training and validation."""
     rows = read_metrics(folder)
     figure = Figure(figsize=(10, 3.6), layout="constrained")
-    panels = zip(figure.subplots(1, 2), ("loss", "top1"), (1, 100), ("loss", "top-1, %"), strict=True)
+    score, title = ("top1", "top-1, %") if any("top1" in row for row in rows) else ("share", "loss / mean HOG's, %")
+    rows = [
+        row | {"share": row["loss"] / row["baseline"]} if row.get("baseline") and row["loss"] else row for row in rows
+    ]
+    panels = zip(figure.subplots(1, 2), ("loss", score), (1, 100), ("loss", title), strict=True)
     for axes, key, scale, title in panels:
         for kind, style in (("train", {"color": "tab:blue"}), ("val", {"color": "tab:orange", "marker": "o"})):
-            points = [(row["step"], scale * row[key]) for row in rows if row["kind"] == kind and row[key] is not None]
+            points = [
+                (row["step"], scale * row[key]) for row in rows if row["kind"] == kind and row.get(key) is not None
+            ]
             axes.plot(
                 *zip(*points, strict=True) if points else ((), ()), label=kind, markersize=3, linewidth=1, **style
             )

@@ -40,6 +40,7 @@ class Data:
     size: int = _key(224, "height and width of the network's input, in pixels")
     scale: tuple[float, float] = _key((0.08, 1.0), "random-resized crop: area of the box as a share of the frame")
     ratio: tuple[float, float] = _key((3 / 4, 4 / 3), "random-resized crop: width / height of the box")
+    per_class: int = _key(0, "only the first so many training videos of each class (0: all)")
     flip: float = _key(0.5, "probability of a left-right flip; 0 where direction is the class")
     short: str = _key(
         "loop", "a clip longer than its video starts over (loop) or repeats the last frame (edge)", ("loop", "edge")
@@ -63,6 +64,7 @@ class Model:
     name: str = _key("vivit_b", "a name that networks.build knows")
     args: dict[str, Any] = _key({}, "keyword arguments of the network, e.g. model.args.depth=4")
     init: str = _key("", "weights to start from: a checkpoint of any known format, a run, timm:NAME or hf:OWNER/NAME")
+    freeze: str = _key("", "backbone: train the head alone, a linear probe", ("", "backbone"))
     init_args: dict[str, Any] = _key(
         {}, "how they are fitted: inflation=central|average, temporal=copy|zero, head=auto|new, source_grid=[t,h,w]"
     )
@@ -70,8 +72,12 @@ class Model:
 
 @dataclass(frozen=True)
 class Task:
-    name: str = _key("classify", "what is trained", ("classify",))
+    name: str = _key("classify", "what is trained: classes, or MaskFeat's pre-training", ("classify", "maskfeat"))
     label_smoothing: float = _key(0.0, "share of the target spread over all classes")
+    mask: str = _key("cube", "what MaskFeat hides", ("cube", "tube", "random"))
+    mask_ratio: float = _key(0.4, "share of a clip that MaskFeat hides")
+    hog_window: int = _key(0, "pixels of the Gaussian that weighs MaskFeat's gradients (0: none, 16: mmselfsup's)")
+    show_epochs: int = _key(10, "epochs between two pictures of MaskFeat's predictions")
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,7 @@ class Optim:
     min_lr: float = _key(1e-6, "learning rate at the end of the cosine")
     weight_decay: float = _key(0.05, "on weights with two or more dimensions only")
     betas: tuple[float, float] = _key((0.9, 0.999), "AdamW's two averages (sgd: Nesterov momentum 0.9 instead)")
+    layer_decay: float = _key(1.0, "learning rate of each block as a multiple of the next one's, embeddings before all")
     epochs: int = _key(30, "passes over the training list")
     warmup_epochs: float = _key(2.0, "epochs of linear warm-up, counted in steps")
     clip_grad: float = _key(1.0, "largest global gradient norm (0: no clipping)")
@@ -158,7 +165,7 @@ def dump(cfg: Config) -> str:
         s: {k: list(v) if isinstance(v, tuple) else v for k, v in entries.items()}
         for s, entries in dataclasses.asdict(cfg).items()
     }
-    return yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=120)
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120)
 
 
 def changes(old: Config, new: Config) -> list[str]:
@@ -324,6 +331,8 @@ def _check_ranges(cfg: Config) -> None:
     need(
         0 <= min(cfg.optim.betas) <= max(cfg.optim.betas) < 1, "optim.betas", cfg.optim.betas, "numbers of 0 to below 1"
     )
+    need(0 < cfg.task.mask_ratio < 1, "task.mask_ratio", cfg.task.mask_ratio, "a share between 0 and 1")
+    need(0 < cfg.optim.layer_decay <= 1, "optim.layer_decay", cfg.optim.layer_decay, "above 0, at most 1")
     need(min(cfg.data.std) > 0, "data.std", cfg.data.std, "numbers above 0")
     need(
         cfg.optim.warmup_epochs < cfg.optim.epochs,
@@ -342,12 +351,33 @@ def _check_ranges(cfg: Config) -> None:
 
 
 _AT_LEAST: dict[str, dict[str, float]] = {
-    "data": {"frames": 1, "stride": 0, "size": 1, "batch": 1, "workers": 0, "threads": 1, "prefetch": 1},
+    "data": {
+        "per_class": 0,
+        "frames": 1,
+        "stride": 0,
+        "size": 1,
+        "batch": 1,
+        "workers": 0,
+        "threads": 1,
+        "prefetch": 1,
+    },
     "optim": {"lr": 0, "min_lr": 0, "weight_decay": 0, "epochs": 1, "warmup_epochs": 0, "clip_grad": 0},
     "eval": {"clips": 1, "batch": 1},
     "run": {"seed": 0, "log_every": 1, "max_bad_steps": 1, "threads": 0},
-    "task": {"label_smoothing": 0},
+    "task": {"label_smoothing": 0, "hog_window": 0, "show_epochs": 1},
 }
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that would load as a number here, 1E3 for instance, which YAML 1.1 itself takes for text."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = None if isinstance(_free_value(text), str) else "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def _round(value: Any) -> Any:

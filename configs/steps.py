@@ -30,7 +30,8 @@ class Meter:
         self._restart()
 
     def _restart(self) -> None:
-        self.sums = torch.zeros(5, device=self.device)  # loss and how often finite, gradient norm likewise, hits
+        # loss and how often finite, gradient norm likewise, hits, baseline
+        self.sums = torch.zeros(6, device=self.device)
         self.steps, self.clips, self.data = 0, 0, 0.0
         self.start = time.perf_counter()
         self.spans: list[tuple[Any, Any]] = []  # begin and end of each step: CUDA events, or seconds
@@ -49,9 +50,12 @@ class Meter:
 
     def add(self, out: dict[str, Tensor], batch: Labelled, norm: Tensor) -> None:
         """Count a step; computing ends here."""
-        hits = (out["logits"].argmax(-1) == batch.label).sum()
+        zero = torch.zeros((), device=self.device)
+        self.classifies = "logits" in out
+        hits = (out["logits"].argmax(-1) == batch.label).sum() if self.classifies else zero
         loss, good = out["loss"].detach().float(), norm.isfinite()  # an overflow in fp16 spoils the gradients alone
-        values = torch.stack([loss, loss.isfinite().float(), norm.detach().float(), good.float(), hits.float()])
+        values = torch.stack([loss, loss.isfinite().float(), norm.detach().float(), good.float(), hits.float(),
+                              out.get("baseline", zero)])  # fmt: skip
         self.sums += values.nan_to_num(0, 0, 0)
         run = (self.bad_run[0] + 1) * ~good
         self.bad_run = torch.stack([run, torch.maximum(run, self.bad_run[1])])
@@ -62,7 +66,8 @@ class Meter:
     def read(self) -> dict[str, float]:
         """Means over the interval (of what was finite), clips/s of this process, shares of time; then starts anew."""
         sums = torch.cat([self.sums, self.bad_run[1:]]).tolist()  # the interval's one sync
-        loss, finite, norm, good, hits, bad_run = sums
+        loss, finite, norm, good, hits, baseline, bad_run = sums
+        score = {"top1": hits / self.clips} if self.classifies else {"baseline": baseline / self.steps}
         on_gpu = self.device.type == "cuda"
         compute = sum(a.elapsed_time(b) / 1000 if on_gpu else b - a for a, b in self.spans)
         wall = time.perf_counter() - self.start
@@ -70,7 +75,7 @@ class Meter:
         data = min(self.data, max(wall - compute, 0)) if on_gpu else self.data
         row = {
             "loss": loss / finite if finite else float("nan"), "grad_norm": norm / good if good else float("nan"),
-            "top1": hits / self.clips, "clips_per_s": self.clips / wall,
+            **score, "clips_per_s": self.clips / wall,
             "data": data / wall, "compute": compute / wall, "other": max(0.0, 1 - (data + compute) / wall),
             "bad_steps": self.steps - good, "bad_in_a_row": bad_run,
         }  # fmt: skip
@@ -88,8 +93,9 @@ class Meter:
 def log_line(row: dict[str, float]) -> str:
     """A training row of metrics.jsonl for people."""
     bad = f"  {row['bad_steps']:.0f} steps skipped, gradients not finite" if row["bad_steps"] else ""
+    score = f"top-1 {100 * row['top1']:.1f} %" if "top1" in row else f"mean HOG {row['baseline']:.4f}"
     return (
-        f"loss {row['loss']:.4f}  top-1 {100 * row['top1']:.1f} %  lr {row['lr']:.2e}  "
+        f"loss {row['loss']:.4f}  {score}  lr {row['lr']:.2e}  "
         f"{row['clips_per_s']:.1f} clips/s (waiting for data {100 * row['data']:.0f} %, "
         f"computing {100 * row['compute']:.0f} %, other {100 * row['other']:.0f} %){bad}"
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from networks.maskfeat import maskfeat_mvit_v2_s, maskfeat_tiny
 from networks.mvit import mvit_v1_b, mvit_v1_tiny, mvit_v2_b, mvit_v2_s, mvit_v2_tiny
 from networks.timesformer import timesformer_b, timesformer_hr, timesformer_l, timesformer_s, timesformer_tiny
 from networks.vivit import (
@@ -36,9 +37,15 @@ VARIANTS: dict[str, Callable[..., nn.Module]] = {
 }  # fmt: skip
 
 
+PRETRAINING: dict[str, Callable[..., nn.Module]] = {
+    variant.__name__: variant for variant in (maskfeat_mvit_v2_s, maskfeat_tiny)
+}
+
+
 def build(name: str, **kwargs: Any) -> nn.Module:
     """build("vivit_tiny", num_classes=10): `kwargs` are constructor arguments and win over the variant's."""
-    if name not in VARIANTS:
-        near = difflib.get_close_matches(name, VARIANTS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"unknown network {name!r}: did you mean {near!r}? Known: {', '.join(VARIANTS)}")
-    return VARIANTS[name](**kwargs)
+    known = VARIANTS | PRETRAINING
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        raise ValueError(f"unknown network {name!r}: did you mean {near!r}? Known: {', '.join(known)}")
+    return known[name](**kwargs)

@@ -19,7 +19,7 @@ NORM_EPS = 1e-6
 
 GELU_APPROXIMATION = {"exact": "none", "tanh": "tanh"}
 
-FRACTIONS = ("mlp_ratio", "norm_eps")
+FRACTIONS = ("mlp_ratio", "norm_eps", "head_scale")
 
 POOLING = ("cls", "mean", "fc_norm")
 
@@ -30,7 +30,9 @@ def plain_kwargs(arguments: dict[str, Any]) -> dict[str, Any]:
     """The constructor's locals() -> its keyword arguments as JSON keeps them: lists for tuples, no self."""
 
     def plain(value: Any) -> Any:
-        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
     return {key: plain(value) for key, value in arguments.items() if key not in ("self", "__class__")}
 
@@ -96,6 +98,14 @@ def make_head(width: int, num_classes: int) -> nn.Module:
     if not isinstance(num_classes, int) or num_classes < 0:
         raise ValueError(f"num_classes={num_classes!r}: must be a whole number >= 0")
     return nn.Linear(width, num_classes) if num_classes else nn.Identity()
+
+
+def scale_head(head: nn.Module, scale: float) -> None:
+    """A head that starts `scale` times as large: fine-tuning begins at the pre-trained features (.001 in MaskFeat)."""
+    check_positive(head_scale=scale)
+    if isinstance(head, nn.Linear):
+        with torch.no_grad():
+            head.weight.mul_(scale)
 
 
 def init_linear(module: nn.Module) -> None:
@@ -238,6 +248,13 @@ def run_blocks(blocks: Iterable[nn.Module], tokens: Tensor, checkpoint_blocks: i
 def prepend(token: Tensor, tokens: Tensor) -> Tensor:
     """(1, 1, D) learned token, (B, N, D) -> (B, 1 + N, D)."""
     return torch.cat([token.expand(len(tokens), -1, -1), tokens], dim=1)
+
+
+def hide(patches: Tensor, mask: Tensor | None, mask_token: Tensor | None) -> Tensor:
+    """(B, t, n, D) with the learned (1, 1, D) token wherever mask (B, t, n) is True; unchanged without a mask."""
+    if mask is None or mask_token is None:
+        return patches
+    return torch.where(mask[..., None], mask_token.to(patches.dtype), patches)
 
 
 def pool_tokens(tokens: Tensor, norm: nn.Module, pooling: str, cls_token: bool = True) -> Tensor:

@@ -21,6 +21,7 @@ from networks.layers import (
     check_pooling,
     check_positive,
     drop_path_rates,
+    hide,
     init_linear,
     make_head,
     odd,
@@ -28,6 +29,7 @@ from networks.layers import (
     pool_tokens,
     prepend,
     run_blocks,
+    scale_head,
     triple,
 )
 from networks.pooled import PooledAttention
@@ -106,6 +108,7 @@ class MViT(nn.Module):
         gelu: str = "exact",
         in_chans: int = 3,
         checkpoint_blocks: int = 0,
+        head_scale: float = 1.0,
     ):
         super().__init__()
         self.kwargs = plain_kwargs(locals())
@@ -160,16 +163,29 @@ class MViT(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = make_head(width, num_classes)
         self.apply(init_linear)
+        scale_head(self.head, head_scale)
 
-    def embed(self, video: Tensor) -> Tensor:
-        """(B, C, T, H, W) -> (B, 1 + t h w, D)."""
-        patches = rearrange(self.patch_embed(video), "B t n D -> B (t n) D")
+    @property
+    def token_grid(self) -> Triple:
+        """(t, h, w) of the tokens after the last block."""
+        last = self.blocks[-1].attn
+        assert isinstance(last, PooledAttention)
+        return last.query_grid
+
+    def embed(self, video: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+        """(B, C, T, H, W) -> (B, 1 + t h w, D); mask as for forward_tokens."""
+        patches = rearrange(hide(self.patch_embed(video), mask, mask_token), "B t n D -> B (t n) D")
         if self.positions != "separable":
             return prepend(self.cls_token, patches)
         t, h, w = self.patch_embed.grid
         places = repeat(self.pos_embed_spatial, "one n D -> one (t n) D", t=t)
         places = places + repeat(self.pos_embed_temporal, "one t D -> one (t n) D", n=h * w)
         return prepend(self.cls_token + self.pos_embed_class, patches + places)
+
+    def forward_tokens(self, video: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+        """(B, C, T, H, W) -> (B, t h w, D) of token_grid, normed, without the class token. `mask` (B, t, n) of
+        patch_embed's grid is True where `mask_token` (1, 1, D) takes the place of what the patch embedding gave."""
+        return self.norm(run_blocks(self.blocks, self.embed(video, mask, mask_token), self.checkpoint_blocks))[:, 1:]
 
     def forward_features(self, video: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, D)."""

@@ -17,14 +17,32 @@ def takes_weight_decay(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and own_name != "bias" and not LEARNED_TOKENS.search(own_name)
 
 
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups, with and without weight decay, which together hold every trainable parameter once."""
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+def layer_of(name: str, depth: int) -> int:
+    """0 for embeddings and tokens, 1 to depth for the blocks, depth + 1 for what follows them."""
+    block = re.match(r"(?:backbone\.)?blocks\.(\d+)\.", name)
+    if block:
+        return int(block[1]) + 1
+    return 0 if LEARNED_TOKENS.search(name.rpartition(".")[2]) or "patch_embed" in name else depth + 1
+
+
+def parameter_groups(network: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """Groups with and without weight decay, which together hold every trainable parameter once.
+
+    layer_decay < 1 makes a pair for each layer: `lr_scale` is layer_decay to the power of the number of layers that
+    follow (BEiT's rule, as MaskFeat's fine-tuning has it).
+    """
+    depth = len(network.blocks) if layer_decay < 1.0 else 0  # type: ignore[arg-type]
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    if layer_decay == 1.0:
+        groups = {(0, decays): {"params": [], "weight_decay": weight_decay * decays} for decays in (True, False)}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            (decayed if takes_weight_decay(name, parameter) else kept).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+            decays = takes_weight_decay(name, parameter)
+            layer = layer_of(name, depth) if layer_decay < 1.0 else 0
+            group = groups.setdefault((layer, decays), {"params": [], "weight_decay": weight_decay * decays})
+            group["lr_scale"] = layer_decay ** (depth + 1 - layer) if layer_decay < 1.0 else 1.0
+            group["params"].append(parameter)
+    return [{"lr_scale": 1.0} | group for group in groups.values()]
 
 
 def build_optimizer(
@@ -34,9 +52,10 @@ def build_optimizer(
     weight_decay: float = 0.05,
     betas: tuple[float, float] = (0.9, 0.999),
     fused: bool = False,
+    layer_decay: float = 1.0,
 ) -> torch.optim.Optimizer:
     """adamw, or sgd with Nesterov momentum 0.9 (which does not read `betas`)."""
-    groups = parameter_groups(network, weight_decay)
+    groups = parameter_groups(network, weight_decay, layer_decay)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
     if name == "sgd":

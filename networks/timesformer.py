@@ -28,6 +28,7 @@ from networks.layers import (
     pool_tokens,
     prepend,
     run_blocks,
+    scale_head,
 )
 from networks.positions import add_positions
 
@@ -100,6 +101,7 @@ class TimeSformer(nn.Module):
         norm_eps: float = NORM_EPS,
         in_chans: int = 3,
         checkpoint_blocks: int = 0,
+        head_scale: float = 1.0,
     ):
         super().__init__()
         self.kwargs = plain_kwargs(locals())
@@ -130,6 +132,7 @@ class TimeSformer(nn.Module):
 
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         self.apply(init_linear)
+        scale_head(self.head, head_scale)
         # With time_embed and temporal_fc at zero the network starts as the image transformer it may be filled from.
         with torch.no_grad():
             for name, parameter in self.named_parameters():

@@ -16,17 +16,20 @@ from networks.layers import (
     NORM_EPS,
     Attention,
     Block,
+    Triple,
     TubeletEmbed,
     check_choice,
     check_pooling,
     check_positive,
     drop_path_rates,
+    hide,
     init_linear,
     make_head,
     plain_kwargs,
     pool_tokens,
     prepend,
     run_blocks,
+    scale_head,
 )
 from networks.positions import add_positions
 
@@ -93,6 +96,7 @@ class ViViT(nn.Module):
         norm_eps: float = NORM_EPS,
         in_chans: int = 3,
         checkpoint_blocks: int = 0,
+        head_scale: float = 1.0,
     ):
         super().__init__()
         self.kwargs = plain_kwargs(locals())
@@ -134,13 +138,29 @@ class ViViT(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = make_head(width, num_classes)
         self.apply(init_linear)
+        scale_head(self.head, head_scale)
 
-    def encode(self, tokens: Tensor) -> Tensor:
-        """(B, N, D) -> (B, D): the only encoder of models 1 and 3, the spatial one of model 2."""
+    @property
+    def token_grid(self) -> Triple:
+        """(t, h, w) of the tokens after the last block."""
+        return self.patch_embed.grid
+
+    def run(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> (B, [1 +] N, D): the only encoder of models 1 and 3, the spatial one of model 2, not normed."""
         if self.has_cls_token:
             tokens = prepend(self.cls_token, tokens)
-        tokens = run_blocks(self.blocks, tokens + self.pos_embed, self.checkpoint_blocks)
-        return pool_tokens(tokens, self.norm, self.pooling, self.has_cls_token)
+        return run_blocks(self.blocks, tokens + self.pos_embed, self.checkpoint_blocks)
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> (B, D)."""
+        return pool_tokens(self.run(tokens), self.norm, self.pooling, self.has_cls_token)
+
+    def forward_tokens(self, video: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+        """(B, C, T, H, W) -> (B, t h w, D) of token_grid, normed, without the class token; models 1 and 3. `mask`
+        (B, t, n) is True where `mask_token` (1, 1, D) takes the place of what the patch embedding gave."""
+        patches = hide(self.patch_embed(video), mask, mask_token)
+        tokens = self.norm(self.run(rearrange(patches, "B t n D -> B (t n) D")))
+        return tokens[:, 1:] if self.has_cls_token else tokens
 
     def encode_time(self, frames: Tensor) -> Tensor:
         """(B, t, D) -> (B, D)."""

@@ -130,3 +130,14 @@ def _label_numbers(named: Sequence[tuple[str, str, str]], classes: Sequence[str]
 
 def _folded(name: str) -> str:
     return name.replace("_", " ").strip().lower()
+
+
+def first_of_each_class(clips: Sequence[Clip], number: int) -> list[Clip]:
+    """The first `number` clips of each label, in the order of the list."""
+    seen: dict[int, int] = {}
+    kept = []
+    for clip in clips:
+        seen[clip.label] = seen.get(clip.label, 0) + 1
+        if seen[clip.label] <= number:
+            kept.append(clip)
+    return kept

@@ -19,7 +19,7 @@ from nvidia.dali import Pipeline
 from configs.schema import Config
 from pipelines.graph import Graph, build_pipeline
 from pipelines.index import Row, build_index, cache_path
-from pipelines.lists import Clip, read_list
+from pipelines.lists import Clip, first_of_each_class, read_list
 from pipelines.source import Info, Source, Status, Unreadable, Views
 from pipelines.world import World, deaf_to_interrupts, light_main
 
@@ -30,6 +30,7 @@ class Batch(NamedTuple):
     video: torch.Tensor  # train (B, C, T, H, W), eval (B, V, C, T, H, W); float16 or float32
     label: torch.Tensor  # (B,) int64
     sample: torch.Tensor  # (B,) int64, the row of the list; -1: not to be scored (padding, or could not be read)
+    seeds: tuple[tuple[int, int, int], ...]  # on the host: (seed, epoch, row), for what else is drawn for a sample
 
 
 class VideoLoader:
@@ -114,7 +115,9 @@ class VideoLoader:
         numbers = torch.tensor([[i.label for i in infos], scored], dtype=torch.int64)
         if self.device.type == "cuda":
             numbers = numbers.pin_memory().to(self.device, non_blocking=True)
-        return Batch(video, numbers[0], numbers[1])
+        train = self.source.views.train
+        seeds = tuple((self.source.seed, i.step // len(self) if train else 0, i.row) for i in infos)
+        return Batch(video, numbers[0], numbers[1], seeds)
 
 
 def _always(arrays: tuple[np.ndarray, ...]) -> Callable[[Any], tuple[np.ndarray, ...]]:
@@ -134,6 +137,8 @@ def build_loader(
     if not path:
         raise ValueError(f"data.{split}: no list given")
     clips = read_list(path, data.root, classes)
+    if train and data.per_class:
+        clips = first_of_each_class(clips, data.per_class)
     rows = world.gather(build_index(clips, cache_path(path)) if world.is_first else [])[0]
     good = [row for row in rows if not row.error]
     if not good:

@@ -23,6 +23,19 @@ def draw_strips(video: torch.Tensor, titles: Sequence[str], mean: Sequence[float
     return figure
 
 
+def draw_rows(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> Figure:
+    """Rows of pictures, (H, W) grey or (H, W, 3), under a title for each column."""
+    figure = Figure(figsize=(2.0 * len(titles), 2.0 * len(rows) + 0.3), layout="constrained")
+    axes = figure.subplots(len(rows), len(titles), squeeze=False)
+    for number, row in enumerate(rows):
+        for column, picture in enumerate(row):
+            axes[number, column].imshow(picture, cmap="gray")
+            axes[number, column].axis("off")
+    for column, title in enumerate(titles):
+        axes[0, column].set_title(title, fontsize=9)
+    return figure
+
+
 def pixels(video: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """(B, C, T, H, W) normalised -> (B, T, H, W, 3) uint8, on the host."""
     clips = video.detach().float().cpu().permute(0, 2, 3, 4, 1).numpy()

@@ -10,15 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from networks import VARIANTS, build
+from networks import PRETRAINING, VARIANTS, build
 from networks.weights.architecture import architecture
 from networks.weights.checkpoint import Checkpoint, read
 from networks.weights.config import check, grid_of, input_of, labels_of, settings_of
 from networks.weights.folder import load, load_state, read_config, save
 from networks.weights.formats import Format
-from networks.weights.report import MAPPED, Report, Row
+from networks.weights.report import DROPPED, MAPPED, Report, Row
 from networks.weights.transfer import transfer
 from networks.weights.translate import Translated, Weights, translate
 
@@ -40,7 +41,8 @@ def initialise(network: nn.Module, source: str | Path, labels: Sequence[str] | N
     try:
         check(checkpoint.config)
         translated = understand(checkpoint)
-        options.setdefault("source_grid", grid_of(checkpoint.config))
+        of_ours = "kwargs" in checkpoint.config
+        options.setdefault("source_grid", grid_of({"kwargs": translated.settings} if of_ours else checkpoint.config))
         theirs = labels_of(checkpoint.config)
         if theirs and labels and [plain(label) for label in theirs] != [plain(label) for label in labels]:
             options["head"] = "new"
@@ -69,8 +71,27 @@ def understand(checkpoint: Checkpoint) -> Translated:
         own = Format(config["name"], kind, (), ())
         rows = {key: Row(MAPPED, (key,), key) for key in checkpoint.state}
         return Translated(own, Weights(checkpoint.state), rows, [], settings_of(config), [])
+    if "kwargs" in config and config["name"] in PRETRAINING:
+        return understand_pretraining(checkpoint)
     translated = translate(checkpoint.state)
     return dataclasses.replace(translated, settings=translated.settings | settings_of(config))
+
+
+def understand_pretraining(checkpoint: Checkpoint) -> Translated:
+    """A MaskFeat folder of ours: its backbone, without what only the pre-training needs."""
+    with torch.device("meta"):
+        network = build(checkpoint.config["name"], **checkpoint.config["kwargs"])
+    backbone: Any = network.backbone
+    kind = type(backbone).__name__.lower()
+    kept, rows, dropped = Weights(), {}, []
+    for key, tensor in checkpoint.state.items():
+        ours = key.removeprefix("backbone.")
+        if ours == key:
+            dropped.append(Row(DROPPED, (key,), "", "mask token or HOG head of the pre-training"))
+        else:
+            kept[ours], rows[ours] = tensor, Row(MAPPED, (key,), ours)
+    own = Format(checkpoint.config["name"], kind, (), (), pretraining=True)
+    return Translated(own, kept, rows, dropped, dict(backbone.kwargs), [])
 
 
 def convert(source: str | Path, **given: Any) -> tuple[nn.Module, dict[str, Any], Report]:
@@ -83,6 +104,8 @@ def convert(source: str | Path, **given: Any) -> tuple[nn.Module, dict[str, Any]
     try:
         check(checkpoint.config)
         translated = understand(checkpoint)
+        if checkpoint.config.get("name") in PRETRAINING:
+            raise ValueError("a pre-training: it starts a classifier (model.init in train.py), but is none by itself")
         name, kwargs, assumed = architecture(translated, given)
         network = build(checkpoint.config.get("name", name), **kwargs)
         options.setdefault("source_grid", grid_of(checkpoint.config) or list(network.patch_embed.grid))  # type: ignore[union-attr,arg-type]

@@ -1,0 +1,121 @@
+"""The commands with MaskFeat: pre-train, stop, resume to the bit, look at it, fine-tune and probe from its folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib.image import imread
+
+import eval as evaluation
+import train as training
+from configs.runs import read_metrics
+from networks import weights
+from pipelines.lists import Clip, first_of_each_class
+
+COMMON = [
+    "data.frames=4", "data.stride=2", "data.size=32", "data.batch=3", "data.workers=0", "data.threads=1",
+    "optim.epochs=2", "optim.warmup_epochs=0.5", "eval.clips=2", "eval.batch=2", "run.log_every=1", "run.device=cpu",
+    "run.threads=1",
+]  # fmt: skip
+PRETRAIN = ["task.name=maskfeat", "model.name=maskfeat_tiny", "task.show_epochs=1"]
+CLASSIFY = ["model.name=mvit_v2_tiny", "model.args={width_change: mlp, pooling: fc_norm}"]
+
+
+@pytest.fixture
+def arguments(clips_folder, tmp_path) -> list[str]:
+    (tmp_path / "data").mkdir()
+    path = clips_folder(tmp_path / "data", 13)
+    return [f"data.train={path}", f"data.val={path}", f"run.folder={tmp_path}", *COMMON]
+
+
+def rows(folder: Path, kind: str) -> list[dict]:
+    timed = ("clips_per_s", "data", "compute", "other")
+    return [{k: v for k, v in r.items() if k not in timed} for r in read_metrics(folder) if r["kind"] == kind]
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 6])
+def test_stopped_and_resumed_is_bit_identical(arguments, tmp_path, stop_after, monkeypatch):
+    arguments = [*arguments, *PRETRAIN]
+    assert training.main([*arguments, "run.name=whole"]) == 0
+    real, steps = training.Meter.add, []
+
+    def add(self, *values):
+        real(self, *values)
+        steps.append(1)
+        if len(steps) == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(training.Meter, "add", add)
+    assert training.main([*arguments, "run.name=parts"]) == 128 + signal.SIGTERM
+    assert training.main([*arguments, "run.name=parts", "data.workers=2"]) == 0
+    for kind in ("train", "val"):
+        assert rows(tmp_path / "parts", kind) == rows(tmp_path / "whole", kind)
+    a, b = (torch.load(tmp_path / name / "last.pt", weights_only=True)["network"] for name in ("parts", "whole"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_from_pretraining_to_probe(arguments, tmp_path, capsys):
+    assert training.main([*arguments, *PRETRAIN, "run.name=pre"]) == 0
+    train = rows(tmp_path / "pre", "train")
+    assert all(row["baseline"] > 0 and "top1" not in row for row in train)
+    assert (tmp_path / "pre" / "curves.png").exists()
+    log = (tmp_path / "pre" / "log.txt").read_text()
+    assert "mean HOG" in log and "top-1" not in log
+
+    assert evaluation.main([str(tmp_path / "pre")]) == 0
+    summary = json.loads((tmp_path / "pre/eval/pretraining/summary.json").read_text())
+    assert summary["videos"] == 13 and summary["loss"] == min(row["loss"] for row in rows(tmp_path / "pre", "val"))
+    picture = imread(tmp_path / "pre/eval/pretraining/predictions.png")
+    assert picture.shape[0] > 100 and picture[..., :3].std() > 0.1
+
+    start, _ = weights.load(tmp_path / "pre" / "best")
+    tune = [*arguments, *CLASSIFY, f"model.init={tmp_path / 'pre'}", "optim.layer_decay=0.75"]
+    assert training.main([*tune, "run.name=tune"]) == 0
+    assert "maskfeat_tiny -> MViT" in (tmp_path / "tune/log.txt").read_text()
+    tuned = torch.load(tmp_path / "tune/last.pt", weights_only=True)["network"]
+    key = "blocks.1.attn.qkv.weight"
+    assert not torch.equal(tuned[key], start.backbone.state_dict()[key])
+
+    assert training.main([*tune, "run.name=probe", "model.freeze=backbone", "optim.layer_decay=1"]) == 0
+    probed = torch.load(tmp_path / "probe/last.pt", weights_only=True)["network"]
+    whole = {k: v for k, v in start.backbone.state_dict().items() if not k.startswith("norm")}
+    same = {k for k, v in whole.items() if v.shape == probed[k].shape and torch.equal(v, probed[k])}
+    assert {k for k in whole if "rel_pos" not in k} <= same
+    assert not torch.equal(probed["head.weight"], tuned["head.weight"])
+    assert evaluation.main([str(tmp_path / "probe")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["model.name=vivit_tiny"], "model.name=vivit_tiny is not for task.name=maskfeat: expected one of maskfeat_"),
+        (["task.name=classify"], "model.name=maskfeat_tiny is not for task.name=classify"),
+        (["data.size=30"], "patch_size=4 does not divide image_size=30x30"),
+        (["data.size=24"], "masks of 2x2 tokens do not divide the 3x3 tokens of a frame"),
+        (["data.frames=5"], "tubelet=2 does not divide num_frames=5"),
+        (["task.mask_ratio=1.5"], "task.mask_ratio=1.5"),
+        (["task.mask=cubes"], "did you mean 'cube'?"),
+        (["task.hog_window=7"], "hog_window=7 does not divide frames of 32x32"),
+    ],
+)
+def test_mistakes(arguments, capsys, wrong, message):
+    assert training.main([*arguments, *PRETRAIN, "run.name=x", *wrong]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("train.py: ") and message in error
+
+
+def test_weights_of_another_network_do_not_start_it(arguments, tmp_path, capsys):
+    assert training.main([*arguments, *PRETRAIN, "run.name=pre", "optim.epochs=1", "optim.warmup_epochs=0"]) == 0
+    assert training.main([*arguments, "model.name=vivit_tiny", f"model.init={tmp_path / 'pre'}", "run.name=x"]) == 2
+    assert "cannot fill a ViViT: it is of another architecture" in capsys.readouterr().err
+
+
+def test_the_first_of_each_class():
+    clips = [Clip(f"{number}.mp4", label) for number, label in enumerate([0, 1, 0, 0, 1, 2])]
+    assert [clip.path for clip in first_of_each_class(clips, 2)] == ["0.mp4", "1.mp4", "2.mp4", "4.mp4", "5.mp4"]
+    assert first_of_each_class(clips, 9) == clips
