@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from foreign import ENTRIES, draw_clip, make_state
 from hypothesis import given
 from hypothesis import strategies as st
 from nets import SMALL, SMALL_MVIT, random_video, randomise
@@ -257,3 +258,34 @@ def test_layer_decay_by_hand():
     assert named["blocks.0.attn.qkv.bias"] == 0.5**4
     assert named["cls_token"] == named["patch_embed.proj.weight"] == 0.5**5
     assert {group["lr_scale"] for group in parameter_groups(network, 0.05)} == {1.0}
+
+
+# ---- SlowFast's own code ---------------------------------------------------------------------------------------------
+
+
+def test_network_and_targets_equal_slowfasts():
+    """Numbers that its MaskMViT and HOGLayerC gave, with weights and clip drawn as in foreign.py."""
+    told = ENTRIES["slowfast_maskfeat_pt"]["maskfeat"]
+    names = {"pred_head.transforms.0.0.": "backbone.norm.", "pred_head.projections.0.": "predict."}
+    state = {}
+    for key, tensor in make_state("slowfast_maskfeat_pt").items():
+        head = next((name for name in names if key.startswith(name)), None)
+        if not key.startswith("hogs."):
+            ours = key if key == "mask_token" else f"backbone.{key}" if head is None else key.replace(head, names[head])
+            state[ours] = tensor
+    sizes = dict(depths=(1, 1, 1, 1), widths=(16, 32, 64, 128), heads=(1, 2, 4, 8), width_change="mlp")
+    strides = [[1, 1, 1], [1, 2, 2], [1, 2, 2], [1, 1, 1]]
+    network = Network("mvit_v2_s", 8, 64, sizes | {"query_strides": strides}).eval()
+    weights.load_state(network, state)
+    video = draw_clip(told["clip"])
+
+    half = torch.tensor([bit == "1" for bit in told["half"]]).view(2, *network.mask_grid)
+    with torch.no_grad():
+        prediction = network(video, half)
+    hidden = network.spread(half, network.token_grid).flatten(1)
+    mine = prediction.flatten(1, 3)[hidden][::7, :6]
+    torch.testing.assert_close(mine, torch.tensor(told["prediction"]), atol=2e-5, rtol=2e-5)
+
+    full = torch.tensor([bit == "1" for bit in told["full"]]).view(2, -1)
+    target = hog_targets(video, network.token_grid).flatten(1, 3)[full][::7, :12]
+    torch.testing.assert_close(target, torch.tensor(told["hog"]), atol=2e-6, rtol=1e-5)
