@@ -42,6 +42,8 @@ class MaskFeat(nn.Module):
         sizes = dict(num_classes=0, num_frames=num_frames, image_size=image_size)
         network = BACKBONES[backbone](**sizes | (backbone_args or {}))
         assert isinstance(network, MViT | ViViT)
+        if network.kwargs.get("attention") == "factorised_encoder":
+            raise ValueError("attention='factorised_encoder': MaskFeat needs all tokens after the last block")
         self.backbone = network
         self.token_grid: Triple = network.token_grid
         t, h, w = self.token_grid

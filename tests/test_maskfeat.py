@@ -171,6 +171,10 @@ def test_published_sizes():
         ({"num_frames": 5}, "tubelet=2 does not divide num_frames=5"),
         ({"backbone": "mvit"}, "backbone='mvit'"),
         ({"backbone": "vivit_tiny", "image_size": 24, "backbone_args": {}}, "masks of 2x2 tokens do not divide"),
+        (
+            {"backbone": "vivit_tiny", "backbone_args": {"attention": "factorised_encoder"}},
+            "needs the tokens of the whole",
+        ),
         ({"backbone": "vivit_tiny", "backbone_args": {"patch_size": 4}}, "cover no whole HOG cells of 8 pixels"),
     ],
 )
@@ -211,6 +215,15 @@ def test_it_learns_what_can_be_learned():
         out["loss"].backward()
         optimizer.step()
     assert out["loss"] < 0.5 * out["baseline"]
+
+
+@pytest.mark.parametrize("backbone", ["mvit_v2_tiny", "vivit_tiny"])
+def test_gradient_reaches_every_parameter(backbone):
+    """DistributedDataParallel waits for all of them."""
+    args = TINY if backbone == "mvit_v2_tiny" else dict(backbone=backbone, num_frames=4, image_size=32)
+    network = randomise(Network(**args), seed=5).train()
+    MaskFeat(network)(network, make_batch())["loss"].backward()
+    assert [key for key, parameter in network.named_parameters() if parameter.grad is None] == []
 
 
 @pytest.mark.slow
