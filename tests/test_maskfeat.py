@@ -173,7 +173,7 @@ def test_published_sizes():
         ({"backbone": "vivit_tiny", "image_size": 24, "backbone_args": {}}, "masks of 2x2 tokens do not divide"),
         (
             {"backbone": "vivit_tiny", "backbone_args": {"attention": "factorised_encoder"}},
-            "needs the tokens of the whole",
+            "needs all tokens",
         ),
         ({"backbone": "vivit_tiny", "backbone_args": {"patch_size": 4}}, "cover no whole HOG cells of 8 pixels"),
     ],
