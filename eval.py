@@ -106,21 +106,25 @@ def evaluate(network: nn.Module, loader: VideoLoader, world: World, dtype: torch
 @torch.inference_mode()
 def pretraining_loss(
     network: nn.Module, task: MaskFeat, loader: VideoLoader, world: World, dtype: torch.dtype = torch.float32
-) -> tuple[float, float]:
-    """Mean loss over the videos of a val loader, and of predicting the mean HOG, masks being the same each time."""
+) -> tuple[float, float, tuple[Batch, dict[str, Tensor]]]:
+    """Mean loss over the videos of a val loader and that of predicting the mean HOG of each batch, masks being the same
+    each time; and the first batch with what the task made of it."""
     training = network.training
     network.eval()
     sums = torch.zeros(3, device=loader.device)
+    first = None
     for batch in loader:
         with autocast(loader.device, dtype):
             out = task(network, batch)
+        first = first or (batch, out)
         scored = (batch.sample >= 0).float()
         sums += torch.stack([(out["losses"] * scored).sum(), (out["baselines"] * scored).sum(), scored.sum()])
     network.train(training)
     if world.size > 1:
         torch.distributed.all_reduce(sums)
     loss, baseline, count = sums.tolist()
-    return loss / max(count, 1), baseline / max(count, 1)
+    assert first is not None
+    return loss / max(count, 1), baseline / max(count, 1), first
 
 
 def draw_hog(
@@ -150,22 +154,20 @@ def draw_hog(
 def evaluate_pretraining(
     cfg: schema.Config, network: nn.Module, loader: VideoLoader, world: World, folder: Path, dtype: torch.dtype
 ) -> str:
-    """predictions.png and summary.json in `folder`; returns the line to print."""
+    """predictions.png and summary.json in `folder`; returns the lines to print."""
     assert isinstance(network, MaskFeatNetwork)
     task = MaskFeat(network, cfg.task.mask, cfg.task.mask_ratio, cfg.task.hog_window)
-    loss, baseline = pretraining_loss(network, task, loader, world, dtype)
-    with torch.inference_mode(), autocast(loader.device, dtype):
-        loader.load_state_dict({"epoch": 0, "step": 0})
-        batch = next(iter(loader))
-        figure = draw_hog(batch, task(network, batch), cfg.data.mean, cfg.data.std)
+    loss, baseline, (batch, out) = pretraining_loss(network, task, loader, world, dtype)
     if world.is_first:
+        figure = draw_hog(batch, out, cfg.data.mean, cfg.data.std)
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / "predictions.png", dpi=90)
         with SummaryWriter(str(folder.parent.parent / "tb")) as board:
             board.add_figure("predictions", figure)
         text = json.dumps({"videos": len(loader.source.clips), "loss": loss, "mean_hog": baseline}, indent=1)
         (folder / "summary.json").write_text(text + "\n")
-    return f"loss {loss:.4f}, predicting the mean HOG {baseline:.4f}"
+    written = f"written: {folder}{os.sep}{{predictions.png,summary.json}}"
+    return f"loss {loss:.4f}, predicting the mean HOG {baseline:.4f}\n{written}"
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
@@ -253,13 +255,16 @@ def main(arguments: Sequence[str]) -> int:
             torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         split = "val" if cfg.task.name == "maskfeat" else "test"
         loader = build_loader(cfg, split, classes, world, device, half=dtype is not torch.float32)
+        network.to(device)
         if cfg.task.name == "maskfeat":
-            place = folder / "eval" / "pretraining"
-            line = evaluate_pretraining(cfg, network.to(device), loader, world, place, dtype)
+            lines = evaluate_pretraining(cfg, network, loader, world, folder / "eval" / "pretraining", dtype)
+        else:
+            scores = evaluate(network, loader, world, dtype)
+            views = f"{cfg.eval.clips}x{cfg.eval.crops}"
+            place = folder / "eval" / views
             if world.is_first:
-                print(f"{line}\nwritten: {place}{os.sep}{{predictions.png,summary.json}}")
-            return 0
-        scores = evaluate(network.to(device), loader, world, dtype)
+                lines = write_report(place, scores, loader.source.clips, classes, views)
+                lines += f"\nwritten: {place}{os.sep}{{summary.json,predictions.csv,per_class.csv}}"
     except (ValueError, Unreadable) as error:
         print(f"eval.py: {error}", file=sys.stderr)
         return 2
@@ -267,9 +272,7 @@ def main(arguments: Sequence[str]) -> int:
         print("eval.py: interrupted", file=sys.stderr)
         return 130
     if world.is_first:
-        views = f"{cfg.eval.clips}x{cfg.eval.crops}"
-        print(write_report(folder / "eval" / views, scores, loader.source.clips, classes, views))
-        print(f"written: {folder / 'eval' / views}{os.sep}{{summary.json,predictions.csv,per_class.csv}}")
+        print(lines)
     if world.size > 1:
         torch.distributed.destroy_process_group()
     return 0

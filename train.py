@@ -99,7 +99,7 @@ def train(cfg: schema.Config) -> int:
 
     def validate() -> None:
         if val_loader and isinstance(task, MaskFeat):
-            loss, baseline = pretraining_loss(network, task, val_loader, world, dtype)
+            loss, baseline, _ = pretraining_loss(network, task, val_loader, world, dtype)
             say(f"epoch {loader.epoch}  val: loss {loss:.4f}  mean HOG {baseline:.4f}")
             before = [r["loss"] for r in read_metrics(folder.path) if r["kind"] == "val"] if folder else []
             if folder:
@@ -130,8 +130,8 @@ def train(cfg: schema.Config) -> int:
             meter = Meter(device)
             for batch in meter.waiting(progress(loader, f"epoch {epoch + 1}/{o.epochs}", world)):
                 # --- the training step ----------------------------------------------------------------------------
+                rate = cosine_lr(step, total_steps, warmup_steps, o.lr, o.min_lr)
                 for group in optimizer.param_groups:
-                    rate = cosine_lr(step, total_steps, warmup_steps, o.lr, o.min_lr)
                     group["lr"] = rate * group.get("lr_scale", 1.0)
                 with autocast(device, dtype):
                     out = task(model, batch)

@@ -27,6 +27,7 @@ class Meter:
     def __init__(self, device: torch.device):
         self.device = device
         self.bad_run = torch.zeros(2, device=device)  # steps in a row that were not finite: now, and the longest run
+        self.zero = torch.zeros((), device=device)
         self._restart()
 
     def _restart(self) -> None:
@@ -50,12 +51,11 @@ class Meter:
 
     def add(self, out: dict[str, Tensor], batch: Labelled, norm: Tensor) -> None:
         """Count a step; computing ends here."""
-        zero = torch.zeros((), device=self.device)
         self.classifies = "logits" in out
-        hits = (out["logits"].argmax(-1) == batch.label).sum() if self.classifies else zero
+        hits = (out["logits"].argmax(-1) == batch.label).sum() if self.classifies else self.zero
         loss, good = out["loss"].detach().float(), norm.isfinite()  # an overflow in fp16 spoils the gradients alone
         values = torch.stack([loss, loss.isfinite().float(), norm.detach().float(), good.float(), hits.float(),
-                              out.get("baseline", zero)])  # fmt: skip
+                              out.get("baseline", self.zero)])  # fmt: skip
         self.sums += values.nan_to_num(0, 0, 0)
         run = (self.bad_run[0] + 1) * ~good
         self.bad_run = torch.stack([run, torch.maximum(run, self.bad_run[1])])

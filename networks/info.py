@@ -5,7 +5,7 @@
 
 One FLOP is one multiply-add, as in the papers, of convolutions and matrix products, for one clip forward. Counted by
 torch.utils.flop_counter on the meta device: nothing is computed. MViTv2's relative positions count as the sum that the
-paper has; our fused kernel multiplies some columns more instead (6.7 % of MViTv2-S), which is not counted.
+paper has; our fused kernel multiplies some columns more instead, which are not counted.
 """
 
 import sys

@@ -33,16 +33,13 @@ def parameter_groups(network: nn.Module, weight_decay: float, layer_decay: float
     """
     depth = len(network.blocks) if layer_decay < 1.0 else 0  # type: ignore[arg-type]
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
-    if layer_decay == 1.0:
-        groups = {(0, decays): {"params": [], "weight_decay": weight_decay * decays} for decays in (True, False)}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
+            layer = layer_of(name, depth) if layer_decay < 1.0 else depth + 1
             decays = takes_weight_decay(name, parameter)
-            layer = layer_of(name, depth) if layer_decay < 1.0 else 0
-            group = groups.setdefault((layer, decays), {"params": [], "weight_decay": weight_decay * decays})
-            group["lr_scale"] = layer_decay ** (depth + 1 - layer) if layer_decay < 1.0 else 1.0
-            group["params"].append(parameter)
-    return [{"lr_scale": 1.0} | group for group in groups.values()]
+            new = {"params": [], "weight_decay": weight_decay * decays, "lr_scale": layer_decay ** (depth + 1 - layer)}
+            groups.setdefault((layer, decays), new)["params"].append(parameter)
+    return [groups[key] for key in sorted(groups, reverse=True)]
 
 
 def build_optimizer(

@@ -15,6 +15,7 @@ import json
 import zlib
 from pathlib import Path
 
+import msgpack
 import numpy as np
 import torch
 
@@ -87,7 +88,6 @@ def write_checkpoint(name, folder):
 
 def flax_bytes(tree):
     """flax.serialization's MessagePack: an array is extension 1 around (shape, dtype, bytes); large ones in chunks."""
-    msgpack = __import__("pytest").importorskip("msgpack")
 
     def array(tensor):
         payload = (list(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.numpy().tobytes())

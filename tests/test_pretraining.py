@@ -1,10 +1,8 @@
-"""The commands with MaskFeat: pre-train, stop, resume to the bit, look at it, fine-tune and probe from its folder."""
+"""The commands with MaskFeat: pre-train, look at it, fine-tune and probe from its folder (test_train.py: resuming)."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -36,27 +34,6 @@ def arguments(clips_folder, tmp_path) -> list[str]:
 def rows(folder: Path, kind: str) -> list[dict]:
     timed = ("clips_per_s", "data", "compute", "other")
     return [{k: v for k, v in r.items() if k not in timed} for r in read_metrics(folder) if r["kind"] == kind]
-
-
-@pytest.mark.parametrize("stop_after", [1, 4, 6])
-def test_stopped_and_resumed_is_bit_identical(arguments, tmp_path, stop_after, monkeypatch):
-    arguments = [*arguments, *PRETRAIN]
-    assert training.main([*arguments, "run.name=whole"]) == 0
-    real, steps = training.Meter.add, []
-
-    def add(self, *values):
-        real(self, *values)
-        steps.append(1)
-        if len(steps) == stop_after:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(training.Meter, "add", add)
-    assert training.main([*arguments, "run.name=parts"]) == 128 + signal.SIGTERM
-    assert training.main([*arguments, "run.name=parts", "data.workers=2"]) == 0
-    for kind in ("train", "val"):
-        assert rows(tmp_path / "parts", kind) == rows(tmp_path / "whole", kind)
-    a, b = (torch.load(tmp_path / name / "last.pt", weights_only=True)["network"] for name in ("parts", "whole"))
-    assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_from_pretraining_to_probe(arguments, tmp_path, capsys):

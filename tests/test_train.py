@@ -101,8 +101,14 @@ def test_training_starts_at_the_given_weights(arguments, tmp_path):
     assert same_weights(tmp_path / "a", tmp_path / "b")
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 4, 6])
-def test_stopped_and_resumed_is_bit_identical(arguments, tmp_path, stop_after, monkeypatch):
+PRETRAIN = ["task.name=maskfeat", "model.name=maskfeat_tiny", "model.args={}"]
+
+
+@pytest.mark.parametrize(
+    ("stop_after", "task"), [(1, []), (3, []), (4, []), (6, []), (1, PRETRAIN), (4, PRETRAIN), (6, PRETRAIN)]
+)
+def test_stopped_and_resumed_is_bit_identical(arguments, tmp_path, stop_after, task, monkeypatch):
+    arguments = [*arguments, *task]
     assert training.main([*arguments, "run.name=whole"]) == 0
 
     real, steps = training.Meter.add, []

@@ -99,9 +99,9 @@ class _Fitting:
             if theirs != ours:
                 self.report.notes.append(f"{setting} is {theirs} in the checkpoint and {ours} here: other outputs")
         self.report.notes.sort()
-        self.families: set[str] = set()  # what the source has a part of, so that the rest of it must be there too
         self.unwanted: dict[str, str] = {}  # key of the source -> why it is dropped
         self.choose_unwanted()
+        # what the source has a part of, so that the rest of it must be there too
         self.families = {family(key) for key in source.state if key not in self.unwanted}
         if "temporal" in self.families:
             self.families.add("time_embed")

@@ -17,7 +17,7 @@ from networks.weights.spellings import HEADS_INSIDE
 
 PATCH_KERNEL = "patch_embed.proj.weight"
 PREFIXES = ("module.", "_orig_mod.")  # DataParallel's and torch.compile's, before every key
-PARTS = {"q": 0, "query": 0, "k": 1, "key": 1, "v": 2, "value": 2}
+THIRDS = {"q": "query", "k": "key", "v": "value"}
 
 
 class Weights(dict[str, Tensor]):
@@ -75,10 +75,10 @@ def ours(key: str, source: Format) -> tuple[str, str] | None:
     return None
 
 
-def translate(state: Mapping[str, Tensor], source: Format | None = None) -> Translated:
+def translate(state: Mapping[str, Tensor]) -> Translated:
     """Raises ValueError with every key that no rule knows, that two keys would become, or whose shape is impossible."""
     state = without_prefix(state)
-    source = source or detect(state)
+    source = detect(state)
     pieces: dict[str, dict[str, tuple[str, str]]] = defaultdict(dict)  # our name -> part -> (their key, axes)
     dropped, unknown, twice = [], [], []
     for key in state:
@@ -94,7 +94,7 @@ def translate(state: Mapping[str, Tensor], source: Format | None = None) -> Tran
                 scaled = [f"{target}.weight", f"{target}.bias"]
             else:
                 scaled = [target]
-                part = str(PARTS[part]) if part else ""
+                part = part[:1]
             for name in scaled:
                 if part in pieces[name]:
                     twice.append(f"{key} and {pieces[name][part][0]} (both are {target})")
@@ -146,7 +146,7 @@ def assemble(
     def tensor(part: str) -> Tensor:
         key, axes = parts[part]
         try:
-            return turn(state[key], axes) if axes else state[key]
+            return rearrange(state[key], axes).contiguous() if axes else state[key]
         except (RuntimeError, ValueError) as error:  # einops's message spans lines
             raise ValueError(
                 f"{key} of shape {tuple(state[key].shape)} is not {axes.split('->')[0].strip()}"
@@ -156,17 +156,17 @@ def assemble(
     how = parts[min(rest)][1] if rest else ""
     if rest == {""}:
         value = tensor("")
-    elif rest == {"0", "1", "2"}:
-        thirds = [tensor("0"), tensor("1"), tensor("2")]
+    elif rest == set(THIRDS):
+        thirds = [tensor(part) for part in THIRDS]
         if len({third.shape for third in thirds}) > 1:
             raise ValueError(f"query, key and value of shapes {', '.join(str(tuple(third.shape)) for third in thirds)}")
         value = torch.cat(thirds)
         how = f"query, key, value joined{', each ' + how if how else ''}"
-    elif rest == {"0", "2"} and source.no_key_bias and target.endswith("bias"):
-        value = torch.cat([tensor("0"), torch.zeros_like(tensor("0")), tensor("2")])
+    elif rest == {"q", "v"} and source.no_key_bias and target.endswith("bias"):
+        value = torch.cat([tensor("q"), torch.zeros_like(tensor("q")), tensor("v")])
         how = "query, no key bias (0), value joined"
     else:
-        missing = [name for name, number in (("query", "0"), ("key", "1"), ("value", "2")) if number not in rest]
+        missing = [name for letter, name in THIRDS.items() if letter not in rest]
         raise ValueError(f"{' + '.join(sources)}: without {', '.join(missing) if rest else target}")
     if "scale" in parts:
         scale = state[parts["scale"][0]]
@@ -175,10 +175,6 @@ def assemble(
     if target == PATCH_KERNEL and value.ndim == 4:
         value, how = value.unsqueeze(2), "kernel over one frame: depth 1 added"
     return value, Row(RESHAPED if how else MAPPED, sources, target, how)
-
-
-def turn(tensor: Tensor, axes: str) -> Tensor:
-    return rearrange(tensor, axes).contiguous()
 
 
 def join_positions(state: Weights, rows: dict[str, Row]) -> None:
