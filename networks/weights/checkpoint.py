@@ -43,10 +43,17 @@ WAY_OUT = (
     "torch.save({'state_dict': c.get('state_dict', c)}, 'weights.pth')"
 )
 
+# What timm and the hub raise: an unknown name, no weights for it, no network, a full disk.
+UNAVAILABLE = (OSError, RuntimeError, ValueError)
+
 FLAX_DTYPES = {
     "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64,
     "int32": torch.int32, "int64": torch.int64, "uint32": torch.uint32, "uint8": torch.uint8, "bool": torch.bool,
 }  # fmt: skip
+
+
+class Refused(ValueError):
+    """A whole file, but not one that we read; what says so is not to be taken for damage."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ def read_timm(source: str) -> Checkpoint:
     name = source.removeprefix("timm:")
     try:
         network = timm.create_model(name, pretrained=True)
-    except Exception as error:  # an unknown name, no network, no weights for it
+    except UNAVAILABLE as error:
         raise ValueError(f"timm cannot give {name!r}: {first_line(error)}") from error
     preset: Any = network.pretrained_cfg
     blocks: Any = getattr(network, "blocks", None)
@@ -113,7 +120,7 @@ def download(repository: str) -> Path:
 
     try:
         folder = Path(snapshot_download(repository, allow_patterns=[*FOLDER_FILES, CONFIG, PREPROCESSOR]))
-    except Exception as error:  # its own errors, those of two HTTP libraries, and a full disk
+    except UNAVAILABLE as error:
         raise ValueError(f"cannot be downloaded: {first_line(error)}") from error
     return locate(folder)
 
@@ -140,10 +147,17 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     if path.suffix == ".npz":
-        return read_npz(path)
-    if start[:1] and (0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):
-        return read_flax(path)
-    return read_torch(path)
+        kind, read_it = ".npz file", read_npz
+    elif start[:1] and (0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):
+        kind, read_it = "flax checkpoint", read_flax
+    else:
+        kind, read_it = "PyTorch checkpoint", read_torch
+    try:
+        return read_it(path)
+    except Refused:
+        raise
+    except Exception as error:  # damage surfaces as whatever error zip, NumPy or an unpickler meets first
+        raise ValueError(f"not a whole {kind}: {first_line(error)}") from error
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -156,11 +170,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: torch.from_numpy(file[key]) for key in file.files}
-    except Exception as error:  # damage meets zip, zlib or NumPy's reader
-        raise ValueError(f"not a whole .npz file: {first_line(error)}") from error
+    with np.load(path, allow_pickle=False) as file:
+        return {key: torch.from_numpy(file[key]) for key in file.files}
 
 
 def read_torch(path: Path) -> dict[str, Tensor]:
@@ -168,16 +179,14 @@ def read_torch(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals(HARMLESS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "weights_only" in str(error).lower() and "GLOBAL" in str(error):
-            reason = str(error).split("Check the documentation")[0].split("WeightsUnpickler error:")[-1].strip()
-            raise ValueError(
-                f"holds more than tensors, and reading that could run code: {reason.splitlines()[0]}\n"
-                "  If you trust the file, reduce it to its tensors once, where its classes can be imported:\n"
-                f"  python -c {shlex.quote(WAY_OUT)} {shlex.quote(str(path))}"
-            ) from error
-        raise ValueError(f"not a whole PyTorch checkpoint: {first_line(error)}") from error
-    except Exception as error:  # damage meets the unpickler as whatever error comes first
-        raise ValueError(f"not a whole PyTorch checkpoint: {first_line(error)}") from error
+        if "GLOBAL" not in str(error):
+            raise
+        reason = str(error).split("Check the documentation")[0].split("WeightsUnpickler error:")[-1].strip()
+        raise Refused(
+            f"holds more than tensors, and reading that could run code: {reason.splitlines()[0]}\n"
+            "  If you trust the file, reduce it to its tensors once, where its classes can be imported:\n"
+            f"  python -c {shlex.quote(WAY_OUT)} {shlex.quote(str(path))}"
+        ) from error
     return tensors_of(content)
 
 
@@ -189,10 +198,10 @@ def tensors_of(content: Any) -> dict[str, Tensor]:
             break
         content = inner
     if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"holds no dictionary of tensors, but {type(content).__name__}")
+        raise Refused(f"holds no dictionary of tensors, but {type(content).__name__}")
     others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if others:
-        raise ValueError(f"expected tensors only under {', '.join(WRAPPERS)} or at the top, found {shorten(others)}")
+        raise Refused(f"expected tensors only under {', '.join(WRAPPERS)} or at the top, found {shorten(others)}")
     return {str(key): value for key, value in content.items()}
 
 
@@ -201,16 +210,13 @@ def read_flax(path: Path) -> dict[str, Tensor]:
     try:
         import msgpack
     except ImportError:
-        raise ValueError("a flax checkpoint: reading it needs the package msgpack (pip install msgpack)") from None
-    try:
-        content = msgpack.unpackb(path.read_bytes(), ext_hook=flax_array, raw=False, strict_map_key=False)
-        if "params" not in content and isinstance(content.get("optimizer"), dict):
-            content = content["optimizer"].get("target", {})
-        state = dict(flatten(content.get("params", content)))
-    except Exception as error:  # as above
-        raise ValueError(f"not a whole flax checkpoint: {first_line(error)}") from error
+        raise Refused("a flax checkpoint: reading it needs the package msgpack (pip install msgpack)") from None
+    content = msgpack.unpackb(path.read_bytes(), ext_hook=flax_array, raw=False, strict_map_key=False)
+    if "params" not in content and isinstance(content.get("optimizer"), dict):
+        content = content["optimizer"].get("target", {})
+    state = dict(flatten(content.get("params", content)))
     if not state:
-        raise ValueError("not a flax checkpoint: neither params nor optimizer/target holds arrays")
+        raise Refused("not a flax checkpoint: neither params nor optimizer/target holds arrays")
     return state
 
 
