@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from networks import PRETRAINING, VARIANTS, build
+from networks import PRETRAINING, build
 from networks.weights.architecture import architecture
 from networks.weights.checkpoint import Checkpoint, read
 from networks.weights.config import check, grid_of, input_of, labels_of, settings_of
@@ -41,13 +41,12 @@ def initialise(network: nn.Module, source: str | Path, labels: Sequence[str] | N
     try:
         check(checkpoint.config)
         translated = understand(checkpoint)
-        of_ours = "kwargs" in checkpoint.config
-        options.setdefault("source_grid", grid_of({"kwargs": translated.settings} if of_ours else checkpoint.config))
+        options.setdefault("source_grid", translated.grid)
         theirs = labels_of(checkpoint.config)
         if theirs and labels and [plain(label) for label in theirs] != [plain(label) for label in labels]:
             options["head"] = "new"
         state, report = transfer(translated, network, **options)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # TypeError: arguments in a config.json that its network does not take
         raise ValueError(f"{source}: {error}") from error
     load_state(network, state)
     if any(row.target == "head.weight" and row.sources for row in report.rows):
@@ -64,34 +63,24 @@ def plain(label: str) -> str:
 
 
 def understand(checkpoint: Checkpoint) -> Translated:
-    """Our own folders are told by their config.json, everything else by its keys."""
+    """Our own folders are told by their config.json, everything else by its keys. Of a pre-training the backbone."""
     config = checkpoint.config
-    if "kwargs" in config and config["name"] in VARIANTS:
-        kind = config["name"].split("_")[0].replace("videomae", "vivit")
-        own = Format(config["name"], kind, (), ())
-        rows = {key: Row(MAPPED, (key,), key) for key in checkpoint.state}
-        return Translated(own, Weights(checkpoint.state), rows, [], settings_of(config), [])
-    if "kwargs" in config and config["name"] in PRETRAINING:
-        return understand_pretraining(checkpoint)
-    translated = translate(checkpoint.state)
-    return dataclasses.replace(translated, settings=translated.settings | settings_of(config))
-
-
-def understand_pretraining(checkpoint: Checkpoint) -> Translated:
-    """A MaskFeat folder of ours: its backbone, without what only the pre-training needs."""
+    if "kwargs" not in config:
+        translated = translate(checkpoint.state)
+        return dataclasses.replace(translated, settings=translated.settings | settings_of(config), grid=grid_of(config))
     with torch.device("meta"):
-        network = build(checkpoint.config["name"], **checkpoint.config["kwargs"])
-    backbone: Any = network.backbone
-    kind = type(backbone).__name__.lower()
+        network = build(config["name"], **config["kwargs"])
+    pretraining = config["name"] in PRETRAINING
+    backbone: Any = network.backbone if pretraining else network
     kept, rows, dropped = Weights(), {}, []
     for key, tensor in checkpoint.state.items():
         ours = key.removeprefix("backbone.")
-        if ours == key:
+        if pretraining and ours == key:
             dropped.append(Row(DROPPED, (key,), "", "mask token or HOG head of the pre-training"))
         else:
             kept[ours], rows[ours] = tensor, Row(MAPPED, (key,), ours)
-    own = Format(checkpoint.config["name"], kind, (), (), pretraining=True)
-    return Translated(own, kept, rows, dropped, dict(backbone.kwargs), [])
+    own = Format(config["name"], type(backbone).__name__.lower(), (), (), pretraining=pretraining)
+    return Translated(own, kept, rows, dropped, dict(backbone.kwargs), [], list(backbone.patch_embed.grid))
 
 
 def convert(source: str | Path, **given: Any) -> tuple[nn.Module, dict[str, Any], Report]:
@@ -108,7 +97,7 @@ def convert(source: str | Path, **given: Any) -> tuple[nn.Module, dict[str, Any]
             raise ValueError("a pre-training: it starts a classifier (model.init in train.py), but is none by itself")
         name, kwargs, assumed = architecture(translated, given)
         network = build(checkpoint.config.get("name", name), **kwargs)
-        options.setdefault("source_grid", grid_of(checkpoint.config) or list(network.patch_embed.grid))  # type: ignore[union-attr,arg-type]
+        options.setdefault("source_grid", translated.grid or list(network.patch_embed.grid))  # type: ignore[union-attr,arg-type]
         state, report = transfer(translated, network, **options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{source}: {error}") from error

@@ -28,28 +28,23 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "name": (is_text, "text"), "kwargs": (is_object, "an object"), "id2label": (is_object, "an object"),
     "input": (is_object, "an object"), "image_size": (is_size, "a whole number or a list of them"),
     "tubelet_size": (is_size, "a whole number or a list of them"), "patch_size": (is_size, "a whole number"),
-    "num_frames": (is_whole, "a whole number"), "tubelet": (is_whole, "a whole number"),
+    "num_frames": (is_whole, "a whole number"),
     "num_attention_heads": (is_whole, "a whole number"), "hidden_act": (is_text, "text"),
 }  # fmt: skip
 
 
 def check(config: Mapping[str, Any]) -> None:
     """Raises ValueError for a key that we read and that is not what it should be."""
-    for place in (config, config.get("kwargs", {})):
-        for key in CHECKS.keys() & (place.keys() if isinstance(place, dict) else {}):
-            fits, expected = CHECKS[key]
-            if not fits(place[key]):
-                raise ValueError(f"{CONFIG}: {key}={place[key]!r}: expected {expected}")
-    if not isinstance(config.get("kwargs", {}), dict):
-        raise ValueError(f"{CONFIG}: kwargs={config['kwargs']!r}: expected an object")
+    for key in sorted(CHECKS.keys() & config.keys()):
+        fits, expected = CHECKS[key]
+        if not fits(config[key]):
+            raise ValueError(f"{CONFIG}: {key}={config[key]!r}: expected {expected}")
     if "kwargs" in config and "name" not in config:
         raise ValueError(f"{CONFIG}: key 'name' is missing")
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of our networks: our own config's, or what transformers' says, under our names."""
-    if "kwargs" in config:
-        return dict(config["kwargs"])
+    """Arguments of our networks that transformers' config says, under our names."""
     names = {"num_attention_heads": "heads", "image_size": "image_size", "num_frames": "num_frames"}
     known = {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
     if "hidden_act" in config:
@@ -63,17 +58,15 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def grid_of(config: Mapping[str, Any]) -> list[int] | None:
-    """(t, h, w) of the positions, if it says; a rows-and-columns patch of ours is square."""
-    sizes = config.get("kwargs", config)
-    if not {"image_size", "num_frames"} <= sizes.keys():
+    """(t, h, w) of the positions, if transformers' config says."""
+    if not {"image_size", "num_frames"} <= config.keys():
         return None
-    tubelet, patch = sizes.get("tubelet", 1), sizes.get("patch_size", 16)
-    whole = sizes.get("tubelet_size", sizes.get("patch_stride"))  # transformers' ViViT and VideoMAE; our MViT
-    if whole is not None:
-        tubelet, patch = (whole, patch) if isinstance(whole, int) else whole[:2]
-    size = sizes["image_size"]
+    tubelet, patch = config.get("tubelet_size", 1), config.get("patch_size", 16)
+    if not isinstance(tubelet, int):  # ViViT's is of frames, rows and columns
+        tubelet, patch = tubelet[:2]
+    size = config["image_size"]
     height, width = (size, size) if isinstance(size, int) else size[-2:]
-    return [sizes["num_frames"] // tubelet, height // patch, width // patch]
+    return [config["num_frames"] // tubelet, height // patch, width // patch]
 
 
 def input_of(checkpoint: Checkpoint, of_format: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class Translated:
     dropped: list[Row]
     settings: dict[str, Any]
     notes: list[str]
+    grid: list[int] | None = None  # (t, h, w) of the positions, if a config.json says
 
 
 def detect(state: Mapping[str, Tensor]) -> Format:
