@@ -3,6 +3,7 @@
     python eval.py runs/NAME                                  the multi-view test of its configuration
     python eval.py runs/NAME eval.clips=10 eval.crops=3       other views
     python eval.py runs/NAME data.test=other/list.txt
+    python eval.py configs/NAME.yaml model.init=FILE          a recipe with the weights of any checkpoint that we read
 
 Writes RUN/eval/<clips>x<crops>/{summary.json, predictions.csv, per_class.csv}; of a MaskFeat pre-training the loss and
 a picture of what it predicts, in RUN/eval/pretraining/. A video that cannot be read counts as
@@ -29,12 +30,12 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from configs import schema
-from configs.runs import write_csv
+from configs.runs import run_path, write_csv
 from networks import weights
+from networks.configured import build_network, build_task, initialise
 from networks.hog import draw_cells
-from networks.maskfeat import MaskFeat as MaskFeatNetwork
 from networks.tasks import MaskFeat
-from pipelines.lists import Clip
+from pipelines.lists import Clip, class_names
 from pipelines.loader import Batch, VideoLoader, build_loader
 from pipelines.show import draw_rows, pixels
 from pipelines.source import Unreadable
@@ -133,7 +134,7 @@ def draw_hog(
     """MaskFeat at work on the middle frame of some clips: masked input, predicted HOG, original HOG, the frame."""
     video = batch.video[:, 0] if batch.video.ndim == 6 else batch.video
     frames = pixels(video[:clips], mean, std)
-    _, t, h, w, numbers = out["target"].shape
+    t, numbers = out["target"].shape[1], out["target"].shape[-1]
     side = round((numbers // 27) ** 0.5)  # HOG cells along a token
 
     def cells(tokens: Tensor) -> np.ndarray:
@@ -147,7 +148,7 @@ def draw_hog(
         hidden = out["mask"][clip, token_frame].cpu().numpy()
         grey = np.kron(hidden, np.ones((frame.shape[0] // hidden.shape[0], frame.shape[1] // hidden.shape[1])))
         masked = np.where(grey[..., None] > 0, 127, frame).astype(np.uint8)
-        rows.append([masked, *(cells(out[key][clip, token_frame]) for key in ("prediction", "target")), frame])
+        rows.append([masked, *(cells(out[key][clip, token_frame, 0]) for key in ("prediction", "target")), frame])
     return draw_rows(rows, ["masked input", "predicted HOG", "original HOG", "frame"])
 
 
@@ -155,8 +156,8 @@ def evaluate_pretraining(
     cfg: schema.Config, network: nn.Module, loader: VideoLoader, world: World, folder: Path, dtype: torch.dtype
 ) -> str:
     """predictions.png and summary.json in `folder`; returns the lines to print."""
-    assert isinstance(network, MaskFeatNetwork)
-    task = MaskFeat(network, cfg.task.mask, cfg.task.mask_ratio, cfg.task.hog_window)
+    task = build_task(cfg, network)
+    assert isinstance(task, MaskFeat)
     loss, baseline, (batch, out) = pretraining_loss(network, task, loader, world, dtype)
     if world.is_first:
         figure = draw_hog(batch, out, cfg.data.mean, cfg.data.std)
@@ -228,16 +229,27 @@ def write_report(folder: Path, scores: Scores, clips: Sequence[Clip], classes: S
     ])  # fmt: skip
 
 
-def load_run(folder: Path, overrides: Sequence[str]) -> tuple[schema.Config, nn.Module, list[str]]:
-    """The configuration of a run, its best network in eval mode, and the class names."""
-    if not (folder / "config.yaml").exists():
-        raise ValueError(f"{folder}: not a run folder (it has no config.yaml)")
-    if not (folder / "best").exists():
-        raise ValueError(f"{folder}: no checkpoint in it yet: best/ is written after the first validation")
-    cfg = schema.load(folder / "config.yaml", overrides)
-    network, config = weights.load(folder / "best")
+def load_run(source: Path, overrides: Sequence[str]) -> tuple[schema.Config, Path, nn.Module, list[str]]:
+    """The configuration of a run, its folder, its best network in eval mode and the class names; or those of a recipe,
+    with the weights of its model.init."""
+    if source.suffix == ".yaml" and source.is_file():
+        cfg = schema.load(source, overrides)
+        if not cfg.model.init:
+            raise ValueError(f"{source}: a recipe has no weights; give model.init=CHECKPOINT, or a run folder")
+        lists = [path for path in (cfg.data.train, cfg.data.test, cfg.data.val) if path]
+        classes = class_names(next(filter(os.path.exists, lists), cfg.data.train), cfg.data.classes)
+        torch.manual_seed(cfg.run.seed)  # for what the checkpoint leaves as initialised
+        network = build_network(cfg, len(classes)).eval()
+        print(initialise(network, cfg, classes))
+        return cfg, run_path(cfg), network, classes
+    if not (source / "config.yaml").exists():
+        raise ValueError(f"{source}: not a run folder (it has no config.yaml)")
+    if not (source / "best").exists():
+        raise ValueError(f"{source}: no checkpoint in it yet: best/ is written after the first validation")
+    cfg = schema.load(source / "config.yaml", overrides)
+    network, config = weights.load(source / "best")
     names = config["id2label"]
-    return cfg, network, [names[number] for number in range(len(names))]
+    return cfg, source, network, [names[number] for number in range(len(names))]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -247,8 +259,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if arguments else 2
     try:
         world = World.from_env()
-        folder = Path(arguments[0])
-        cfg, network, classes = load_run(folder, arguments[1:])
+        cfg, folder, network, classes = load_run(Path(arguments[0]), arguments[1:])
         device = choose_device(cfg.run.device, world)
         dtype = choose_dtype(cfg.run.amp, device)
         if world.size > 1:

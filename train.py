@@ -21,14 +21,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-import networks
 from configs import schema
 from configs.runs import RunFolder, draw_curves, find_checkpoint, load_checkpoint, read_metrics
 from configs.steps import Meter, Stop, log_line
 from eval import autocast, choose_device, choose_dtype, draw_hog, evaluate, pretraining_loss
 from networks import weights
+from networks.configured import build_network, build_task, freeze, initialise
 from networks.optim import build_optimizer, cosine_lr
-from networks.tasks import Classify, MaskFeat
+from networks.tasks import MaskFeat
 from pipelines.lists import class_names
 from pipelines.loader import Batch, VideoLoader, build_loader
 from pipelines.show import draw_strips
@@ -185,42 +185,6 @@ def train(cfg: schema.Config) -> int:
     if world.size > 1:
         torch.distributed.destroy_process_group()
     return 128 + stop.signal if stop.signal else 0
-
-
-def build_network(cfg: schema.Config, num_classes: int) -> nn.Module:
-    """The network for the data's frames and size; a key of model.args that it does not take is a ValueError."""
-    sizes = {"num_frames": cfg.data.frames, "image_size": cfg.data.size}
-    if cfg.task.name == "classify":
-        sizes["num_classes"] = num_classes
-    known = networks.VARIANTS if cfg.task.name == "classify" else networks.PRETRAINING
-    if cfg.model.name in (networks.VARIANTS | networks.PRETRAINING).keys() - known.keys():
-        raise ValueError(
-            f"model.name={cfg.model.name} is not for task.name={cfg.task.name}: expected one of {', '.join(known)}"
-        )
-    try:
-        return networks.build(cfg.model.name, **sizes | cfg.model.args)
-    except TypeError as error:
-        raise ValueError(f"model.args={cfg.model.args}: {error}") from None
-
-
-def build_task(cfg: schema.Config, network: nn.Module, compiled: bool) -> Classify | MaskFeat:
-    """What turns a batch into a loss."""
-    t = cfg.task
-    if t.name == "classify":
-        return Classify(t.label_smoothing)
-    assert isinstance(network, networks.maskfeat.MaskFeat)
-    return MaskFeat(network, t.mask, t.mask_ratio, t.hog_window, compiled)
-
-
-def freeze(network: nn.Module) -> None:
-    """A linear probe: all but the head stays as it is."""
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name.startswith("head."))
-
-
-def initialise(network: nn.Module, cfg: schema.Config, classes: Sequence[str]) -> str:
-    """Fill the network from model.init; returns what became of every kind of key."""
-    return weights.initialise(network, cfg.model.init, classes, **cfg.model.init_args).text()
 
 
 def description(cfg: schema.Config, classes: Sequence[str]) -> dict:

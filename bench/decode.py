@@ -20,15 +20,11 @@ process, and what they read ahead is used up before their turn is timed. A ratio
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +32,9 @@ import numpy as np
 import torch
 
 from bench import files, peers
+from bench.common import head, parse, shown, spread, write
 from bench.machine import Clock, settle
 from configs import schema
-from configs.runs import environment
 from pipelines.loader import DALI_CODECS, VideoLoader, build_loader
 from pipelines.world import World
 
@@ -95,31 +91,13 @@ class Settings:
         return 1 + self.repeats * (self.warm_batches + self.timed_batches) + self.warm_batches
 
 
-def parse(arguments: Sequence[str]) -> Settings:
-    """key=value ... -> settings; ValueError names the argument and what was expected."""
-    known = {f.name: f for f in dataclasses.fields(Settings)}
-    values: dict[str, Any] = {}
-    for argument in arguments:
-        key, equals, value = argument.removeprefix("--").partition("=")
-        if not equals or key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {near[0]}=?" if near else f"expected one of {', '.join(known)}"
-            raise ValueError(f"{argument}: not a key=value that is known; {hint}")
-        default = known[key].default
-        try:
-            values[key] = tuple(value.split(",")) if isinstance(default, tuple) else type(default)(value)
-        except ValueError:
-            raise ValueError(f"{argument}: expected a whole number") from None
-    return Settings(**values)
-
-
 def main(arguments: Sequence[str]) -> int:
     """The command; returns its exit status."""
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
     try:
-        settings = parse(arguments)
+        settings = parse(Settings, arguments)
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings.cores])  # and so all that we start
         torch.set_num_threads(1)
         if settings.folder:
@@ -127,13 +105,11 @@ def main(arguments: Sequence[str]) -> int:
         else:
             s = settings
             sets = files.generate(Path(s.cache), list(s.sets), s.files, s.width, s.height, s.length)
-        result = result_head(settings)
+        result = head("decode", settings, ("decord", "torchcodec", "torchvision")) | {"sets": []}
         for name, paths in sets.items():
             result["sets"].append(measure(name, paths, settings))
             print(table(result["sets"][-1]), flush=True)
-        result["load_after"] = os.getloadavg()
-        Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(settings.out).write_text(json.dumps(result, indent=1) + "\n")
+        write(result, settings.out)
     except (ValueError, OSError) as error:
         print(f"bench.decode: {error}", file=sys.stderr)
         return 2
@@ -141,21 +117,6 @@ def main(arguments: Sequence[str]) -> int:
         return 130
     print(f"written: {settings.out}")
     return 0
-
-
-def result_head(settings: Settings) -> dict[str, Any]:
-    """The circumstances of the figures."""
-    installed = {d.metadata["Name"] for d in metadata.distributions()}
-    names = [name for name in ("decord", "torchcodec", "torchvision") if name in installed]
-    return {
-        "bench": "decode",
-        "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
-        "environment": environment(),
-        "peers": {name: metadata.version(name) for name in names},
-        "settings": dataclasses.asdict(settings),
-        "load_before": os.getloadavg(),
-        "sets": [],
-    }
 
 
 def measure(name: str, paths: Sequence[str], settings: Settings) -> dict[str, Any]:
@@ -285,14 +246,6 @@ def ratios(rates: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
     }
 
 
-def spread(values: Iterable[float]) -> dict[str, Any]:
-    """Median, quartiles, and the values themselves, in their order."""
-    all_values = list(values)
-    p25, median, p75 = np.percentile(all_values, [25, 50, 75])
-    rounded = [round(v, 3) for v in all_values]
-    return {"median": round(median, 3), "p25": round(p25, 3), "p75": round(p75, 3), "all": rounded}
-
-
 def table(measured: dict[str, Any]) -> str:
     """One set as text: a line a case, median [quartiles]."""
     f = measured["files"]
@@ -306,18 +259,14 @@ def table(measured: dict[str, Any]) -> str:
     for case, figures in measured["cases"].items():
         ratio, apart = measured["ratios"].get(case), measured["pictures"].get(case)
         lines.append(
-            f"{case:18} {_shown(figures['clips_per_s'], 1):>22} {_shown(figures['cpu_ms_per_clip'], 1):>22} "
-            f"{_shown(ratio, 2) if ratio else '':>22} {format(apart['mean'], '.2f') + ' of 255' if apart else '':>16}"
+            f"{case:18} {shown(figures['clips_per_s'], 1):>22} {shown(figures['cpu_ms_per_clip'], 1):>22} "
+            f"{shown(ratio, 2) if ratio else '':>22} {format(apart['mean'], '.2f') + ' of 255' if apart else '':>16}"
         )
     if best := measured["ratios"].get("best_peer"):
-        lines.append(f"{'best peer':18} {'':22} {'':22} {_shown(best, 2):>22}")
+        lines.append(f"{'best peer':18} {'':22} {'':22} {shown(best, 2):>22}")
     others = [x for figures in measured["cases"].values() for x in figures["cores_used_by_others"]["all"]]
     lines.append(f"used by other processes meanwhile: {np.mean(others):.2f} cores on average")
     return "\n".join(lines)
-
-
-def _shown(s: dict[str, float], digits: int) -> str:
-    return f"{s['median']:.{digits}f} [{s['p25']:.{digits}f}-{s['p75']:.{digits}f}]"
 
 
 if __name__ == "__main__":

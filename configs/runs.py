@@ -33,11 +33,15 @@ _DAMAGE = (OSError, EOFError, RuntimeError, ValueError, LookupError, pickle.Unpi
 _PACKAGES = ("torch", "nvidia-dali-cuda120", "av", "timm", "einops", "kornia", "numpy")
 
 
+def run_path(cfg: Config) -> Path:
+    return Path(cfg.run.folder) / (cfg.run.name or "run")
+
+
 class RunFolder:
     """Writes lines, metrics, scalars and checkpoints. Raises ValueError if the folder cannot be written."""
 
     def __init__(self, cfg: Config):
-        self.path = Path(cfg.run.folder) / (cfg.run.name or "run")
+        self.path = run_path(cfg)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / "config.yaml").write_text(schema.dump(cfg))
@@ -95,7 +99,7 @@ class RunFolder:
 
 def find_checkpoint(cfg: Config) -> Path | None:
     """What run.resume means: auto is the run's own last.pt if there is one; a path must exist."""
-    last = Path(cfg.run.folder) / (cfg.run.name or "run") / "last.pt"
+    last = run_path(cfg) / "last.pt"
     if cfg.run.resume == "no":
         return None
     if cfg.run.resume == "auto":

@@ -74,9 +74,13 @@ class Model:
 class Task:
     name: str = _key("classify", "what is trained: classes, or MaskFeat's pre-training", ("classify", "maskfeat"))
     label_smoothing: float = _key(0.0, "share of the target spread over all classes")
-    mask: str = _key("cube", "what MaskFeat hides", ("cube", "tube", "random"))
+    mask: str = _key(
+        "cube", "what MaskFeat hides; runs: of frames, with the loss on their middle ones",
+        ("cube", "tube", "random", "runs"),
+    )  # fmt: skip
     mask_ratio: float = _key(0.4, "share of a clip that MaskFeat hides")
     hog_window: int = _key(0, "pixels of the Gaussian that weighs MaskFeat's gradients (0: none, 16: mmselfsup's)")
+    hog_gradient: str = _key("sobel", "of MaskFeat's HOG; central: as scikit-image has it", ("sobel", "central"))
     show_epochs: int = _key(10, "epochs between two pictures of MaskFeat's predictions")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from networks.maskfeat import maskfeat_mvit_v2_s, maskfeat_tiny
+from networks.maskfeat import maskfeat_mvit_v1_b, maskfeat_mvit_v2_s, maskfeat_tiny
 from networks.mvit import mvit_v1_b, mvit_v1_tiny, mvit_v2_b, mvit_v2_s, mvit_v2_tiny
 from networks.timesformer import timesformer_b, timesformer_hr, timesformer_l, timesformer_s, timesformer_tiny
 from networks.vivit import (
@@ -38,7 +38,7 @@ VARIANTS: dict[str, Callable[..., nn.Module]] = {
 
 
 PRETRAINING: dict[str, Callable[..., nn.Module]] = {
-    variant.__name__: variant for variant in (maskfeat_mvit_v2_s, maskfeat_tiny)
+    variant.__name__: variant for variant in (maskfeat_mvit_v1_b, maskfeat_mvit_v2_s, maskfeat_tiny)
 }
 
 

@@ -11,21 +11,23 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from networks.hog import target_width
-from networks.layers import Triple, TubeletEmbed, init_linear, plain_kwargs
-from networks.mvit import MViT, mvit_v2_s, mvit_v2_tiny
+from networks.layers import Triple, TubeletEmbed, check_positive, init_linear, plain_kwargs
+from networks.mvit import MViT, mvit_v1_b, mvit_v1_tiny, mvit_v2_b, mvit_v2_s, mvit_v2_tiny
 from networks.vivit import ViViT, vivit_b, vivit_fsa_b, vivit_tiny
 
 BACKBONES = {
-    network.__name__: network for network in (mvit_v2_s, mvit_v2_tiny, vivit_b, vivit_fsa_b, vivit_tiny)
+    network.__name__: network for network in (
+        mvit_v1_b, mvit_v1_tiny, mvit_v2_b, mvit_v2_s, mvit_v2_tiny, vivit_b, vivit_fsa_b, vivit_tiny
+    )
 }  # fmt: skip
-MASK_CELL = 2  # a mask's cells are 2x2 of the last tokens (8x7x7 over 8x14x14 in the paper)
 
 
 class MaskFeat(nn.Module):
     """A mask token after the patch embedding, a backbone without a head, and a linear layer on its normed tokens.
 
     `backbone` is a name and `backbone_args` are its arguments; MViT's last stage should not pool its queries (arguments
-    of the variants below), so that tokens are 16 pixels wide.
+    of the variants below), so that tokens are 16 pixels wide. A mask's cells are mask_cell x mask_cell tokens (2 in
+    the paper: 8x7x7 over 8x14x14). Of each token the HOG of its first target_frames frames is predicted.
     """
 
     def __init__(
@@ -34,6 +36,8 @@ class MaskFeat(nn.Module):
         num_frames: int = 16,
         image_size: Any = 224,
         backbone_args: dict[str, Any] | None = None,
+        mask_cell: int = 2,
+        target_frames: int = 1,
     ):
         super().__init__()
         self.kwargs = plain_kwargs(locals())
@@ -47,12 +51,17 @@ class MaskFeat(nn.Module):
         self.backbone = network
         self.token_grid: Triple = network.token_grid
         t, h, w = self.token_grid
-        if h % MASK_CELL or w % MASK_CELL or network.patch_embed.grid[0] % t:
+        check_positive(mask_cell=mask_cell, target_frames=target_frames)
+        if h % mask_cell or w % mask_cell or network.patch_embed.grid[0] % t:
             raise ValueError(
-                f"image_size={image_size}: masks of 2x2 tokens do not divide the {h}x{w} tokens of a frame"
+                f"image_size={image_size}: masks of {mask_cell}x{mask_cell} tokens do not divide the {h}x{w} tokens of "
+                "a frame"
             )
-        self.mask_grid = (t, h // MASK_CELL, w // MASK_CELL)
-        self.target_width = target_width(network.patch_embed.input_shape[2:], self.token_grid)
+        if target_frames > num_frames // t:
+            raise ValueError(f"target_frames={target_frames}: a token has {num_frames // t} frames")
+        self.mask_grid = (t, h // mask_cell, w // mask_cell)
+        self.target_frames = target_frames
+        self.target_width = target_frames * target_width(network.patch_embed.input_shape[2:], self.token_grid)
         self.mask_token = nn.Parameter(torch.empty(1, 1, network.patch_embed.proj.out_channels))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.predict = nn.Linear(network.norm.normalized_shape[0], self.target_width)
@@ -72,11 +81,12 @@ class MaskFeat(nn.Module):
         return repeat(mask, "B t h w -> B (t a) (h b w c)", a=t, b=h, c=w)
 
     def forward(self, video: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, C, T, H, W), mask (B, t, h, w) bool of mask_grid, True where hidden -> (B, t, h, w, target_width)."""
+        """(B, C, T, H, W), mask (B, t, h, w) bool of mask_grid, True where hidden -> (B, t, f, h, w, numbers) of the f
+        frames of target_frames."""
         hidden = None if mask is None else self.spread(mask, self.backbone.patch_embed.grid)
         tokens = self.backbone.forward_tokens(video, hidden, self.mask_token)
         t, h, w = self.token_grid
-        return rearrange(self.predict(tokens), "B (t h w) D -> B t h w D", t=t, h=h, w=w)
+        return rearrange(self.predict(tokens), "B (t h w) (f D) -> B t f h w D", t=t, h=h, w=w, f=self.target_frames)
 
 
 # ---- variants --------------------------------------------------------------------------------------------------------
@@ -87,6 +97,15 @@ def maskfeat_mvit_v2_s(**overrides: Any) -> MaskFeat:
     strides = [[1, 1, 1], [1, 2, 2], [1, 2, 2], [1, 1, 1]]
     args: dict[str, Any] = dict(query_strides=strides, width_change="mlp", drop_path=0.0, dropout=0.0)
     settings: dict[str, Any] = dict(backbone="mvit_v2_s", backbone_args=args)
+    return MaskFeat(**settings | overrides)
+
+
+def maskfeat_mvit_v1_b(**overrides: Any) -> MaskFeat:
+    """What VideoTransformer-pytorch pre-trains: MViT-B with stage 4 unpooled, masks of single tokens, the HOG of both
+    frames of a token; 16x224x224. Its task has task.mask=runs and task.hog_gradient=central."""
+    strides = [[1, 1, 1], [1, 2, 2], [1, 2, 2], [1, 1, 1]]
+    args: dict[str, Any] = dict(query_strides=strides, drop_path=0.0, dropout=0.0, pool_norm_eps=1e-5)
+    settings: dict[str, Any] = dict(backbone="mvit_v1_b", backbone_args=args, mask_cell=1, target_frames=2)
     return MaskFeat(**settings | overrides)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-KINDS = ("cube", "tube", "random")
+KINDS = ("cube", "tube", "random", "runs")
 SMALLEST, LARGEST, ASPECT = 9 / 49, 1.0, 0.3  # of a cube: share of a frame's cells, and narrowest height to width
 ATTEMPTS = 100
 
@@ -56,12 +56,43 @@ def random_mask(grid: Sequence[int], ratio: float, rng: np.random.Generator) -> 
     return mask.reshape(tuple(grid))
 
 
+def run_mask(grid: Sequence[int], ratio: float, rng: np.random.Generator) -> np.ndarray:
+    """(t, h, w) bool: runs of frames, int(ratio t) frames in all, each run with blocks of its own that hide the share
+    of each of its frames; so ratio x ratio of all cells (VideoTransformer-pytorch)."""
+    t, h, w = grid
+    mask = np.zeros((t, h, w), bool)
+    left = max(1, int(ratio * t))
+    while left:
+        start, length = int(rng.integers(0, t)), int(rng.integers(1, left + 1))
+        blocks = cube_mask((1, h, w), ratio, rng)[0]
+        for frame in range(start, min(start + length, t)):
+            if mask[frame].any():
+                break
+            mask[frame] = blocks
+            left -= 1
+    return mask
+
+
+def middle_frames(mask: np.ndarray, frames: int) -> np.ndarray:
+    """(B, t, h, w) bool of run_mask -> (B, t, frames) bool: the middle frame of each run, `frames` frames to a cell."""
+    middle = np.zeros((*mask.shape[:2], frames), bool)
+    for clip, hidden in enumerate(mask):
+        start = 0
+        for end in range(1, len(hidden) + 1):
+            if end < len(hidden) and (hidden[end] == hidden[start]).all():
+                continue
+            if hidden[start].any():
+                middle[clip].flat[start * frames + (end - start) * frames // 2] = True
+            start = end
+    return middle
+
+
 def draw_masks(kind: str, grid: Sequence[int], ratio: float, seeds: Sequence[Sequence[int]]) -> np.ndarray:
     """(B, t, h, w) bool, each from the (seed, epoch, sample) of its clip alone."""
     if kind not in KINDS:
         raise ValueError(f"mask={kind!r}: expected one of {', '.join(KINDS)}")
     if not 0.0 < ratio < 1.0:
         raise ValueError(f"mask_ratio={ratio}: must lie between 0 and 1")
-    draw = {"cube": cube_mask, "tube": tube_mask, "random": random_mask}[kind]
+    draw = {"cube": cube_mask, "tube": tube_mask, "random": random_mask, "runs": run_mask}[kind]
     # the 2: [seed, epoch, sample, 1] alone is the stream of the clip's frames and crop
     return np.stack([draw(grid, ratio, np.random.default_rng([*seed, 2])) for seed in seeds])

@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from networks.maskfeat import MaskFeat
 from networks.mvit import MViT
 from networks.timesformer import TimeSformer
 from networks.vivit import ViViT
 
-ARGUMENTS = {name for network in (TimeSformer, ViViT, MViT) for name in inspect.signature(network).parameters}
+NETWORKS = (TimeSformer, ViViT, MViT, MaskFeat)
+ARGUMENTS = {name for network in NETWORKS for name in inspect.signature(network).parameters}
 
 
 def parse_settings(words: Sequence[str], others: Iterable[str] = ()) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from networks.hog import hog_targets
 from networks.maskfeat import MaskFeat as MaskFeatNetwork
-from networks.masks import draw_masks
+from networks.masks import draw_masks, middle_frames
 
 
 class LabelledClips(Protocol):
@@ -46,36 +47,54 @@ class Classify:
 
 
 class MaskFeat:
-    """Predict the HOG of hidden tokens: mean squared error over all of them (MaskFeat, section 3)."""
+    """Predict the HOG of hidden tokens: mean squared error over all of them (MaskFeat, section 3); with masks of the
+    kind "runs" over the middle frame of each run alone (VideoTransformer-pytorch)."""
 
     def __init__(
-        self, network: MaskFeatNetwork, mask: str = "cube", ratio: float = 0.4, window: int = 0, compiled: bool = False
+        self,
+        network: MaskFeatNetwork,
+        mask: str = "cube",
+        ratio: float = 0.4,
+        window: int = 0,
+        gradient: str = "sobel",
+        compiled: bool = False,
     ):
         self.grid, self.mask_grid, self.spread = network.token_grid, network.mask_grid, network.spread
-        self.mask, self.ratio, self.window = mask, ratio, window
+        self.frames = network.target_frames
+        self.mask, self.ratio, self.window, self.gradient = mask, ratio, window, gradient
         self.targets = torch.compile(hog_targets) if compiled else hog_targets
-        draw_masks(mask, self.mask_grid, ratio, [(0, 0, 0)])  # says now what is wrong with them
+        if not draw_masks(mask, self.mask_grid, ratio, [(0, 0, 0)]).any():
+            raise ValueError(f"mask_ratio={ratio}: hides nothing of {'x'.join(map(str, self.mask_grid))} cells")
 
-    def hide(self, batch: SeededClips) -> Tensor:
-        """(B, t, h, w) bool on the clips' device, each from its clip's (seed, epoch, row) alone; True is hidden."""
-        masks = torch.from_numpy(draw_masks(self.mask, self.mask_grid, self.ratio, batch.seeds))
+    def hide(self, batch: SeededClips) -> tuple[Tensor, Tensor]:
+        """-> mask (B, t, h, w), each from its clip's (seed, epoch, row) alone, and the frames (B, t, f) whose hidden
+        tokens count; bool on the clips' device."""
+        mask = draw_masks(self.mask, self.mask_grid, self.ratio, batch.seeds)
+        frames = np.ones((*mask.shape[:2], self.frames), bool)
+        if self.mask == "runs":
+            frames = middle_frames(mask, self.frames)
         device = batch.video.device
-        return masks.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else masks
+        on_host = torch.from_numpy(mask), torch.from_numpy(frames)
+        if device.type != "cuda":
+            return on_host
+        mask_there, frames_there = (part.pin_memory().to(device, non_blocking=True) for part in on_host)
+        return mask_there, frames_there
 
     def __call__(self, network: nn.Module, batch: SeededClips) -> dict[str, Tensor]:
         """video (B, C, T, H, W), or (B, 1, C, T, H, W) -> loss () and, of the same hidden tokens, the baseline () of
         predicting their mean, both float32; losses and baselines (B,) of each clip; mask; prediction and target
-        (B, t, h, w, numbers)."""
-        mask = self.hide(batch)
+        (B, t, f, h, w, numbers)."""
+        mask, frames = self.hide(batch)
         video = batch.video.flatten(0, 1) if batch.video.ndim == 6 else batch.video  # one view of each
         prediction = network(video, mask)
         with torch.no_grad():
-            target = self.targets(video, self.grid, self.window)
+            target = self.targets(video, self.grid, self.frames, self.window, self.gradient)
             _, h, _ = self.grid
-            hidden = rearrange(self.spread(mask, self.grid), "B t (h w) -> B t h w", h=h)
-            weight = hidden / reduce(hidden.float(), "B t h w -> B 1 1 1", "sum")
-            mean = torch.einsum("bthw,bthwd->d", weight, target) / len(target)
-            baselines = reduce((target - mean).square().mean(-1) * weight, "B t h w -> B", "sum")
-        losses = reduce((prediction.float() - target).square().mean(-1) * weight, "B t h w -> B", "sum")
+            hidden = rearrange(self.spread(mask, self.grid), "B t (h w) -> B t 1 h w", h=h)
+            counted = hidden & rearrange(frames, "B t f -> B t f 1 1")
+            weight = counted / reduce(counted.float(), "B t f h w -> B 1 1 1 1", "sum")
+            mean = torch.einsum("btfhw,btfhwd->d", weight, target) / len(target)
+            baselines = reduce((target - mean).square().mean(-1) * weight, "B t f h w -> B", "sum")
+        losses = reduce((prediction.float() - target).square().mean(-1) * weight, "B t f h w -> B", "sum")
         return {"loss": losses.mean(), "baseline": baselines.mean(), "losses": losses.detach(), "baselines": baselines,
                 "mask": mask, "prediction": prediction.detach(), "target": target}  # fmt: skip

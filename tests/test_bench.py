@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from bench import decode, machine
-from bench.decode import CASES, PEERS, Settings, parse, ratios, spread
+from bench.common import parse, spread
+from bench.decode import CASES, PEERS, Settings, ratios
 
 TOY = "files=2 width=64 height=48 length=40 frames=4 stride=2 size=32 batch=2 clips=4 repeats=1 threads=1".split()
 
@@ -71,7 +72,7 @@ def test_a_wrong_key_is_one_line_and_exit_2(argument: str, expected: str, capsys
 
 
 def test_settings_are_typed() -> None:
-    settings = parse(["frames=8", "--cases=clipline,decord", "folder=videos"])
+    settings = parse(Settings, ["frames=8", "--cases=clipline,decord", "folder=videos"])
     assert settings == Settings(frames=8, cases=("clipline", "decord"), folder="videos")
 
 

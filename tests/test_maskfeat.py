@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from foreign import ENTRIES, draw_clip, make_state
+from einops import rearrange
+from foreign import ENTRIES, draw_clip, make_state, write_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 from nets import SMALL, SMALL_MVIT, random_video, randomise
@@ -15,9 +16,11 @@ import networks
 from networks import weights
 from networks.hog import hog, hog_targets
 from networks.maskfeat import MaskFeat as Network
-from networks.masks import KINDS, cube_mask, draw_masks
+from networks.masks import KINDS, cube_mask, draw_masks, middle_frames
 from networks.optim import parameter_groups
 from networks.tasks import MaskFeat
+from networks.weights.architecture import architecture
+from networks.weights.translate import translate
 
 torch.set_num_threads(1)
 
@@ -39,7 +42,8 @@ def test_masks_hide_exactly_the_share(kind, grid, ratio, seed):
     mask = draw_masks(kind, grid, ratio, [(seed, 0, 3)])[0]
     assert mask.shape == grid and mask.dtype == bool
     t, h, w = grid
-    assert mask.sum() == (t * round(ratio * h * w) if kind == "tube" else round(ratio * t * h * w))
+    frames = {"tube": t, "runs": max(1, int(ratio * t))}.get(kind)
+    assert mask.sum() == (frames * round(ratio * h * w) if frames else round(ratio * t * h * w))
     if kind == "tube":
         assert (mask == mask[:1]).all()
 
@@ -59,6 +63,16 @@ def test_cube_masks_have_the_papers_statistics():
         return np.mean([(masks == np.roll(masks, 1, axis)).mean() for axis in (1, 2, 3)])
 
     assert alike(masks) > 0.65 and alike(random) < 0.55
+
+
+def test_middle_frames_of_runs():
+    mask = np.zeros((2, 8, 2, 2), bool)
+    mask[0, 2:5, 0] = True  # frames 4-9 of 16
+    mask[1, 0, 1] = True  # frames 0-1
+    mask[1, 1:3, :, 0] = True  # frames 2-5, another run
+    mask[1, 7] = True
+    assert [list(np.flatnonzero(clip)) for clip in middle_frames(mask, 2)] == [[7], [1, 4, 15]]
+    assert [list(np.flatnonzero(clip)) for clip in middle_frames(mask, 1)] == [[3], [0, 2, 7]]
 
 
 def test_a_mask_depends_on_its_clip_alone():
@@ -104,6 +118,25 @@ def test_hog_equals_its_definition(window):
     np.testing.assert_allclose(hog(frames, window).numpy(), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["photo", "noise"])
+def test_hog_equals_scikit_images(kind):
+    """With central differences; on frames of whole numbers, where gradients lie exactly on the borders of the bins."""
+    skimage = pytest.importorskip("skimage")
+    rng = np.random.default_rng(0)
+    image = skimage.data.astronaut()[100:196, 100:212] if kind == "photo" else rng.integers(0, 256, (96, 112, 3))
+    image = image.astype(np.uint8)
+    settings = dict(orientations=9, pixels_per_cell=(8, 8), cells_per_block=(1, 1), block_norm="L2")
+    expected = np.stack([
+        skimage.feature.hog(image[..., colour].astype(np.float64), feature_vector=False, **settings)[:, :, 0, 0]
+        for colour in range(3)
+    ])  # fmt: skip
+    mine = hog(torch.from_numpy(image).permute(2, 0, 1)[None], gradient="central")[0]
+    np.testing.assert_allclose(rearrange(mine.numpy(), "C o h w -> C h w o"), expected, atol=2e-5)
+    normalised = (torch.from_numpy(image) / 255 - 0.45) / 0.225  # as clips come: the same but for roundings
+    again = hog(normalised.permute(2, 0, 1)[None], gradient="central")[0]
+    assert (again - mine).abs().mean() < 2e-3
+
+
 def test_hog_of_edges():
     """A vertical edge is bin 4 (its gradient lies along x: atan2(gx, 0) = 90 degrees), a horizontal one bin 0."""
     frame = torch.zeros(1, 3, 16, 16)
@@ -117,15 +150,20 @@ def test_hog_of_edges():
 def test_hog_targets_belong_to_their_tokens():
     video = random_video(2, 3, 8, 32, 64)
     target = hog_targets(video, (4, 2, 4))
-    assert target.shape == (2, 4, 2, 4, 108)
+    assert target.shape == (2, 4, 1, 2, 4, 108)
     cells = hog(video[1:2, :, 4])[0]  # the first frame of token frame 2
     expected = cells[:, :, 2:4, 4:6].reshape(-1)
-    torch.testing.assert_close(target[1, 2, 1, 2], expected)
+    torch.testing.assert_close(target[1, 2, 0, 1, 2], expected)
     changed = video.clone()
     changed[:, :, 1::2] += random_video(2, 3, 4, 32, 64, seed=1)  # the second frame of each tubelet does not matter
     assert torch.equal(hog_targets(changed, (4, 2, 4)), target)
+    both = hog_targets(video, (4, 2, 4), frames=2)
+    assert torch.equal(both[:, :, :1], target) and not torch.equal(both[:, :, 1:], target)
+    torch.testing.assert_close(both[:, :, 1:], hog_targets(video.roll(-1, dims=2), (4, 2, 4)))
     with pytest.raises(ValueError, match="cover no whole HOG cells"):
         hog_targets(video, (4, 8, 16))
+    with pytest.raises(ValueError, match="gradient='scharr'"):
+        hog(video[:, :, 0], gradient="scharr")
     with pytest.raises(ValueError, match="HOG cells of 8 pixels do not divide"):
         hog(video[:, :, 0, :30])
 
@@ -154,7 +192,8 @@ def test_what_is_hidden_is_not_seen(backbone):
         assert not torch.equal(network(video), before)
         network.mask_token += 1.0
         assert not torch.equal(network(video, mask), before)
-    assert before.shape == (2, *network.token_grid, network.target_width)
+    t, h, w = network.token_grid
+    assert before.shape == (2, t, 1, h, w, network.target_width)
 
 
 def test_published_sizes():
@@ -195,7 +234,7 @@ def test_the_loss_is_over_hidden_tokens_alone():
     network = randomise(Network(**TINY), seed=2)
     task, batch = MaskFeat(network), make_batch()
     out = task(network, batch)
-    hidden = out["mask"].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    hidden = out["mask"].repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :, None]
     assert hidden.float().mean() == pytest.approx(0.4, abs=0.1)
     error = (out["prediction"] - out["target"]).square()
     assert out["loss"].item() == pytest.approx(error[hidden].mean().item(), rel=1e-5)
@@ -256,8 +295,6 @@ def test_a_pretraining_starts_a_classifier(tmp_path):
     assert {"mask_token", "predict.weight", "predict.bias"} <= dropped
     with pytest.raises(ValueError, match="cannot fill a ViViT"):
         weights.initialise(networks.build("vivit_tiny", **SMALL), tmp_path)
-    with pytest.raises(ValueError, match="a pre-training"):
-        weights.convert(tmp_path)
 
 
 def test_layer_decay_by_hand():
@@ -273,32 +310,95 @@ def test_layer_decay_by_hand():
     assert {group["lr_scale"] for group in parameter_groups(network, 0.05)} == {1.0}
 
 
-# ---- SlowFast's own code ---------------------------------------------------------------------------------------------
+# ---- the numbers of other projects' own code -------------------------------------------------------------------------
 
 
-def test_network_and_targets_equal_slowfasts():
+def bits(text, *shape):
+    return torch.tensor([bit == "1" for bit in text]).view(shape)
+
+
+def test_network_and_targets_equal_slowfasts(tmp_path):
     """Numbers that its MaskMViT and HOGLayerC gave, with weights and clip drawn as in foreign.py."""
-    told = ENTRIES["slowfast_maskfeat_pt"]["maskfeat"]
-    names = {"pred_head.transforms.0.0.": "backbone.norm.", "pred_head.projections.0.": "predict."}
-    state = {}
-    for key, tensor in make_state("slowfast_maskfeat_pt").items():
-        head = next((name for name in names if key.startswith(name)), None)
-        if not key.startswith("hogs."):
-            ours = key if key == "mask_token" else f"backbone.{key}" if head is None else key.replace(head, names[head])
-            state[ours] = tensor
-    sizes = dict(depths=(1, 1, 1, 1), widths=(16, 32, 64, 128), heads=(1, 2, 4, 8), width_change="mlp")
-    strides = [[1, 1, 1], [1, 2, 2], [1, 2, 2], [1, 1, 1]]
-    network = Network("mvit_v2_s", 8, 64, sizes | {"query_strides": strides}).eval()
-    weights.load_state(network, state)
+    entry = ENTRIES["slowfast_maskfeat_pt"]
+    told = entry["maskfeat"]
+    path = write_checkpoint("slowfast_maskfeat_pt", tmp_path)
+    network, config, report = weights.convert(path, **entry["given"])
+    assert config["name"] == "maskfeat_mvit_v2_s" and report.count("created") == 0
     video = draw_clip(told["clip"])
 
-    half = torch.tensor([bit == "1" for bit in told["half"]]).view(2, *network.mask_grid)
+    half = bits(told["half"], 2, *network.mask_grid)
     with torch.no_grad():
         prediction = network(video, half)
     hidden = network.spread(half, network.token_grid).flatten(1)
-    mine = prediction.flatten(1, 3)[hidden][::7, :6]
+    mine = prediction.flatten(1, 4)[hidden][::7, :6]
     torch.testing.assert_close(mine, torch.tensor(told["prediction"]), atol=2e-5, rtol=2e-5)
 
-    full = torch.tensor([bit == "1" for bit in told["full"]]).view(2, -1)
-    target = hog_targets(video, network.token_grid).flatten(1, 3)[full][::7, :12]
+    full = bits(told["full"], 2, -1)
+    target = hog_targets(video, network.token_grid).flatten(1, 4)[full][::7, :12]
     torch.testing.assert_close(target, torch.tensor(told["hog"]), atol=2e-6, rtol=1e-5)
+
+
+def test_network_and_loss_equal_videotransformer_pytorchs(tmp_path, monkeypatch):
+    """Numbers that its MaskFeat gave: 216 a token, and the loss of its middle frames against targets of zero."""
+    entry = ENTRIES["seed_maskfeat"]
+    told = entry["maskfeat"]
+    network, config, report = weights.convert(write_checkpoint("seed_maskfeat", tmp_path), **entry["given"])
+    assert config["name"] == "maskfeat_mvit_v1_b" and report.count("created") == 0
+    assert network.mask_grid == network.token_grid and network.kwargs["target_frames"] == 2
+    video, mask = draw_clip(told["clip"]), bits(told["mask"], 2, *network.mask_grid)
+    with torch.no_grad():
+        prediction = network(video, mask)
+    theirs = rearrange(prediction, "B t f h w (C o a b) -> B (t f) h w (a b C o)", C=3, o=9, a=2)
+    expected = torch.tensor(told["prediction"]).view(2, 4, -1)
+    torch.testing.assert_close(theirs[:, :, 0, 1, ::17], expected, atol=2e-5, rtol=2e-5)
+
+    monkeypatch.setattr("networks.tasks.draw_masks", lambda *_: mask.numpy())
+    task = MaskFeat(network, "runs", gradient="central")
+    with torch.no_grad():
+        out = task(network, SimpleNamespace(video=torch.zeros_like(video), seeds=[(0, 0, 0)] * 2))
+    assert not out["target"].any()  # nothing but flat frames: the targets are zero
+    task.targets = lambda *_: torch.zeros_like(prediction)
+    with torch.no_grad():
+        out = task(network, SimpleNamespace(video=video, seeds=[(0, 0, 0)] * 2))
+    torch.testing.assert_close(out["losses"], torch.tensor(told["loss_of_zeros"]), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "backbone"), [("slowfast_maskfeat_pt", "mvit_v2_s"), ("seed_maskfeat", "mvit_v1_b")])
+def test_pretrainings_of_others_go_on_here_and_start_classifiers(name, backbone, tmp_path):
+    path, folder = write_checkpoint(name, tmp_path), tmp_path / "ours"
+    network, config, _ = weights.convert(path, **ENTRIES[name]["given"])
+    weights.save(folder, network, config["name"], config["extra"])
+    again = networks.build(config["name"], **network.kwargs)
+    for source in (path, folder):
+        report = weights.initialise(again, source)
+        assert report.count("created") == 0 and torch.equal(again.predict.weight, network.predict.weight)
+        torch.testing.assert_close(again.state_dict(), network.state_dict(), rtol=0, atol=0)
+    sizes = dict(num_classes=5, num_frames=network.kwargs["num_frames"], image_size=network.kwargs["image_size"])
+    classifier = networks.build(backbone, **network.kwargs["backbone_args"] | sizes)
+    texts = [weights.initialise(classifier, source).text() for source in (path, folder)]
+    assert all("mask token or HOG head of the pre-training" in text for text in texts)
+    assert torch.equal(classifier.blocks[2].attn.qkv.bias, network.blocks[2].attn.qkv.bias)
+    converted, _, _ = weights.convert(folder)
+    assert converted.kwargs == network.kwargs
+    narrow = networks.build(config["name"], **network.kwargs | {"target_frames": 3 - network.target_frames})
+    with pytest.raises(ValueError, match=r"predict.weight: \(\d+, \d+\), the network has"):
+        weights.initialise(narrow, path)
+
+
+def test_a_classifier_starts_a_pretraining(tmp_path):
+    settings = SMALL_MVIT | {"query_strides": TINY["backbone_args"]["query_strides"], "width_change": "mlp"}
+    classifier = randomise(networks.build("mvit_v2_tiny", **settings), seed=7)
+    weights.save(tmp_path, classifier, "mvit_v2_tiny")
+    network = Network(**TINY)
+    report = weights.initialise(network, tmp_path)
+    assert torch.equal(network.blocks[1].norm1.bias, classifier.blocks[1].norm1.bias)
+    created = sorted(row.target for row in report.rows if row.what == "created")
+    assert created == ["mask_token", "predict.bias", "predict.weight"]
+
+
+def test_an_unpooled_last_stage_is_told_from_its_missing_kernel():
+    """VideoTransformer-pytorch's own setting; pooling only where queries are strided shows which stages are."""
+    state = {key: t for key, t in make_state("seed_mvit_ft").items() if "blocks.3.attn.pool_q" not in key}
+    state = {key: t for key, t in state.items() if "blocks.3.attn.norm_q" not in key}
+    _, kwargs, _ = architecture(translate(state), {})
+    assert kwargs["query_strides"][-1] == [1, 1, 1] and kwargs["query_strides"][1] == [1, 2, 2]

@@ -21,6 +21,7 @@ from configs import schema
 from configs.runs import read_metrics
 from eval import Scores, evaluate
 from networks import weights
+from networks.tasks import Classify
 from pipelines.loader import build_loader
 from pipelines.world import World
 
@@ -157,7 +158,7 @@ def test_ctrl_c_on_the_real_command(arguments, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_is_skipped_and_stops_the_run(arguments, tmp_path, monkeypatch, capsys):
-    real, calls = training.Classify.__call__, []
+    real, calls = Classify.__call__, []
 
     def spoil(self, network, batch):
         out = real(self, network, batch)
@@ -166,7 +167,7 @@ def test_a_loss_that_is_not_finite_is_skipped_and_stops_the_run(arguments, tmp_p
             out["loss"] = out["loss"] * float("nan")
         return out
 
-    monkeypatch.setattr(training.Classify, "__call__", spoil)
+    monkeypatch.setattr(Classify, "__call__", spoil)
     assert training.main([*arguments, "run.name=a"]) == 0
     assert [r["bad_steps"] for r in read_metrics(tmp_path / "a") if r["kind"] == "train"] == [0, 0, 1, 1, 0, 0, 0, 0]
     for key, value in calls[2].items():

@@ -19,7 +19,7 @@ from networks.weights.checkpoint import Checkpoint, read
 from networks.weights.config import check, grid_of, input_of, labels_of, settings_of
 from networks.weights.folder import load, load_state, read_config, save
 from networks.weights.formats import Format
-from networks.weights.report import DROPPED, MAPPED, Report, Row
+from networks.weights.report import MAPPED, Report, Row
 from networks.weights.transfer import transfer
 from networks.weights.translate import Translated, Weights, translate
 
@@ -63,7 +63,7 @@ def plain(label: str) -> str:
 
 
 def understand(checkpoint: Checkpoint) -> Translated:
-    """Our own folders are told by their config.json, everything else by its keys. Of a pre-training the backbone."""
+    """Our own folders are told by their config.json, everything else by its keys."""
     config = checkpoint.config
     if "kwargs" not in config:
         translated = translate(checkpoint.state)
@@ -72,15 +72,11 @@ def understand(checkpoint: Checkpoint) -> Translated:
         network = build(config["name"], **config["kwargs"])
     pretraining = config["name"] in PRETRAINING
     backbone: Any = network.backbone if pretraining else network
-    kept, rows, dropped = Weights(), {}, []
-    for key, tensor in checkpoint.state.items():
-        ours = key.removeprefix("backbone.")
-        if pretraining and ours == key:
-            dropped.append(Row(DROPPED, (key,), "", "mask token or HOG head of the pre-training"))
-        else:
-            kept[ours], rows[ours] = tensor, Row(MAPPED, (key,), ours)
+    theirs = {key.removeprefix("backbone."): key for key in checkpoint.state}
+    kept = Weights({ours: checkpoint.state[key] for ours, key in theirs.items()})
+    rows = {ours: Row(MAPPED, (key,), ours) for ours, key in theirs.items()}
     own = Format(config["name"], type(backbone).__name__.lower(), (), (), pretraining=pretraining)
-    return Translated(own, kept, rows, dropped, dict(backbone.kwargs), [], list(backbone.patch_embed.grid))
+    return Translated(own, kept, rows, [], dict(backbone.kwargs), [], list(backbone.patch_embed.grid))
 
 
 def convert(source: str | Path, **given: Any) -> tuple[nn.Module, dict[str, Any], Report]:
@@ -94,8 +90,9 @@ def convert(source: str | Path, **given: Any) -> tuple[nn.Module, dict[str, Any]
         check(checkpoint.config)
         translated = understand(checkpoint)
         if checkpoint.config.get("name") in PRETRAINING:
-            raise ValueError("a pre-training: it starts a classifier (model.init in train.py), but is none by itself")
-        name, kwargs, assumed = architecture(translated, given)
+            name, kwargs, assumed = "", checkpoint.config["kwargs"] | given, list[str]()
+        else:
+            name, kwargs, assumed = architecture(translated, given)
         network = build(checkpoint.config.get("name", name), **kwargs)
         options.setdefault("source_grid", translated.grid or list(network.patch_embed.grid))  # type: ignore[union-attr,arg-type]
         state, report = transfer(translated, network, **options)
@@ -115,6 +112,6 @@ def describe(checkpoint: Checkpoint, translated: Translated, name: str, network:
         "converted_from": {"source": checkpoint.source, "format": translated.format.name},
     }  # fmt: skip
     labels = checkpoint.config.get("id2label", {})
-    if len(labels) == kwargs["num_classes"] > 0:
+    if len(labels) == kwargs.get("num_classes", 0) > 0:
         extra["id2label"] = {str(number): label for number, label in labels.items()}
     return {"name": name, "extra": extra}

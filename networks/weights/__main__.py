@@ -37,7 +37,7 @@ def run_convert(source: str, folder: str, settings: dict[str, Any], every_key: b
     labels = settings.pop("labels", None)
     network, config, report = convert(source, **settings)
     extra, notes = config["extra"], []
-    classes: int = network.kwargs["num_classes"]  # type: ignore[index,assignment]
+    classes: int = network.kwargs.get("num_classes", 0)  # type: ignore[operator,union-attr,assignment]
     if labels is not None:
         names = Path(labels).read_text(encoding="utf-8").splitlines()
         if len(names) != classes:

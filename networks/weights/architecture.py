@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from math import isqrt
 from typing import Any
 
+import torch
+
 from networks.layers import triple
+from networks.maskfeat import MaskFeat
 from networks.settings import ARGUMENTS
 from networks.weights.translate import PATCH_KERNEL, Translated, Weights
 
@@ -35,9 +38,27 @@ def architecture(translated: Translated, given: Mapping[str, Any]) -> tuple[str,
     }
     assumed: list[str] = []
     known = settings | dict(given)
+    mask_cell = known.pop("mask_cell", 2)
     name, own = describe(state, width, kernel, known, assumed)
-    stated = {key: value for key, value in known.items() if key in ARGUMENTS}
-    return name, kwargs | own | stated, assumed
+    own |= {key: value for key, value in known.items() if key in ARGUMENTS}
+    if {"mask_token", "predict.weight", "predict.bias"} & state.keys() and "head.weight" not in state:
+        with torch.device("meta"):
+            return *pretraining(state, name, kwargs | own, mask_cell), assumed
+    return name, kwargs | own, assumed
+
+
+def pretraining(state: Weights, backbone: str, kwargs: dict[str, Any], mask_cell: int) -> tuple[str, dict[str, Any]]:
+    """The MaskFeat network around a backbone, of whose tokens each has the HOG of some frames predicted."""
+    sizes = {key: kwargs.pop(key) for key in ("num_frames", "image_size")}
+    del kwargs["num_classes"]
+    one = MaskFeat(backbone, **sizes, backbone_args=kwargs, mask_cell=mask_cell)
+    frames = len(state["predict.weight"]) / one.target_width
+    if not frames.is_integer():
+        raise ValueError(
+            f"predict.weight: {len(state['predict.weight'])} numbers are no multiple of {one.target_width}"
+        )
+    settings = {"backbone": backbone, **sizes, "backbone_args": kwargs, "mask_cell": mask_cell}
+    return f"maskfeat_{backbone}", settings | {"target_frames": int(frames)}
 
 
 def count_blocks(state: Weights, root: str = "blocks") -> int:
@@ -139,7 +160,8 @@ def mvit(
     relative = "blocks.0.attn.rel_pos_h" in state
     in_attention = any(len(state[f"blocks.{i}.norm1.weight"]) != widths[i] for i in range(depth))
     kernels = [list(tensor.shape[2:]) for key, tensor in state.items() if ".pool_" in key]
-    strides = [[1, 1, 1]] + [[1, 2, 2]] * (len(starts) - 1)
+    pooled = [pools["q"][start] for start in starts] if not all(pools["q"]) else [True] * len(starts)
+    strides = [[1, 1, 1]] + [[1, 2, 2] if strided else [1, 1, 1] for strided in pooled[1:]]
     stem = triple("patch_stride", known.get("patch_stride", [2, 4, 4]))
     if relative:
         # a table spans the larger of two grids, which is the queries' unless they are pooled in this very block

@@ -11,6 +11,9 @@ Rule = tuple[str, str] | tuple[str, str, str]
 
 WB = r"(weight|bias)"
 HEADS_INSIDE = "D h d -> (h d) D"  # axes that tell the number of heads
+# MaskFeat's 216 numbers of a token as VideoTransformer-pytorch orders them: frame, cell, colour, bin
+FRAME_CELL_COLOUR_BIN = "(f a b C o) ... -> (f C o a b) ..."
+SIZES = {FRAME_CELL_COLOUR_BIN: {"a": 2, "b": 2, "C": 3, "o": 9}}
 
 
 def vit(root: str = "") -> tuple[Rule, ...]:

@@ -14,6 +14,7 @@ from einops import repeat
 from torch import Tensor, nn
 
 from networks.layers import Triple, check_choice, triple
+from networks.maskfeat import MaskFeat
 from networks.mvit import MViT
 from networks.positions import resize_grid, resize_line, sincos_table
 from networks.timesformer import TimeSformer
@@ -56,37 +57,43 @@ def transfer(
     check_choice("inflation", inflation, INFLATION)
     check_choice("temporal", temporal, TEMPORAL)
     check_choice("head", head, HEAD)
+    body = network.backbone if isinstance(network, MaskFeat) else network
     kind = type(network).__name__
     grid = triple("source_grid", source_grid) if source_grid is not None else None
-    if source.format.network not in FILLS[type(network)]:
+    if source.format.network not in FILLS[type(body)]:
         raise ValueError(f"a {source.format.name} checkpoint cannot fill a {kind}: it is of another architecture")
-    theirs, ours = source.settings.get("heads"), network.kwargs["heads"]  # type: ignore[index]
+    theirs, ours = source.settings.get("heads"), body.kwargs["heads"]  # type: ignore[index]
     if theirs is not None and theirs != ours:
         raise ValueError(f"its attention has heads={theirs}, the network heads={ours}: equal shapes, other meaning")
-    fitting = _Fitting(source, network, inflation, temporal, head, grid)
-    for key, own in network.state_dict().items():
-        fitting.fill(key, own)
+    own = {key.removeprefix("backbone."): tensor for key, tensor in network.state_dict().items()}
+    fitting = _Fitting(source, body, own, inflation, temporal, head, grid)
+    for key, tensor in own.items():
+        fitting.fill(key, tensor)
     fitting.drop_the_rest()
     if fitting.problems:
         raise ValueError(
             f"a {source.format.name} checkpoint does not fit this {kind}\n  " + "\n  ".join(fitting.problems)
         )
-    return fitting.state, fitting.report
+    return dict(zip(network.state_dict(), fitting.state.values(), strict=True)), fitting.report
 
 
 class _Fitting:
-    """One transfer: the target's tensors so far, the report so far, the source keys not used yet."""
+    """One transfer: the target's tensors so far, the report so far, the source keys not used yet.
+
+    `own` are the target's tensors by name: those of `network`, and with them those of MaskFeat around it.
+    """
 
     def __init__(
         self,
         source: Translated,
         network: nn.Module,
+        own: dict[str, Tensor],
         inflation: str,
         temporal: str,
         head: str,
         source_grid: Triple | None,
     ):
-        self.source, self.network = source, network
+        self.source, self.network, self.own = source, network, own
         self.inflation, self.temporal, self.head, self.source_grid = inflation, temporal, head, source_grid
         self.kwargs: dict[str, Any] = network.kwargs  # type: ignore[assignment]
         self.grid: Triple = network.patch_embed.grid  # type: ignore[union-attr,assignment]
@@ -108,7 +115,7 @@ class _Fitting:
 
     def choose_unwanted(self) -> None:
         """What the target could hold by name and shape, but should not take."""
-        source, own = self.source, self.network.state_dict()
+        source, own = self.source, self.own
         if "head.weight" in source.state:
             theirs, ours = len(source.state["head.weight"]), self.kwargs["num_classes"]
             why = ""
@@ -128,6 +135,9 @@ class _Fitting:
                 self.unwanted[key] = "the network's positions are fixed" if fixed else "the network has none"
         if "cls_token" not in own:
             self.unwanted["cls_token"] = "the network has no class token"
+        if "predict.weight" not in own:
+            for key in ("mask_token", "predict.weight", "predict.bias"):
+                self.unwanted[key] = "mask token or HOG head of the pre-training"
 
     def fill(self, key: str, own: Tensor) -> None:
         theirs = None if key in self.unwanted else self.left.pop(key, None)
@@ -183,7 +193,7 @@ class _Fitting:
     def positions(self, theirs: Tensor, own: Tensor) -> tuple[Tensor, str]:
         """A table over a frame or a clip -> another: resized, and tiled over the frames if the source has none."""
         theirs_cls = int("cls_token" in self.source.state)
-        own_cls = int("cls_token" in self.network.state_dict())
+        own_cls = int("cls_token" in self.own)
         new = self.grid_of_target(own.shape[1] - own_cls)
         old = self.grid_of_source(theirs.shape[1] - theirs_cls, new)
         places, hows = theirs[:, theirs_cls:], []
@@ -243,6 +253,8 @@ class _Fitting:
             how = self.unwanted.get(key, "the source has no head") + "; new, as initialised"
         elif key in self.unwanted or parts[0] in self.source.format.lacks:
             how = self.unwanted.get(key, "the source has none") + "; as initialised"
+        elif parts[0] in ("mask_token", "predict"):
+            how = "the source is no MaskFeat; as initialised"
         elif key == "cls_token" and self.source.format.network != "mvit":
             how = "the source has no class token; as initialised"
         elif key == "time_embed":
@@ -270,7 +282,7 @@ class _Fitting:
         return own, "as initialised"
 
     def sincos(self, own: Tensor) -> Tensor:
-        cls = int("cls_token" in self.network.state_dict())
+        cls = int("cls_token" in self.own)
         t, h, w = self.grid_of_target(own.shape[1] - cls)
         image = self.source.format.network == "image"
         table = sincos_table(h * w if image else t * h * w, own.shape[2])
@@ -290,11 +302,12 @@ class _Fitting:
 
 
 def family(key: str) -> str:
-    """What a source has as a whole or not at all: a head, a norm, attention over time in its blocks, a table."""
+    """What a source has as a whole or not at all: a head, a norm, attention over time in its blocks, a table, what
+    MaskFeat adds."""
     parts = key.split(".")
     if parts[0] == "blocks":
         return "temporal" if parts[2].startswith("temporal_") else "blocks"
-    return parts[0]
+    return "maskfeat" if parts[0] in ("mask_token", "predict") else parts[0]
 
 
 def inflate(kernel: Tensor, frames: int, inflation: str) -> Tensor:

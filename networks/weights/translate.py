@@ -13,7 +13,7 @@ from torch import Tensor
 from networks.weights.checkpoint import shorten
 from networks.weights.formats import FORMATS, Format
 from networks.weights.report import DROPPED, MAPPED, RESHAPED, Row
-from networks.weights.spellings import HEADS_INSIDE
+from networks.weights.spellings import HEADS_INSIDE, SIZES
 
 PATCH_KERNEL = "patch_embed.proj.weight"
 PREFIXES = ("module.", "_orig_mod.")  # DataParallel's and torch.compile's, before every key
@@ -147,7 +147,7 @@ def assemble(
     def tensor(part: str) -> Tensor:
         key, axes = parts[part]
         try:
-            return rearrange(state[key], axes).contiguous() if axes else state[key]
+            return rearrange(state[key], axes, **SIZES.get(axes, {})).contiguous() if axes else state[key]
         except (RuntimeError, ValueError) as error:  # einops's message spans lines
             raise ValueError(
                 f"{key} of shape {tuple(state[key].shape)} is not {axes.split('->')[0].strip()}"
