@@ -131,10 +131,12 @@ def pretraining_loss(
 def draw_hog(
     batch: Batch, out: dict[str, Tensor], mean: Sequence[float], std: Sequence[float], clips: int = 6
 ) -> Figure:
-    """MaskFeat at work on the middle frame of some clips: masked input, predicted HOG, original HOG, the frame."""
+    """MaskFeat at work on some clips, on that frame of each of which most is hidden: masked input, predicted HOG,
+    original HOG, the frame."""
     video = batch.video[:, 0] if batch.video.ndim == 6 else batch.video
     frames = pixels(video[:clips], mean, std)
-    t, numbers = out["target"].shape[1], out["target"].shape[-1]
+    numbers, (_, t, f) = out["target"].shape[-1], out["frames"].shape
+    hidden_cells = reduce(out["mask"].float(), "B t h w -> B t 1", "sum") * out["frames"]
     side = round((numbers // 27) ** 0.5)  # HOG cells along a token
 
     def cells(tokens: Tensor) -> np.ndarray:
@@ -143,12 +145,12 @@ def draw_hog(
 
     rows = []
     for clip in range(len(frames)):
-        token_frame = t // 2
-        frame = frames[clip, token_frame * (frames.shape[1] // t)]
+        token_frame, part = divmod(int(hidden_cells[clip].argmax()), f)
+        frame = frames[clip, token_frame * (frames.shape[1] // t) + part]
         hidden = out["mask"][clip, token_frame].cpu().numpy()
         grey = np.kron(hidden, np.ones((frame.shape[0] // hidden.shape[0], frame.shape[1] // hidden.shape[1])))
         masked = np.where(grey[..., None] > 0, 127, frame).astype(np.uint8)
-        rows.append([masked, *(cells(out[key][clip, token_frame, 0]) for key in ("prediction", "target")), frame])
+        rows.append([masked, *(cells(out[key][clip, token_frame, part]) for key in ("prediction", "target")), frame])
     return draw_rows(rows, ["masked input", "predicted HOG", "original HOG", "frame"])
 
 

@@ -82,8 +82,8 @@ class MaskFeat:
 
     def __call__(self, network: nn.Module, batch: SeededClips) -> dict[str, Tensor]:
         """video (B, C, T, H, W), or (B, 1, C, T, H, W) -> loss () and, of the same hidden tokens, the baseline () of
-        predicting their mean, both float32; losses and baselines (B,) of each clip; mask; prediction and target
-        (B, t, f, h, w, numbers)."""
+        predicting their mean, both float32; losses and baselines (B,) of each clip; mask (B, t, h, w); frames
+        (B, t, f) that count; prediction and target (B, t, f, h, w, numbers)."""
         mask, frames = self.hide(batch)
         video = batch.video.flatten(0, 1) if batch.video.ndim == 6 else batch.video  # one view of each
         prediction = network(video, mask)
@@ -97,4 +97,4 @@ class MaskFeat:
             baselines = reduce((target - mean).square().mean(-1) * weight, "B t f h w -> B", "sum")
         losses = reduce((prediction.float() - target).square().mean(-1) * weight, "B t f h w -> B", "sum")
         return {"loss": losses.mean(), "baseline": baselines.mean(), "losses": losses.detach(), "baselines": baselines,
-                "mask": mask, "prediction": prediction.detach(), "target": target}  # fmt: skip
+                "mask": mask, "frames": frames, "prediction": prediction.detach(), "target": target}  # fmt: skip

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from foreign import write_checkpoint
 from matplotlib.image import imread
 
 import eval as evaluation
@@ -96,3 +97,32 @@ def test_the_first_of_each_class():
     clips = [Clip(f"{number}.mp4", label) for number, label in enumerate([0, 1, 0, 0, 1, 2])]
     assert [clip.path for clip in first_of_each_class(clips, 2)] == ["0.mp4", "1.mp4", "2.mp4", "4.mp4", "5.mp4"]
     assert first_of_each_class(clips, 9) == clips
+
+
+def test_eval_of_a_recipe_with_the_weights_of_others(arguments, tmp_path, capsys):
+    """VideoTransformer-pytorch's MaskFeat: its masks, its frames, its HOG; and one of its classifiers."""
+    data = arguments[1].removeprefix("data.val=")
+    (tmp_path / "recipe.yaml").write_text(
+        f"data: {{train: gone.txt, val: {data}, test: {data}, frames: 4, stride: 2, size: 32, batch: 3, workers: 0}}\n"
+        f"eval: {{clips: 1, crops: 1, batch: 4}}\nrun: {{device: cpu, folder: {tmp_path}, name: look}}\n"
+    )
+    network, _, _ = weights.convert(write_checkpoint("seed_maskfeat", tmp_path), key_stride=[1, 8, 8])
+    args = json.dumps(network.kwargs["backbone_args"])
+    told = {
+        "seed_maskfeat": [
+            "task.name=maskfeat", "task.mask=runs", "task.mask_ratio=0.5", "task.hog_gradient=central",
+            "model.name=maskfeat_mvit_v1_b", f"model.args.backbone_args={args}",
+        ],
+        "seed_timesformer": [
+            "model.name=timesformer_tiny", "model.args={width: 32, depth: 3, heads: 4, patch_size: 8}",
+        ],
+    }  # fmt: skip
+    for name, settings in told.items():
+        words = [str(tmp_path / "recipe.yaml"), *settings]
+        assert evaluation.main(words) == 2
+        assert "give model.init=CHECKPOINT" in capsys.readouterr().err
+        assert evaluation.main([*words, f"model.init={write_checkpoint(name, tmp_path)}"]) == 0
+        assert "VideoTransformer-pytorch" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "look/eval/pretraining/summary.json").read_text())
+    assert summary["videos"] == 13 and summary["loss"] > summary["mean_hog"] > 0
+    assert json.loads((tmp_path / "look/eval/1x1/summary.json").read_text())["scored"] == 13
