@@ -34,13 +34,18 @@ class Data:
     val: str = _key("", "validation list; scored after each epoch (empty: none)")
     test: str = _key("", "list of the multi-view test (empty: the validation list)")
     root: str = _key("", "folder that relative paths of a list are under (empty: the list's own folder)")
-    classes: str = _key("", "file with one class name a line (empty: the names or numbers found in the training list)")
+    classes: str = _key(
+        "",
+        "a file of names (one a line, UCF's or JSON), k400, k600 or k700; or a subset: 10 for the training list's "
+        "first ten, or names with commas between (empty: all that the training list names or numbers)",
+    )
     frames: int = _key(8, "frames a clip")
     stride: int = _key(8, "distance between the frames of a clip, in frames of the file (0: one frame repeated)")
     size: int = _key(224, "height and width of the network's input, in pixels")
     scale: tuple[float, float] = _key((0.08, 1.0), "random-resized crop: area of the box as a share of the frame")
     ratio: tuple[float, float] = _key((3 / 4, 4 / 3), "random-resized crop: width / height of the box")
     per_class: int = _key(0, "only the first so many training videos of each class (0: all)")
+    eval_per_class: int = _key(0, "the same for val and test, each counted by itself")
     flip: float = _key(0.5, "probability of a left-right flip; 0 where direction is the class")
     short: str = _key(
         "loop", "a clip longer than its video starts over (loop) or repeats the last frame (edge)", ("loop", "edge")
@@ -357,6 +362,7 @@ def _check_ranges(cfg: Config) -> None:
 _AT_LEAST: dict[str, dict[str, float]] = {
     "data": {
         "per_class": 0,
+        "eval_per_class": 0,
         "frames": 1,
         "stride": 0,
         "size": 1,

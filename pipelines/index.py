@@ -21,6 +21,7 @@ from pipelines.lists import Clip, read_list
 from pipelines.video import Video
 from pipelines.world import worker_pool
 
+NO_FILE = "no such file"
 _POOL_PAYS_FROM = 200  # files; below it, starting processes takes longer than the work
 
 
@@ -38,6 +39,10 @@ class Row:
     codec: str = ""
     keyframes: tuple[int, ...] = ()
     error: str = ""
+
+    @property
+    def missing(self) -> bool:
+        return self.error == NO_FILE
 
 
 def build_index(clips: Sequence[Clip], cache: str | Path, workers: int | None = None) -> list[Row]:
@@ -154,15 +159,21 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if bad else 0
 
 
+def coverage(rows: Sequence[Row]) -> str:
+    """How much of a list is there: its rows, files that were found or not, those of no use, hours."""
+    missing, bad = sum(row.missing for row in rows), sum(bool(row.error) for row in rows)
+    hours = sum(row.num_frames / row.fps for row in rows if row.fps) / 3600
+    return f"{len(rows)} videos, {len(rows) - missing} found, {missing} missing, {bad - missing} unusable, {hours:.2f} hours"
+
+
 def summary(rows: Sequence[Row]) -> str:
-    """One line: files, unusable ones, frames, hours, codecs, sizes."""
+    """One line: coverage, frames, codecs, sizes."""
     good = [row for row in rows if not row.error]
-    hours = sum(row.num_frames / row.fps for row in good if row.fps) / 3600
     codecs = sorted({row.codec for row in good})
     sizes = len({(row.width, row.height) for row in good})
     return (
-        f"{len(rows)} videos, {len(rows) - len(good)} unusable, {sum(r.num_frames for r in good)} frames, "
-        f"{hours:.2f} hours, codecs: {', '.join(codecs) or 'none'}, {sizes} frame sizes"
+        f"{coverage(rows)}, {sum(r.num_frames for r in good)} frames, codecs: {', '.join(codecs) or 'none'}, "
+        f"{sizes} frame sizes"
     )
 
 

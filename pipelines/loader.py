@@ -18,7 +18,8 @@ from nvidia.dali import Pipeline
 
 from configs.schema import Config
 from pipelines.graph import Graph, build_pipeline
-from pipelines.index import Row, build_index, cache_path
+from pipelines.index import Row, build_index, cache_path, coverage
+from pipelines.labels import is_subset
 from pipelines.lists import Clip, first_of_each_class, read_list
 from pipelines.source import Info, Source, Status, Unreadable, Views
 from pipelines.world import World, deaf_to_interrupts, light_main
@@ -136,9 +137,9 @@ def build_loader(
     path = {"train": data.train, "val": data.val, "test": data.test or data.val}[split]
     if not path:
         raise ValueError(f"data.{split}: no list given")
-    clips = read_list(path, data.root, classes)
-    if train and data.per_class:
-        clips = first_of_each_class(clips, data.per_class)
+    clips = read_list(path, data.root, classes, is_subset(data.classes))
+    if per_class := data.per_class if train else data.eval_per_class:
+        clips = first_of_each_class(clips, per_class)
     rows = world.gather(build_index(clips, cache_path(path)) if world.is_first else [])[0]
     good = [row for row in rows if not row.error]
     if not good:
@@ -174,9 +175,7 @@ def build_loader(
 
 
 def describe(clips: Sequence[Clip], rows: Sequence[Row]) -> str:
-    good = [row for row in rows if not row.error]
-    labels = len({clip.label for clip in clips})
-    return f"{len(clips)} videos ({len(clips) - len(good)} unusable), {labels} classes"
+    return f"{coverage(rows)}, {len({clip.label for clip in clips})} classes"
 
 
 def choose_decoder(rows: Sequence[Row], wanted: str, device: str) -> tuple[bool, str]:

@@ -293,8 +293,14 @@ def test_the_summary_counts_usable_files_only():
         Row("b", num_frames=1800, fps=0.5, width=4, height=4, codec="h264"),
         Row("c", error="empty file"),
     ]
-    assert summary(rows) == "3 videos, 1 unusable, 5400 frames, 2.00 hours, codecs: h264, vp9, 2 frame sizes"
-    assert summary(rows[2:]) == "1 videos, 1 unusable, 0 frames, 0.00 hours, codecs: none, 0 frame sizes"
+    assert (
+        summary(rows)
+        == "3 videos, 3 found, 0 missing, 1 unusable, 2.00 hours, 5400 frames, codecs: h264, vp9, 2 frame sizes"
+    )
+    assert (
+        summary(rows[2:])
+        == "1 videos, 1 found, 0 missing, 1 unusable, 0.00 hours, 0 frames, codecs: none, 0 frame sizes"
+    )
 
 
 def test_the_command_prints_a_summary_and_keeps_the_index(videos, tmp_path):
@@ -302,7 +308,10 @@ def test_the_command_prints_a_summary_and_keeps_the_index(videos, tmp_path):
     command = [sys.executable, "-m", "pipelines.index", str(tmp_path / "l.txt")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "3 videos, 0 unusable, 39 frames, 0.00 hours, codecs: h264, mjpeg, vp9, 3 frame sizes\n"
+    assert (
+        done.stdout
+        == "3 videos, 3 found, 0 missing, 0 unusable, 0.00 hours, 39 frames, codecs: h264, mjpeg, vp9, 3 frame sizes\n"
+    )
     assert len((tmp_path / "l.txt.index.jsonl").read_text().splitlines()) == 3
 
 
@@ -310,7 +319,10 @@ def test_the_command_names_bad_files_and_fails(videos, tmp_path, capsys):
     (tmp_path / "l.txt").write_text("a.mp4 0\nmissing.mp4 1\n")
     assert main([str(tmp_path / "l.txt")]) == 1
     out = capsys.readouterr().out
-    assert f"{tmp_path}/missing.mp4: no such file\n" in out and "2 videos, 1 unusable, 17 frames" in out
+    assert (
+        f"{tmp_path}/missing.mp4: no such file\n" in out
+        and "2 videos, 1 found, 1 missing, 0 unusable, 0.00 hours, 17 frames" in out
+    )
 
 
 def test_the_command_takes_a_root(videos, tmp_path, capsys):

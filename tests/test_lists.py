@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.lists import Clip, class_names, read_classes, read_list
+from pipelines.labels import read_classes
+from pipelines.lists import Clip, class_names, read_list
 
 
 @pytest.fixture

@@ -1,0 +1,180 @@
+"""The list files people have, each read into entries: which video, which class, on which line.
+
+    path label · path,label             a whole number at the end of the line (SlowFast, VideoMAE, mmaction2, DALI)
+    path frames label                   two of them (AVION, older VideoMAE)
+    path<TAB>class name                 a tab; the name may hold spaces (VideoTransformer-pytorch)
+    label,youtube_id,time_start,...     Kinetics' CSV, official or CVDF's
+    [{"id": ..., "template": ...}]      Something-Something v2
+    Class/v_Class_g01_c01.avi [1]       UCF-101's trainlist and testlist
+    FOLDER/*_test_split1.txt:train      HMDB-51's split files, those for training (or :test)
+    FOLDER/class/video.mp4              a folder with one sub-folder a class
+
+Told apart by what is there: the first line decides, and every other line must be like it.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".ts", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp"}
+_UCF = re.compile(r"(?:.*/)?(\w+)/v_\1_g\d+_c\d+\.\w+(?: +\d+)?")
+_HMDB = re.compile(r"(.*_test_split\d\.txt):(train|test)")
+
+
+class Entry(NamedTuple):
+    file: str  # as the list has it
+    label: str
+    where: str  # file:line
+    stem: bool = False  # `file` is a name without folder and suffix, to be looked for
+    split: str = ""  # the folder to prefer when it is
+
+
+def read_entries(path: str) -> list[Entry]:
+    """All videos of a list or folder. Raises ValueError with file:line for what is malformed, missing or empty."""
+    hmdb = _HMDB.fullmatch(path)
+    place = Path(path)
+    if hmdb:
+        entries = list(_hmdb(hmdb[1], hmdb[2]))
+    elif place.is_dir():
+        entries = [Entry(f"{f.parent.name}/{f.name}", f.parent.name, str(f)) for f in sorted(place.glob("*/*"))
+                   if f.suffix.lower() in VIDEO_SUFFIXES]  # fmt: skip
+        if not entries:
+            raise ValueError(f"{path}: no videos in it; expected {path}/CLASS/*.mp4")
+    else:
+        text = read_text(place)
+        start = text.lstrip()[:1]
+        entries = list(_something(path, text) if start in ("[", "{") else _lines(path, text))
+    if not entries:
+        raise ValueError(f"{path}: the list holds no videos")
+    return entries
+
+
+def default_root(path: str) -> Path:
+    """The folder that a list's relative paths are under when nobody says: its own; of annotations/ the one above."""
+    if Path(path).is_dir():
+        return Path(path)
+    folder = Path(path).parent
+    return folder.parent if folder.name == "annotations" else folder
+
+
+def read_text(path: Path) -> str:
+    """Raises ValueError, with the nearest name for a missing file."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{path}: no such list or folder{hint}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a text file") from None
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+
+
+def _lines(path: str, text: str) -> Iterator[Entry]:
+    numbered = [(n, line.strip(" \r")) for n, line in enumerate(text.split("\n"), 1)]
+    numbered = [(n, line) for n, line in numbered if line.strip() and not line.startswith("#")]
+    if not numbered:
+        return
+    first = numbered[0][1]
+    if "youtube_id" in first.split(","):
+        yield from _kinetics(path, text)
+        return
+    take = _ucf if _UCF.fullmatch(first) else _tabbed if "\t" in first else _numbered(first)
+    for number, line in numbered:
+        file, label = take(line) or _either(line)
+        if not file.strip() or not label.strip():
+            raise ValueError(
+                f"{path}:{number}: {line!r}: expected 'path label' with a whole number, or 'path<TAB>class name'"
+            )
+        yield Entry(file.strip(), label.strip(), f"{path}:{number}")
+
+
+def _tabbed(line: str) -> tuple[str, str] | None:
+    parts = line.split("\t")
+    if len(parts) == 3 and parts[1].strip().isdecimal() and parts[2].strip().isdecimal():
+        return parts[0], parts[2]  # path, frames, label
+    file, tab, label = line.rpartition("\t")
+    return (file, label) if tab else None
+
+
+def _numbered(first: str) -> Callable[[str], tuple[str, str] | None]:
+    """For 'path label' or 'path frames label', with spaces or commas, as the first line has it."""
+    separator = r"\s*,\s*" if re.fullmatch(r"[^ ]*,\s*\d+", first) else r" +"
+    frames = ""
+    three = re.fullmatch(rf"(.*?){separator}\d+{separator}\d+", first)
+    if three and Path(three[1].strip()).suffix.lower() in VIDEO_SUFFIXES:  # and no path that ends in a number
+        frames = rf"{separator}\d+"
+    pattern = re.compile(rf"(.*?){frames}{separator}(\d+)")
+
+    def take(line: str) -> tuple[str, str] | None:
+        match = pattern.fullmatch(line)
+        return (match[1], match[2]) if match else None
+
+    return take
+
+
+def _either(line: str) -> tuple[str, str]:
+    """A tab in a list of numbers, or a number in one of tabs; ("", "") if it is neither."""
+    return _tabbed(line) or _numbered(line)(line) or ("", "")
+
+
+def _ucf(line: str) -> tuple[str, str] | None:
+    """The folder names the class: testlists have no numbers, and those of trainlists begin with 1."""
+    match = _UCF.fullmatch(line)
+    return (line.split(" ")[0], match[1]) if match else None
+
+
+def _kinetics(path: str, text: str) -> Iterator[Entry]:
+    reader = csv.DictReader(text.splitlines())
+    if "label" not in (reader.fieldnames or ()):
+        raise ValueError(
+            f"{path}:1: no column 'label' (a test list without answers?): {','.join(reader.fieldnames or ())}"
+        )
+    for row in reader:
+        where = f"{path}:{reader.line_num}"
+        try:
+            start, end = (round(float(row[key])) for key in ("time_start", "time_end"))
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(
+                f"{where}: no numbers for time_start and time_end: {','.join(map(str, row.values()))}"
+            ) from None
+        if not row["label"] or not row["youtube_id"]:
+            raise ValueError(f"{where}: expected a label and a youtube_id: {','.join(map(str, row.values()))}")
+        yield Entry(f"{row['youtube_id']}_{start:06d}_{end:06d}", row["label"], where, True, row.get("split") or "")
+
+
+def _something(path: str, text: str) -> Iterator[Entry]:
+    try:
+        videos = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(videos, list):
+        raise ValueError(f"{path}: expected a list of videos, each with id and template")
+    for number, video in enumerate(videos, 1):
+        try:
+            label = video["template"]
+            yield Entry(str(video["id"]), label.replace("[", "").replace("]", ""), f"{path}: video {number}", True)
+        except (AttributeError, KeyError, TypeError):
+            raise ValueError(f"{path}: video {number} has no id and template (a test list without answers?)") from None
+
+
+def _hmdb(pattern: str, part: str) -> Iterator[Entry]:
+    """Marks in the files: 1 training, 2 test, 0 neither."""
+    files = sorted(Path(pattern).parent.glob(Path(pattern).name))
+    if not files:
+        raise ValueError(f"{pattern}: no such file")
+    for file in files:
+        label = re.sub(r"_test_split\d\.txt", "", file.name)
+        for number, line in enumerate(read_text(file).splitlines(), 1):
+            name, _, mark = line.strip().rpartition(" ")
+            if line.strip() and (not name or mark not in ("0", "1", "2")):
+                raise ValueError(f"{file}:{number}: {line!r}: expected 'video.avi 1' (or 2, or 0)")
+            if name and mark == {"train": "1", "test": "2"}[part]:
+                yield Entry(f"{label}/{name}", label, f"{file}:{number}")
