@@ -163,7 +163,8 @@ def coverage(rows: Sequence[Row]) -> str:
     """How much of a list is there: its rows, files that were found or not, those of no use, hours."""
     missing, bad = sum(row.missing for row in rows), sum(bool(row.error) for row in rows)
     hours = sum(row.num_frames / row.fps for row in rows if row.fps) / 3600
-    return f"{len(rows)} videos, {len(rows) - missing} found, {missing} missing, {bad - missing} unusable, {hours:.2f} hours"
+    found = f"{len(rows) - missing} found, {missing} missing, {bad - missing} unusable"
+    return f"{len(rows)} videos, {found}, {hours:.2f} hours"
 
 
 def summary(rows: Sequence[Row]) -> str:
