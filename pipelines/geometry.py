@@ -51,6 +51,17 @@ def view_boxes(width: int, height: int, size: int, short_side: int, crops: int) 
     ])  # fmt: skip
 
 
+def stored(boxes: np.ndarray, width: int, height: int, turns: int) -> np.ndarray:
+    """(n, 4) boxes of the frame as it is shown (width x height) -> the same pixels in the frame as it is stored.
+
+    The shown frame is the stored one after `turns` quarter turns, anticlockwise.
+    """
+    for _ in range(turns):  # undo one: what is the top row when shown is the last column before
+        top, left, bottom, right = boxes.T
+        boxes, width, height = np.stack([left, height - bottom, right, height - top], axis=1), height, width
+    return boxes
+
+
 def flip(probability: float, rng: np.random.Generator) -> bool:
     """Whether the clip is mirrored left to right."""
     return bool(rng.random() < probability)

@@ -31,7 +31,7 @@ class Graph:
 
 
 def build_pipeline(graph: Graph, source: Callable[..., Any], batch: int, workers: int | None = None) -> Pipeline:
-    """A pipeline that yields (video, info) batches: train (C, T, H, W) a sample, eval (V, C, T, H, W); info (5,) int64.
+    """A pipeline that yields (video, info) batches: train (C, T, H, W) a sample, eval (V, C, T, H, W); info (7,) int64.
 
     `workers` processes call `source` (0: this one does). Not built yet.
     """

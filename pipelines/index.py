@@ -1,33 +1,35 @@
 """What each file of a list holds, found by demuxing and not decoding; kept beside the list.
 
     python -m pipelines.index LIST [root=FOLDER]
+    python -m pipelines.index LIST --verify [short=64]     decodes every file whole, too
 
-The cache is LIST.index.jsonl, a line a file; a file whose size or time of change differs is read again.
+The cache is LIST.index.jsonl, a line a file; a file whose size or time of change differs is read again. --verify writes
+LIST.verify.csv: files that are broken, short (of fewer frames), portrait, rotated, of variable rate or of another pixel
+format than 4:2:0 with 8 bits. The exit status is 1 if a file cannot be used.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
+from pipelines.kept import refresh, stamp
 from pipelines.lists import Clip, read_list
+from pipelines.verify import verify, write_findings
 from pipelines.video import Video
-from pipelines.world import worker_pool
 
 NO_FILE = "no such file"
-_POOL_PAYS_FROM = 200  # files; below it, starting processes takes longer than the work
+VERSION = 2  # of what a row says
 
 
 @dataclass(frozen=True)
 class Row:
-    """One file: its frames, and why it cannot be used if `error` is not empty (then num_frames is 0)."""
+    """One file: its frames, and why it cannot be used if `error` is not empty (then num_frames is 0).
+
+    width and height are of the frame as it is shown: after `turns` quarter turns, anticlockwise, of the stored one.
+    """
 
     path: str
     size: int = 0  # bytes; with `changed`, tells whether the row still holds
@@ -38,7 +40,9 @@ class Row:
     height: int = 0
     codec: str = ""
     keyframes: tuple[int, ...] = ()
+    turns: int = 0
     error: str = ""
+    version: int = 0  # of what a row says; of another version it is read again
 
     @property
     def missing(self) -> bool:
@@ -46,38 +50,26 @@ class Row:
 
 
 def build_index(clips: Sequence[Clip], cache: str | Path, workers: int | None = None) -> list[Row]:
-    """A row for each clip, in the list's order; reads what `cache` does not hold and writes it back, atomically.
+    """A row for each clip, in the list's order; reads what `cache` does not hold.
 
-    `workers`: processes (None: one a core). A cache that cannot be written costs time at the next start, no more.
+    `workers`: processes (None: one a core).
     """
-    cache = Path(cache)
-    known = {row.path: row for row in _read_cache(cache)}
-    paths = list(dict.fromkeys(clip.path for clip in clips))
-    stale = [p for p in paths if p not in known or _stamp(p) != (known[p].size, known[p].changed)]
-    if stale:
-        bar = tqdm(
-            _map(stale, workers),
-            total=len(stale),
-            desc=f"index {cache.name.removesuffix('.index.jsonl')}",
-            unit="file",
-            disable=not sys.stderr.isatty(),
-        )
-        known.update((row.path, row) for row in bar)
-        _write_cache(cache, [known[p] for p in paths])
+    known = refresh([clip.path for clip in clips], Path(cache), Row, VERSION, read_row, "index", workers)
     return [known[clip.path] for clip in clips]
 
 
-def cache_path(list_path: str | Path) -> Path:
-    """Where the index of a list or class folder lies."""
-    return Path(f"{str(list_path).rstrip('/')}.index.jsonl")
+def cache_path(list_path: str | Path, kind: str = "index.jsonl") -> Path:
+    """Where the index of a list or class folder lies, or what else is kept of it."""
+    name = str(list_path).rstrip("/")
+    return Path(f"{name.replace('*', 'all').replace('.txt:', '_') if ':' in name else name}.{kind}")
 
 
 def read_row(path: str) -> Row:
     """The row of one file; never raises for a bad file: the reason is its `error`."""
-    size, changed = _stamp(path)
+    size, changed = stamp(path)
     try:
         with Video(path) as video:
-            frames = video.pictures.frames
+            frames, turns = video.pictures.frames, video.quarter_turns
             if not len(frames):
                 raise ValueError(f"{path}: no picture of the video is ever shown")
             return Row(
@@ -86,76 +78,45 @@ def read_row(path: str) -> Row:
                 changed,
                 len(frames),
                 round(float(video.fps), 4),
-                video.width,
-                video.height,
+                *((video.height, video.width) if turns % 2 else (video.width, video.height)),
                 video.codec,
                 tuple(video.pictures.keyframes.tolist()),
+                turns,
+                version=VERSION,
             )
     except ValueError as error:
-        return Row(path, size, changed, error=str(error).removeprefix(f"{path}: "))
-
-
-def _map(paths: Sequence[str], workers: int | None) -> Iterable[Row]:
-    workers = min(workers or len(os.sched_getaffinity(0)), 32)
-    if workers < 2 or len(paths) < _POOL_PAYS_FROM:
-        yield from map(read_row, paths)
-        return
-    with worker_pool(workers) as pool:
-        yield from pool.map(read_row, paths, chunksize=32)
-
-
-def _stamp(path: str) -> tuple[int, int]:
-    try:
-        stat = os.stat(path)
-        return stat.st_size, stat.st_mtime_ns
-    except OSError:
-        return 0, 0
-
-
-def _read_cache(cache: Path) -> list[Row]:
-    try:
-        rows = [json.loads(line) for line in cache.read_text().splitlines()]
-        return [Row(**{**row, "keyframes": tuple(row["keyframes"])}) for row in rows]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        print(f"{cache}: not a readable index ({error}); reading every file again", file=sys.stderr)
-        return []
-
-
-def _write_cache(cache: Path, rows: Sequence[Row]) -> None:
-    temporary = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text("".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows))
-        temporary.replace(cache)
-    except OSError as error:
-        print(
-            f"{cache}: the index cannot be kept ({error.strerror}); it will be built again next time", file=sys.stderr
-        )
-        temporary.unlink(missing_ok=True)
+        return Row(path, size, changed, error=str(error).removeprefix(f"{path}: "), version=VERSION)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command: build or refresh the index and say what the list holds."""
-    if not arguments or arguments[0] in ("-h", "--help"):
+    """The command: build or refresh the index and say what the list holds; 1 if a file of it cannot be used."""
+    if not arguments or {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0 if arguments else 2
-    for argument in arguments[1:]:
-        if not argument.startswith("root="):
-            print(f"{argument}: unknown argument; expected root=FOLDER", file=sys.stderr)
-            return 2
-    root = next((a.removeprefix("root=") for a in arguments[1:] if a.startswith("root=")), "")
+    words, whole = [word for word in arguments[1:] if word != "--verify"], "--verify" in arguments[1:]
+    settings = dict(word.split("=", 1) for word in words if "=" in word)
+    unknown = [word for word in words if word.partition("=")[0] not in ("root", "short") or "=" not in word]
+    if unknown or not settings.get("short", "64").isdecimal():
+        print(f"{(unknown or ['short'])[0]}: expected root=FOLDER, short=FRAMES or --verify", file=sys.stderr)
+        return 2
     try:
-        rows = build_index(read_list(arguments[0], root), cache_path(arguments[0]))
+        clips = read_list(arguments[0], settings.get("root", ""))
+        rows = build_index(clips, cache_path(arguments[0]))
+        bad = {row.path: row.error for row in rows if row.error}
+        lines = []
+        if whole:
+            found = verify(clips, cache_path(arguments[0], "verify.jsonl"))
+            place = cache_path(arguments[0], "verify.csv")
+            lines = [write_findings(found, int(settings.get("short", 64)), place), f"written: {place}"]
+            bad = {finding.path: finding.broken for finding in found if finding.broken}
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    bad = [row for row in rows if row.error]
-    for row in bad:
-        print(f"{row.path}: {row.error}")
-    print(summary(rows))
+    for path, reason in bad.items():
+        print(f"{path}: {reason}")
+    print("\n".join([summary(rows), *lines]))
     return 1 if bad else 0
 
 

@@ -112,6 +112,10 @@ class VideoLoader:
                         f"{len(self.bad)} of {len(self.source.clips)} videos cannot be read, more than "
                         f"data.max_bad={self.max_bad} allows:\n{named}"
                     )
+        for picture, info in zip(video, infos, strict=True):
+            if info.turns:  # few videos are: the graph need not know
+                turned = torch.rot90(picture, info.turns, (-2, -1))
+                picture.copy_(turned.flip(-1) if info.mirror else turned)
         scored = [i.used if i.status in (Status.OK, Status.REPLACED) else -1 for i in infos]
         numbers = torch.tensor([[i.label for i in infos], scored], dtype=torch.int64)
         if self.device.type == "cuda":

@@ -39,6 +39,8 @@ class Info(NamedTuple):
     used: int
     label: int
     status: int
+    turns: int = 0  # quarter turns, anticlockwise, that the pictures still need, and then
+    mirror: int = 0  # whether they are to be mirrored; 0 for pictures without turns, which are mirrored already
 
 
 class Unreadable(RuntimeError):
@@ -88,7 +90,7 @@ class Source:
     def sample(self, step: int, slot: int, unusable: Collection[int] = ()) -> tuple[np.ndarray, ...]:
         """The arrays of one sample.
 
-        With `host`: views (uint8, in the layout of the batch), mirror (), Info (5,). Else: the trimmed file's bytes,
+        With `host`: views (uint8, in the layout of the batch), mirror (), Info (7,). Else: the trimmed file's bytes,
         positions (clips * frames,), boxes (crops, 4), mirror, Info. `step` counts over all epochs; `unusable` are rows
         that the decoder refuses.
         """
@@ -114,8 +116,11 @@ class Source:
             raise Unreadable(
                 f"{_MOST_REPLACEMENTS} videos in a row cannot be read, the last is {self.clips[used].path}"
             )
-        info = Info(step, row, used, self.clips[used if self.views.train else row].label, status)
-        return *data, np.array(info, np.int64)
+        *arrays, mirror = data
+        turns = self.rows[used].turns
+        late = int(mirror) if turns else 0
+        info = Info(step, row, used, self.clips[used if self.views.train else row].label, status, turns, late)
+        return *arrays, np.array(mirror - late, np.int32), np.array(info, np.int64)
 
     def reason(self, row: int) -> str:
         """Why a video could not be read; slow, for the one that was named."""
@@ -137,6 +142,7 @@ class Source:
             frames = sampling.uniform_clips(known.num_frames, v.frames, v.stride, v.clips, v.short)
             boxes = geometry.view_boxes(known.width, known.height, v.size, v.short_side or v.size, v.crops)
             mirror = np.array(0, np.int32)
+        boxes = geometry.stored(boxes, known.width, known.height, known.turns)
         if self.host:
             views = decode_views(path, frames, boxes, v.size)
             return views[0] if v.train else views, mirror

@@ -82,6 +82,27 @@ class Video:
         """Mean frames a second as the container states it; 0 if it does not."""
         return Fraction(self.stream.average_rate or 0)
 
+    @property
+    def quarter_turns(self) -> int:
+        """By how many quarter turns, anticlockwise, a player turns the pictures (0-3); the first one is decoded for it.
+
+        0 if it does not decode: whether the file can be used shows when it is.
+        """
+        context = self.stream.codec_context
+        context.thread_type, context.thread_count = "NONE", 1
+        try:
+            frames = [*context.decode(self.packets[0]), *context.decode(None)]
+        except av.error.FFmpegError:
+            return 0
+        return round(frames[0].rotation / 90) % 4 if frames else 0
+
+    @property
+    def variable_rate(self) -> bool:
+        """Whether frames are shown for different times: by more than a tick, which rounding to the clock explains."""
+        times = self.pictures.pts[self.pictures.frames]
+        steps = np.diff(times)
+        return bool(len(steps)) and int(steps.max() - steps.min()) > 1
+
     def _demux(self) -> list[av.Packet]:
         packets = []
         try:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shutil
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -53,6 +54,45 @@ def test_contract(clips_folder, tmp_path, decoder):
         assert batch.video.dtype is torch.float32 and batch.video.is_contiguous()
         assert batch.label.dtype is batch.sample.dtype is torch.int64
     assert test.sample.tolist() == [0, 1, 2] and test.label.tolist() == [0, 1, 2]
+
+
+def turned(source, target, turns):
+    """The same packets with a display matrix: a player turns the pictures anticlockwise."""
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        stream.set_display_rotation(90 * turns)
+        for packet in old.demux(old.streams.video[0]):
+            if packet.size:
+                packet.stream = stream
+                new.mux(packet)
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_videos_that_a_player_turns_are_turned(video, tmp_path, decoder, turns):
+    """Boxes, the order of views and mirroring are those of the picture as it is shown."""
+    for name, (width, height) in {"wide": (96, 64), "high": (64, 96)}.items():
+        source = video("vp9", 30, width, height)
+        shutil.copy(source, tmp_path / f"{name}_plain.mp4")
+        turned(source, tmp_path / f"{name}_turned.mp4", turns)
+    lists = {kind: tmp_path / f"{kind}.txt" for kind in ("plain", "turned")}
+    for kind, path in lists.items():
+        path.write_text(f"wide_{kind}.mp4 0\nhigh_{kind}.mp4 1\n")
+    plain, shown = (next(iter(make(path, decoder, split="test"))).video[:2] for path in lists.values())
+    assert [row.turns for row in make(lists["turned"], decoder, split="val").source.rows] == [turns] * 2
+    views = plain.unflatten(1, (2, 3))
+    views = (views.flip(2) if turns in (1, 2) else views).flatten(1, 2)
+    # "wide" lies down to stand: its views go from the top on, which was the right; "high" the other way
+    expected = torch.rot90(views, turns, (-2, -1))
+    if turns % 2:
+        other = plain.unflatten(1, (2, 3)).flip(2).flatten(1, 2) if turns == 3 else plain
+        expected[1] = torch.rot90(other, turns, (-2, -1))[1]
+    assert (shown - expected).abs().mean() < 0.01 and (shown - expected).abs().max() < 0.2
+
+    crop = ["data.scale=1,1", "data.ratio=1,1.5", "data.batch=2", "run.seed=3"]
+    straight, mirrored = (
+        next(iter(make(lists["turned"], decoder, *crop, f"data.flip={flip}"))).video for flip in (0, 1)
+    )
+    assert torch.equal(mirrored, straight.flip(-1))
 
 
 def test_pixels_are_where_the_contract_says(clips_folder, tmp_path, decoder):
