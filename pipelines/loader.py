@@ -17,6 +17,7 @@ import torch
 from nvidia.dali import Pipeline
 
 from configs.schema import Config
+from pipelines import order
 from pipelines.graph import Graph, build_pipeline
 from pipelines.index import Row, build_index, cache_path, coverage
 from pipelines.labels import is_subset
@@ -151,11 +152,13 @@ def build_loader(
             f"{path}: none of its {len(rows)} videos can be read; the first: {rows[0].path}: {rows[0].error}"
         )
     host, why = choose_decoder(good, data.decoder, device.type)
-    views = Views(data.frames, data.stride, data.size, data.short, train)
+    views = Views(data.frames, data.stride, data.size, data.short, train, data.fps, data.sampling, data.snap)
     if train:
         views = dataclasses.replace(views, scale=data.scale, ratio=data.ratio, flip=data.flip)
     elif split == "test":
-        views = dataclasses.replace(views, clips=cfg.eval.clips, crops=cfg.eval.crops, short_side=cfg.eval.short_side)
+        views = dataclasses.replace(
+            views, clips=cfg.eval.clips, place=cfg.eval.place, crops=cfg.eval.crops, short_side=cfg.eval.short_side
+        )
     batch = cfg.eval.batch if split == "test" else data.batch
     source = Source(tuple(clips), tuple(rows), views, batch, cfg.run.seed, world, host)
     if train and not source.steps:
@@ -164,6 +167,8 @@ def build_loader(
         )
     if world.is_first:
         print(f"{split}: {describe(clips, rows)}; decoder: {why}", flush=True)
+        if data.snap:
+            print(f"{split}: {describe_snap(source)}", flush=True)
     graph = Graph(
         views,
         host,
@@ -180,6 +185,18 @@ def build_loader(
 
 def describe(clips: Sequence[Clip], rows: Sequence[Row]) -> str:
     return f"{coverage(rows)}, {len({clip.label for clip in clips})} classes"
+
+
+def describe_snap(source: Source, most: int = 1000) -> str:
+    """How far frames are moved to key frames, over the first videos of the list."""
+    free = dataclasses.replace(source, views=dataclasses.replace(source.views, snap=""))
+    shifts, hits = [], []
+    for row, known in [entry for entry in enumerate(source.rows) if not entry[1].error][:most]:
+        there, here = (s.choose_frames(row, order.generator(s.seed, 0, row)) for s in (source, free))
+        shifts.append(np.abs(there - here).ravel())
+        hits.append(np.isin(there, known.keyframes).ravel())
+    moved, on_key = np.concatenate(shifts), 100 * np.concatenate(hits).mean()
+    return f"frames moved by {moved.mean():.2f} on average, {moved.max()} at most; {on_key:.1f} % are key frames"
 
 
 def choose_decoder(rows: Sequence[Row], wanted: str, device: str) -> tuple[bool, str]:

@@ -56,10 +56,14 @@ class Views:
     size: int
     short: str
     train: bool
+    fps: float = 0.0
+    sampling: str = "clip"
+    snap: str = ""
     scale: tuple[float, float] = (1.0, 1.0)
     ratio: tuple[float, float] = (1.0, 1.0)
     flip: float = 0.0
     clips: int = 1
+    place: str = "spread"
     crops: int = 1
     short_side: int = 0  # eval; 0: size
 
@@ -132,14 +136,27 @@ class Source:
             return str(error).removeprefix(f"{self.clips[row].path}: ")
         return "the decoder failed on it"
 
+    def choose_frames(self, row: int, rng: np.random.Generator) -> np.ndarray:
+        """(clips, frames) frame numbers; training draws them."""
+        v, known = self.views, self.rows[row]
+        stride = sampling.stride_at(v.stride, v.fps, known.fps)
+        if v.sampling == "segments":
+            clips = sampling.uniform_segments(known.num_frames, v.frames, v.clips)
+            frames = sampling.random_segments(known.num_frames, v.frames, rng)[None] if v.train else clips
+            stride = known.num_frames / v.frames
+        elif v.train:
+            frames = sampling.random_clip(known.num_frames, v.frames, stride, v.short, rng)[None]
+        else:
+            frames = sampling.uniform_clips(known.num_frames, v.frames, stride, v.clips, v.short, v.place)
+        return sampling.snap(frames, known.keyframes, stride / 2) if v.snap else frames
+
     def _load(self, row: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         v, known, path = self.views, self.rows[row], self.clips[row].path
+        frames = self.choose_frames(row, rng)
         if v.train:
-            frames = sampling.random_clip(known.num_frames, v.frames, v.stride, v.short, rng)[None]
             boxes = geometry.random_resized_crop(known.width, known.height, v.scale, v.ratio, rng)[None]
             mirror = np.array(geometry.flip(v.flip, rng), np.int32)
         else:
-            frames = sampling.uniform_clips(known.num_frames, v.frames, v.stride, v.clips, v.short)
             boxes = geometry.view_boxes(known.width, known.height, v.size, v.short_side or v.size, v.crops)
             mirror = np.array(0, np.int32)
         boxes = geometry.stored(boxes, known.width, known.height, known.turns)

@@ -322,3 +322,30 @@ def test_gpu_agrees_with_pyav(clips_folder, tmp_path):
         for a, b in zip(gpu, host, strict=True):
             assert a.video.device == device and a.sample.tolist() == b.sample.tolist()
             assert (a.video.cpu() - b.video).abs().mean() * 255 * 0.225 < 2.0
+
+
+# --- which frames -------------------------------------------------------------------------------------------------
+
+
+def test_snapped_clips_are_of_key_frames_and_a_line_says_how_far_they_moved(clips_folder, tmp_path, capsys):
+    path = clips_folder(tmp_path, 4)
+    loader = make(path, "data.snap=keyframe", "data.stride=24", "data.frames=2", split="train")
+    source = loader.source
+    assert all(row.keyframes[:3] == (0, 12, 24) for row in source.rows)
+    for row in range(4):
+        frames = source.choose_frames(row, np.random.default_rng(row))
+        assert set(frames.ravel()) <= set(source.rows[row].keyframes)
+    said = capsys.readouterr().out
+    assert "frames moved by" in said and "100.0 % are key frames" in said
+    assert next(iter(loader)).video.shape == (3, 3, 2, 32, 32)
+
+
+def test_segments_and_rates_reach_the_loader(clips_folder, tmp_path):
+    path = clips_folder(tmp_path, 4)
+    segments = make(path, "data.sampling=segments", split="test").source
+    length = segments.rows[0].num_frames
+    frames = segments.choose_frames(0, np.random.default_rng(0))
+    assert frames.shape == (2, 4) and frames.min() < length / 4 and frames.max() >= 3 * length / 4
+    slow = make(path, "data.fps=10", "data.stride=1", split="val").source
+    assert (np.diff(slow.choose_frames(0, np.random.default_rng(0))) == 3).all()  # of files at 30 frames a second
+    assert len(stream(make(path, "data.sampling=segments"), 1)) == 1

@@ -7,7 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.sampling import SHORT, edge, loop, random_clip, span, uniform_clips
+from pipelines.sampling import (
+    PLACES,
+    SHORT,
+    edge,
+    loop,
+    random_clip,
+    random_segments,
+    snap,
+    span,
+    stride_at,
+    uniform_clips,
+    uniform_segments,
+)
 
 LENGTH, FRAMES, STRIDE = st.integers(1, 300), st.integers(1, 16), st.integers(0, 20)
 SHORTS, SEED = st.sampled_from(sorted(SHORT)), st.integers(0, 2**32)
@@ -84,3 +96,59 @@ def test_a_video_without_frames_is_refused(short):
         random_clip(0, 4, 2, short, np.random.default_rng(0))
     with pytest.raises(ValueError, match="num_frames=0"):
         uniform_clips(0, 4, 2, 3, short)
+
+
+# --- conventions --------------------------------------------------------------------------------------------------
+
+
+@given(LENGTH, FRAMES, st.integers(1, 20), st.integers(1, 10))
+def test_places_are_those_of_the_projects(length, frames, stride, count):
+    room = length - span(frames, stride)
+    if room < 0:
+        return
+    starts = {place: uniform_clips(length, frames, stride, count, "loop", place)[:, 0].tolist() for place in PLACES}
+    assert starts["start"] == [int(room * i / count) for i in range(count)]  # SlowFast, TimeSformer
+    share = (room + 1) / count
+    assert starts["centre"] == [int(i * share + share / 2) for i in range(count)]  # mmaction2
+    if count > 1:
+        assert starts["spread"] == [int(room * i / (count - 1) + 0.5) for i in range(count)]
+    else:
+        assert starts["spread"] == starts["centre"]
+
+
+@given(LENGTH, FRAMES, SEED)
+def test_segments_hold_a_frame_of_each_part(length, frames, seed):
+    drawn = random_segments(length, frames, np.random.default_rng(seed))
+    middle = uniform_segments(length, frames, 1)
+    several = uniform_segments(length, frames, 3)
+    assert drawn.shape == (frames,) and middle.shape == (1, frames) and several.shape == (3, frames)
+    for clip in (drawn, middle[0], *several):
+        assert clip.dtype == np.int64 and (np.diff(clip) >= 0).all() and clip.min() >= 0 and clip.max() < length
+        if length >= frames:
+            part = length / frames
+            assert ((clip > np.arange(frames) * part - 1) & (clip < (np.arange(frames) + 1) * part)).all()
+    assert (several[1] == middle[0]).all()
+
+
+def test_every_frame_of_a_part_is_drawn():
+    clips = np.stack([random_segments(11, 3, np.random.default_rng(seed)) for seed in range(400)])
+    assert [sorted(set(column)) for column in clips.T.tolist()] == [[0, 1, 2], [3, 4, 5, 6], [7, 8, 9, 10]]
+
+
+@given(st.lists(st.integers(0, 200), max_size=8, unique=True), st.lists(st.integers(0, 200), min_size=1, max_size=8),
+       st.floats(0, 30))  # fmt: skip
+def test_snapping_takes_the_nearest_key_frame_in_reach(keys, frames, reach):
+    keys = sorted(keys)
+    for frame, taken in zip(frames, snap(np.array(frames), keys, reach).tolist(), strict=True):
+        distances = [abs(key - frame) for key in keys]
+        if distances and min(distances) <= reach:
+            assert taken in keys and abs(taken - frame) == min(distances)
+        else:
+            assert taken == frame
+
+
+def test_a_rate_stretches_the_stride():
+    assert stride_at(4, 30, 60) == 8 and stride_at(4, 30, 25) == pytest.approx(10 / 3)
+    assert stride_at(4, 0, 25) == stride_at(4, 30, 0) == 4
+    clip = random_clip(1000, 16, stride_at(4, 30, 25), "loop", np.random.default_rng(0))
+    assert clip[-1] - clip[0] == 50 and set(np.diff(clip)) == {3, 4}

@@ -10,7 +10,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from configs.schema import SECTIONS, Config, Data, Eval, Model, Optim, Run, Task, changes, dump, help_text, load
+from configs.keys import SECTIONS, Config, Data, Eval, Model, Optim, Run, Task
+from configs.schema import changes, dump, help_text, load
 from configs.schema import load_text as load_text_
 from train import build_network
 
@@ -360,3 +361,16 @@ def test_every_default_is_valid_and_of_its_declared_type():
             if value != {}:
                 shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
                 assert load_text("", f"{section.name}.{name}={shown}") == Config()
+
+
+def test_a_preset_sets_the_views_and_what_is_said_beside_it_wins(tmp_path):
+    assert load(None, ["eval.preset=mvit"]).eval == Eval("mvit", 5, "start", 1)
+    assert load(None, ["eval.clips=2", "eval.preset=mvit"]).eval.clips == 5
+    assert load(None, ["eval.preset=mvit", "eval.clips=2"]).eval.clips == 2
+    (tmp_path / "x.yaml").write_text("eval: {clips: 7, preset: vivit}")
+    cfg = load(tmp_path / "x.yaml")
+    assert (cfg.eval.clips, cfg.eval.crops) == (7, 3)
+    (tmp_path / "again.yaml").write_text(dump(cfg))
+    assert load(tmp_path / "again.yaml").eval == cfg.eval
+    with pytest.raises(ValueError, match="eval.preset=mvitt: expected one of .*; did you mean 'mvit'?"):
+        load(None, ["eval.preset=mvitt"])
