@@ -1,13 +1,20 @@
-# make demo · make test · make test-slow · make test-gpu · make bench · make lint      (each sets up .venv by itself)
+# make demo · make demo-maskfeat · make test · make test-slow · make test-gpu · make bench · make lint      (each sets up .venv by itself)
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-gpu bench lint
+.PHONY: demo demo-maskfeat test test-slow test-gpu bench lint
 
 demo: .venv/runtime
 	$(BIN)/python -m pipelines.synthetic demo
 	$(BIN)/python train.py configs/demo.yaml
 	$(BIN)/python eval.py runs/demo
+
+demo-maskfeat: .venv/runtime
+	$(BIN)/python -m pipelines.synthetic demo
+	$(BIN)/python train.py configs/demo_maskfeat.yaml
+	$(BIN)/python eval.py runs/demo_maskfeat
+	$(BIN)/python train.py configs/demo_finetune.yaml
+	$(BIN)/python eval.py runs/demo_finetune
 
 test: lint
 	$(BIN)/python -m pytest -q

@@ -47,6 +47,14 @@ class Data:
     size: int = _key(224, "height and width of the network's input, in pixels")
     scale: tuple[float, float] = _key((0.08, 1.0), "random-resized crop: area of the box as a share of the frame")
     ratio: tuple[float, float] = _key((3 / 4, 4 / 3), "random-resized crop: width / height of the box")
+    crop: str = _key(
+        "resized",
+        "training crops: resized (scale, ratio) or jitter (short_sides); letterbox: whole frames, in testing too",
+        ("resized", "jitter", "letterbox"),
+    )
+    short_sides: tuple[float, float] = _key(
+        (256, 320), "crop=jitter: the short side is resized to one of these before size x size pixels are cropped"
+    )
     per_class: int = _key(0, "only the first so many training videos of each class (0: all)")
     eval_per_class: int = _key(0, "the same for val and test, each counted by itself")
     flip: float = _key(0.5, "probability of a left-right flip; 0 where direction is the class")
@@ -177,6 +185,16 @@ def check_ranges(cfg: Config) -> None:
     )
     need(cfg.optim.min_lr <= cfg.optim.lr, "optim.min_lr", cfg.optim.min_lr, f"at most optim.lr={cfg.optim.lr}")
     need(cfg.eval.crops in (1, 3), "eval.crops", cfg.eval.crops, "1 or 3")
+    low, high = cfg.data.short_sides
+    need(
+        cfg.data.crop != "jitter" or cfg.data.size <= low <= high,
+        "data.short_sides",
+        cfg.data.short_sides,
+        f"data.size={cfg.data.size} <= low <= high",
+    )
+    need(
+        cfg.data.crop != "letterbox" or cfg.eval.crops == 1, "eval.crops", cfg.eval.crops, "1 with data.crop=letterbox"
+    )
     need(
         cfg.eval.short_side == 0 or cfg.eval.short_side >= cfg.data.size,
         "eval.short_side",

@@ -33,6 +33,27 @@ def random_resized_crop(
     return _box(_along(0.5, height, down), _along(0.5, width, across), down, across)
 
 
+def jittered_crop(
+    width: int, height: int, size: int, short_sides: tuple[float, float], rng: np.random.Generator
+) -> np.ndarray:
+    """(4,) float32: a square anywhere, size x size pixels once the short side is resized to a length drawn."""
+    short = min(width, height)
+    side = _even(short * size / rng.uniform(*short_sides), short)
+    top, left = rng.integers((height - side) // 2 + 1), rng.integers((width - side) // 2 + 1)
+    return _box(2 * int(top), 2 * int(left), side, side)
+
+
+def whole_frame(width: int, height: int) -> np.ndarray:
+    """(4,) float32: all of it, for letterboxing."""
+    return _box(0, 0, height, width)
+
+
+def fitted(width: int, height: int, size: int) -> tuple[int, int]:
+    """(height, width) of a frame made as large as fits into size x size."""
+    scale = size / max(width, height)
+    return max(round(height * scale), 1), max(round(width * scale), 1)
+
+
 def view_boxes(width: int, height: int, size: int, short_side: int, crops: int) -> np.ndarray:
     """(crops, 4) float32: squares that are size x size pixels once the frame's short side is resized to short_side.
 

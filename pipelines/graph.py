@@ -6,7 +6,7 @@ F sequence, D depth (time, once the frames are one volume), H, W, C.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,10 +48,8 @@ def build_pipeline(graph: Graph, source: Callable[..., Any], batch: int, workers
 
 
 def train_views(graph: Graph, source: Callable[..., Any], workers: int) -> tuple[Any, Any]:
-    size = graph.views.size
     video, boxes, mirror, info = decoded(graph, source, workers)
-    clip = fn.resize(video, roi_start=boxes[0, :2], roi_end=boxes[0, 2:], size=(size, size))
-    clip = fn.reshape(clip, layout="DHWC")
+    clip = fn.reshape(resized(graph, video, boxes[0]), layout="DHWC")
     return fn.crop_mirror_normalize(clip, mirror=mirror, output_layout="CDHW", **normalisation(graph)), info
 
 
@@ -61,7 +59,7 @@ def eval_views(graph: Graph, source: Callable[..., Any], workers: int) -> tuple[
     video, boxes, mirror, info = decoded(graph, source, workers)
     crops = []
     for i in range(v.crops):
-        crop = fn.resize(video, roi_start=boxes[i, :2], roi_end=boxes[i, 2:], size=(v.size, v.size))
+        crop = resized(graph, video, boxes[i])
         crop = fn.reshape(crop, shape=[v.clips, v.frames, v.size, v.size, 3], layout="FDHWC")
         crops.append(fn.crop_mirror_normalize(crop, mirror=mirror, output_layout="FCDHW", **normalisation(graph)))
     return fn.reshape(fn.stack(*crops, axis=1), shape=[v.clips * v.crops, 3, v.frames, v.size, v.size]), info
@@ -86,6 +84,16 @@ def decoded(graph: Graph, source: Callable[..., Any], workers: int) -> tuple[Any
     return fn.decoders.video(data, frames=positions, device=device, pad_mode="edge"), *more
 
 
+def resized(graph: Graph, video: Any, box: Any) -> Any:
+    """The box of each frame, size x size: stretched to it, or letterboxed in the mean colour."""
+    square = (graph.views.size, graph.views.size)
+    roi = {"roi_start": box[:2], "roi_end": box[2:]}
+    if graph.views.crop != "letterbox":
+        return fn.resize(video, size=square, **roi)
+    fitted = fn.resize(video, size=square, mode="not_larger", **roi)
+    return fn.crop(fitted, crop=square, out_of_bounds_policy="pad", fill_values=list(mean_colour(graph.mean)))
+
+
 def fed(
     graph: Graph, source: Callable[..., Any], workers: int, kinds: list[Any], ndim: list[int], layout: str = ""
 ) -> Any:
@@ -95,6 +103,12 @@ def fed(
     return fn.external_source(
         source, batch=False, num_outputs=len(kinds), dtype=kinds, ndim=ndim, layout=layouts, **parallel
     )
+
+
+def mean_colour(mean: Sequence[float]) -> tuple[int, int, int]:
+    """RGB, 0 to 255: what normalisation makes zero, but for rounding."""
+    red, green, blue = (round(255 * m) for m in mean)
+    return red, green, blue
 
 
 def normalisation(graph: Graph) -> dict[str, Any]:

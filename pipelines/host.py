@@ -14,6 +14,7 @@ from typing import Any
 import av
 import numpy as np
 
+from pipelines.geometry import fitted
 from pipelines.trim import needed, wanted_pictures
 from pipelines.video import Video
 
@@ -21,25 +22,38 @@ _RGB_OF_GBR = (2, 0, 1)  # FFmpeg's planar RGB has its planes in the order G, B,
 
 
 def decode_views(
-    source: str | os.PathLike[str] | bytes, frames: np.ndarray, boxes: np.ndarray, size: int
+    source: str | os.PathLike[str] | bytes,
+    frames: np.ndarray,
+    boxes: np.ndarray,
+    size: int,
+    letterbox: Sequence[int] | None = None,
 ) -> np.ndarray:
     """(clips * crops, 3, T, size, size) uint8 RGB; `frames` (clips, T) as in `trim.trim`, `boxes` (crops, 4).
 
-    View c * crops + k is clip c in box k. Downscaling is antialiased. Raises ValueError with the path and the reason
-    for a video that cannot be read or a wanted frame that cannot be decoded.
+    View c * crops + k is clip c in box k, stretched to the square or, with `letterbox`, in its middle with that colour
+    around it. Downscaling is antialiased. Raises ValueError with the path and the reason for a video that cannot be
+    read or a wanted frame that cannot be decoded.
     """
     clips, times = frames.shape
     views = np.empty((clips, len(boxes), 3, times, size, size), np.uint8)
+    if letterbox:
+        views[:] = np.reshape(letterbox, (3, 1, 1, 1))
     with Video(source) as video:
-        scalers = [_scaler(video, box, size) for box in boxes.astype(int).tolist()]
+        whole = boxes.astype(int).tolist()
+        shapes = [fitted(right - left, bottom - top, size) if letterbox else (size, size)
+                  for top, left, bottom, right in whole]  # fmt: skip
+        scalers = [_scaler(video, box, shape) for box, shape in zip(whole, shapes, strict=True)]
         for frame, places in wanted_frames(video, frames.reshape(-1)):
             clip, time = np.unravel_index(places, frames.shape)
             for crop, scaler in enumerate(scalers):
                 scaler.push(frame)
                 planes: Any = scaler.pull().planes
+                height, width = shapes[crop]
+                top, left = (size - height) // 2, (size - width) // 2
+                rows, columns = slice(top, top + height), slice(left, left + width)
                 for channel, plane in enumerate(_RGB_OF_GBR):
                     pixels = np.frombuffer(planes[plane], np.uint8).reshape(-1, planes[plane].line_size)
-                    views[clip, crop, channel, time] = pixels[:size, :size]
+                    views[clip, crop, channel, time, rows, columns] = pixels[:height, :width]
     return views.reshape(-1, 3, times, size, size)
 
 
@@ -77,15 +91,15 @@ def _decode(video: Video, keep: np.ndarray) -> Iterator[av.VideoFrame]:
     yield from context.decode(None)
 
 
-def _scaler(video: Video, box: Sequence[int], size: int) -> av.filter.Graph:
-    """Frames in, the box of them as size x size planar RGB out."""
+def _scaler(video: Video, box: Sequence[int], shape: tuple[int, int]) -> av.filter.Graph:
+    """Frames in, the box of them as planar RGB of `shape` (height, width) out."""
     top, left, bottom, right = box
     graph = av.filter.Graph()
     graph.threads = 1
     graph.link_nodes(
         graph.add_buffer(template=video.stream, time_base=video.stream.time_base),
         graph.add("crop", f"{right - left}:{bottom - top}:{left}:{top}"),
-        graph.add("scale", f"{size}:{size}:flags=bilinear"),
+        graph.add("scale", f"{shape[1]}:{shape[0]}:flags=bilinear"),
         graph.add("format", "gbrp"),
         graph.add("buffersink"),
     ).configure()

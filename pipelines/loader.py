@@ -18,7 +18,7 @@ from nvidia.dali import Pipeline
 
 from configs.schema import Config
 from pipelines import order
-from pipelines.graph import Graph, build_pipeline
+from pipelines.graph import Graph, build_pipeline, mean_colour
 from pipelines.index import Row, build_index, cache_path, coverage
 from pipelines.labels import is_subset
 from pipelines.lists import Clip, first_of_each_class, read_list
@@ -152,15 +152,17 @@ def build_loader(
             f"{path}: none of its {len(rows)} videos can be read; the first: {rows[0].path}: {rows[0].error}"
         )
     host, why = choose_decoder(good, data.decoder, device.type)
-    views = Views(data.frames, data.stride, data.size, data.short, train, data.fps, data.sampling, data.snap)
+    views = Views(data.frames, data.stride, data.size, data.short, train, data.fps, data.sampling, data.snap, data.crop)
     if train:
-        views = dataclasses.replace(views, scale=data.scale, ratio=data.ratio, flip=data.flip)
+        views = dataclasses.replace(
+            views, scale=data.scale, ratio=data.ratio, flip=data.flip, short_sides=data.short_sides
+        )
     elif split == "test":
         views = dataclasses.replace(
             views, clips=cfg.eval.clips, place=cfg.eval.place, crops=cfg.eval.crops, short_side=cfg.eval.short_side
         )
     batch = cfg.eval.batch if split == "test" else data.batch
-    source = Source(tuple(clips), tuple(rows), views, batch, cfg.run.seed, world, host)
+    source = Source(tuple(clips), tuple(rows), views, batch, cfg.run.seed, world, host, fill=mean_colour(data.mean))
     if train and not source.steps:
         raise ValueError(
             f"{path}: {len(clips)} videos do not fill one batch of data.batch={data.batch} on {world.size} process(es)"

@@ -31,15 +31,14 @@ def uniform_clips(
     """
     last = _last_start(num_frames, frames, stride)
     number = np.arange(clips)
+    # In whole numbers. Halves round up, so that the middle of three clips is the single clip.
     if place == "start":
-        starts = last * number / clips
+        starts = last * number // clips
     elif place == "centre" or clips == 1:
-        starts = (last + 1) * (number + 0.5) / clips - 0.5
+        starts = (last + 1) * (2 * number + 1) // (2 * clips)
     else:
-        starts = last * number / (clips - 1)
-    # Halves round up, so that the middle of three clips is the single clip; official code rounds "start" down.
-    whole = np.floor(starts + (0 if place == "start" else 0.5)).astype(int)
-    return np.stack([_clip(start, num_frames, frames, stride, short) for start in whole.tolist()])
+        starts = (2 * last * number // (clips - 1) + 1) // 2
+    return np.stack([_clip(start, num_frames, frames, stride, short) for start in starts.tolist()])
 
 
 def random_segments(num_frames: int, frames: int, rng: np.random.Generator) -> np.ndarray:

@@ -59,6 +59,8 @@ class Views:
     fps: float = 0.0
     sampling: str = "clip"
     snap: str = ""
+    crop: str = "resized"
+    short_sides: tuple[float, float] = (1.0, 1.0)
     scale: tuple[float, float] = (1.0, 1.0)
     ratio: tuple[float, float] = (1.0, 1.0)
     flip: float = 0.0
@@ -81,6 +83,7 @@ class Source:
     host: bool  # feed the views themselves instead of a trimmed file
     trimmed: bool = True  # False: the whole file (bench only)
     start: int = 0
+    fill: tuple[int, int, int] = (0, 0, 0)  # RGB around letterboxed frames
 
     @property
     def steps(self) -> int:
@@ -150,18 +153,29 @@ class Source:
             frames = sampling.uniform_clips(known.num_frames, v.frames, stride, v.clips, v.short, v.place)
         return sampling.snap(frames, known.keyframes, stride / 2) if v.snap else frames
 
+    def choose_box(self, row: int, rng: np.random.Generator) -> np.ndarray:
+        """(4,) the box of a training clip, drawn; or the whole frame."""
+        v, known = self.views, self.rows[row]
+        if v.crop == "letterbox":
+            return geometry.whole_frame(known.width, known.height)
+        if v.crop == "jitter":
+            return geometry.jittered_crop(known.width, known.height, v.size, v.short_sides, rng)
+        return geometry.random_resized_crop(known.width, known.height, v.scale, v.ratio, rng)
+
     def _load(self, row: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         v, known, path = self.views, self.rows[row], self.clips[row].path
         frames = self.choose_frames(row, rng)
         if v.train:
-            boxes = geometry.random_resized_crop(known.width, known.height, v.scale, v.ratio, rng)[None]
+            boxes = self.choose_box(row, rng)[None]
             mirror = np.array(geometry.flip(v.flip, rng), np.int32)
         else:
             boxes = geometry.view_boxes(known.width, known.height, v.size, v.short_side or v.size, v.crops)
+            if v.crop == "letterbox":
+                boxes = self.choose_box(row, rng)[None]
             mirror = np.array(0, np.int32)
         boxes = geometry.stored(boxes, known.width, known.height, known.turns)
         if self.host:
-            views = decode_views(path, frames, boxes, v.size)
+            views = decode_views(path, frames, boxes, v.size, self.fill if v.crop == "letterbox" else None)
             return views[0] if v.train else views, mirror
         if self.trimmed:
             data, positions = trim(path, frames.reshape(-1))

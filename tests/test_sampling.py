@@ -1,6 +1,8 @@
 """sampling: clips lie inside their video, keep their stride where they fit, and reach every place."""
 
+import math
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -106,12 +108,13 @@ def test_places_are_those_of_the_projects(length, frames, stride, count):
     room = length - span(frames, stride)
     if room < 0:
         return
+    places = range(count)
     starts = {place: uniform_clips(length, frames, stride, count, "loop", place)[:, 0].tolist() for place in PLACES}
-    assert starts["start"] == [int(room * i / count) for i in range(count)]  # SlowFast, TimeSformer
-    share = (room + 1) / count
-    assert starts["centre"] == [int(i * share + share / 2) for i in range(count)]  # mmaction2
+    assert starts["start"] == [int(Fraction(room * i, count)) for i in places]  # SlowFast, TimeSformer
+    share = Fraction(room + 1, count)
+    assert starts["centre"] == [int(i * share + share / 2) for i in places]  # mmaction2
     if count > 1:
-        assert starts["spread"] == [int(room * i / (count - 1) + 0.5) for i in range(count)]
+        assert starts["spread"] == [math.floor(Fraction(room * i, count - 1) + Fraction(1, 2)) for i in places]
     else:
         assert starts["spread"] == starts["centre"]
 
