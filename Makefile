@@ -27,6 +27,7 @@ test-gpu: .venv/dev
 
 bench: .venv/dev
 	$(BIN)/python -m bench.decode
+	$(BIN)/python -m bench.hog
 
 lint: .venv/dev
 	$(BIN)/ruff check .

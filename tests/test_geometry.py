@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.geometry import flip, random_resized_crop, view_boxes
+from pipelines.geometry import fitted, flip, jittered_crop, random_resized_crop, stored, view_boxes, whole_frame
 
 SIDE, SEED = st.integers(2, 4096), st.integers(0, 2**32)
 GRID = 2  # boxes lie on even pixels
@@ -90,6 +90,38 @@ def test_a_frame_too_long_for_any_box_gives_its_largest_centred_one(width, heigh
 def test_the_whole_frame_is_a_box_of_itself():
     box = random_resized_crop(640, 480, (1.0, 1.0), (4 / 3, 4 / 3), np.random.default_rng(0))
     assert box.tolist() == [0, 0, 480, 640]
+
+
+@given(st.integers(16, 2048), st.integers(16, 2048), st.integers(8, 224), st.floats(1, 2), st.floats(1, 2), SEED)
+def test_a_jittered_crop_is_a_square_as_large_as_the_short_side_says(w, h, size, low, high, seed):
+    low, high = sorted((low * size, high * size))
+    box = jittered_crop(w, h, size, (low, high), np.random.default_rng(seed))
+    top, left, bottom, right, width, height = parts(box)
+    assert box.dtype == np.float32 and not (box % GRID).any() and width == height
+    assert 0 <= top < bottom <= h and 0 <= left < right <= w
+    short = min(w, h)
+    assert short * size / high - GRID <= width <= min(short * size / low + GRID, short)
+
+
+@given(SIDE, SIDE, st.integers(8, 512))
+def test_a_letterboxed_frame_touches_two_sides_and_keeps_its_shape(w, h, size):
+    height, width = fitted(w, h, size)
+    assert max(height, width) == size and min(height, width) >= 1
+    assert abs(width * h - height * w) <= max(w, h) or min(height, width) == 1
+    assert whole_frame(w, h).tolist() == [0, 0, h, w]
+
+
+@given(st.integers(2, 40), st.integers(2, 40), st.integers(0, 3), SEED)
+def test_a_box_of_the_shown_frame_holds_the_same_pixels_of_the_stored_one(w, h, turns, seed):
+    pixels = np.arange(w * h).reshape(h, w)
+    shown = np.rot90(pixels, turns)
+    boxes = view_boxes(shown.shape[1], shown.shape[0], 8, 8, 3)
+    for box, inside in zip(
+        boxes.astype(int), stored(boxes, shown.shape[1], shown.shape[0], turns).astype(int), strict=True
+    ):
+        top, left, bottom, right = box
+        a, b, c, d = inside
+        np.testing.assert_array_equal(np.rot90(pixels[a:c, b:d], turns), shown[top:bottom, left:right])
 
 
 # --- views --------------------------------------------------------------------------------------------------------

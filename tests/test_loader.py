@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from configs import schema
+from pipelines.geometry import fitted
 from pipelines.graph import build_pipeline
 from pipelines.host import wanted_frames
 from pipelines.loader import build_loader, choose_decoder
@@ -349,3 +350,40 @@ def test_segments_and_rates_reach_the_loader(clips_folder, tmp_path):
     slow = make(path, "data.fps=10", "data.stride=1", split="val").source
     assert (np.diff(slow.choose_frames(0, np.random.default_rng(0))) == 3).all()  # of files at 30 frames a second
     assert len(stream(make(path, "data.sampling=segments"), 1)) == 1
+
+
+# --- which box ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_letterboxed_frames_lie_in_the_middle_of_the_mean_colour(clips_folder, tmp_path, decoder, split):
+    path = clips_folder(tmp_path, 4)
+    settings = ["data.crop=letterbox", "eval.crops=1", "data.flip=0", "data.mean=0.2,0.4,0.6"]
+    loader = make(path, decoder, *settings, split=split)
+    batch = next(iter(loader))
+    videos = batch.video if split == "train" else batch.video[:, 0]
+    for video, row in zip(videos, batch.sample.tolist(), strict=True):
+        known = loader.source.rows[row]
+        height, width = fitted(known.width, known.height, 32)
+        top, left = (32 - height) // 2, (32 - width) // 2
+        inside = torch.zeros(32, 32, dtype=torch.bool)
+        inside[top : top + height, left : left + width] = True
+        assert video[..., ~inside].abs().max() < 0.02 if (~inside).any() else height == width
+        assert video[..., inside].std() > 0.3 and video[..., top, left : left + width].std() > 0.1
+
+
+def test_dali_and_the_host_letterbox_alike(clips_folder, tmp_path):
+    path = clips_folder(tmp_path, 4)
+    settings = ["data.crop=letterbox", "eval.crops=1"]
+    one, other = (next(iter(make(path, f"data.decoder={d}", *settings, split="test"))).video for d in ("dali", "host"))
+    assert (one - other).abs().mean() < 0.03
+
+
+def test_jittered_crops_reach_the_loader(clips_folder, tmp_path):
+    loader = make(clips_folder(tmp_path, 4), "data.crop=jitter", "data.short_sides=40,48")
+    boxes = np.stack([loader.source.choose_box(row, np.random.default_rng(s)) for row in range(4) for s in range(20)])
+    sides = boxes[:, 2] - boxes[:, 0]
+    shorts = np.repeat([min(row.width, row.height) for row in loader.source.rows], 20)
+    assert (sides == boxes[:, 3] - boxes[:, 1]).all()
+    assert ((32 / 48 - 0.05 < sides / shorts) & (sides / shorts < 32 / 40 + 0.05)).all() and len(set(sides)) > 3
+    assert next(iter(loader)).video.shape == (3, 3, 4, 32, 32)
