@@ -58,6 +58,12 @@ class Data:
     per_class: int = _key(0, "only the first so many training videos of each class (0: all)")
     eval_per_class: int = _key(0, "the same for val and test, each counted by itself")
     flip: float = _key(0.5, "probability of a left-right flip; 0 where direction is the class")
+    rand_augment: str = _key("", "RandAugment in timm's notation: m7-n4-mstd0.5 (empty: none)")
+    colour_jitter: float = _key(
+        0, "brightness, contrast and saturation change by factors of up to 1 - this to 1 + this"
+    )
+    grey: float = _key(0, "probability that a clip loses its colours")
+    repeats: int = _key(1, "crops and augmentations of each decoded clip, side by side in a batch")
     short: str = _key(
         "loop", "a clip longer than its video starts over (loop) or repeats the last frame (edge)", ("loop", "edge")
     )
@@ -167,6 +173,14 @@ def check_ranges(cfg: Config) -> None:
             value = getattr(getattr(cfg, section), name)
             need(value >= least, f"{section}.{name}", value, f"{least} or more")
     need(0 <= cfg.data.flip <= 1, "data.flip", cfg.data.flip, "a probability, 0 to 1")
+    need(0 <= cfg.data.colour_jitter <= 1, "data.colour_jitter", cfg.data.colour_jitter, "0 to 1")
+    need(0 <= cfg.data.grey <= 1, "data.grey", cfg.data.grey, "a probability, 0 to 1")
+    need(
+        cfg.data.batch % cfg.data.repeats == 0 and cfg.data.repeats < 32,
+        "data.repeats",
+        cfg.data.repeats,
+        f"a divisor of data.batch={cfg.data.batch}, below 32",
+    )
     need(0 <= cfg.data.max_bad <= 1, "data.max_bad", cfg.data.max_bad, "a share, 0 to 1")
     need(0 < cfg.data.scale[0] <= cfg.data.scale[1] <= 1, "data.scale", cfg.data.scale, "0 < low <= high <= 1")
     need(0 < cfg.data.ratio[0] <= cfg.data.ratio[1], "data.ratio", cfg.data.ratio, "0 < low <= high")
@@ -206,6 +220,7 @@ def check_ranges(cfg: Config) -> None:
 _AT_LEAST: dict[str, dict[str, float]] = {
     "data": {
         "per_class": 0,
+        "repeats": 1,
         "eval_per_class": 0,
         "frames": 1,
         "stride": 0,

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nvidia.dali import Pipeline, fn, types
+from nvidia.dali import Pipeline, fn, pipeline_def, types
 
+from pipelines.augment import augmented
 from pipelines.source import Views
 
 
@@ -31,26 +32,35 @@ class Graph:
 
 
 def build_pipeline(graph: Graph, source: Callable[..., Any], batch: int, workers: int | None = None) -> Pipeline:
-    """A pipeline that yields (video, info) batches: train (C, T, H, W) a sample, eval (V, C, T, H, W); info (7,) int64.
+    """A pipeline that yields (video, info) batches, both splits with all views of a sample together, (V, C, T, H, W):
+    train repeats, eval clips x crops; info (7,) int64.
 
     `workers` processes call `source` (0: this one does). Not built yet.
     """
     workers = graph.workers if workers is None else workers
-    pipe = Pipeline(
+    build = host_views if graph.host else train_views if graph.views.train else eval_views
+
+    @pipeline_def(
         batch_size=batch, num_threads=graph.threads, device_id=graph.device_id, prefetch_queue_depth=graph.prefetch,
         exec_dynamic=True,  # the executor that hands its buffers over instead of overwriting them
+        enable_conditionals=True,  # a clip's own operations of RandAugment
         py_num_workers=max(workers, 1), py_start_method="spawn",
     )  # fmt: skip
-    with pipe:
-        build = host_views if graph.host else train_views if graph.views.train else eval_views
-        pipe.set_outputs(*build(graph, source, workers))
-    return pipe
+    def described() -> tuple[Any, Any]:
+        return build(graph, source, workers)
+
+    return described()
 
 
 def train_views(graph: Graph, source: Callable[..., Any], workers: int) -> tuple[Any, Any]:
-    video, boxes, mirror, info = decoded(graph, source, workers)
-    clip = fn.reshape(resized(graph, video, boxes[0]), layout="DHWC")
-    return fn.crop_mirror_normalize(clip, mirror=mirror, output_layout="CDHW", **normalisation(graph)), info
+    """Every view is a crop of its own of the same decoded frames."""
+    video, boxes, *draws, mirror, info = decoded(graph, source, workers)
+    crops = []
+    for i in range(graph.views.repeats):
+        crop = varied(graph, resized(graph, video, boxes[i]), i, draws)
+        crop = fn.reshape(crop, layout="DHWC")
+        crops.append(fn.crop_mirror_normalize(crop, mirror=mirror[i], output_layout="CDHW", **normalisation(graph)))
+    return together(crops), info
 
 
 def eval_views(graph: Graph, source: Callable[..., Any], workers: int) -> tuple[Any, Any]:
@@ -61,27 +71,48 @@ def eval_views(graph: Graph, source: Callable[..., Any], workers: int) -> tuple[
     for i in range(v.crops):
         crop = resized(graph, video, boxes[i])
         crop = fn.reshape(crop, shape=[v.clips, v.frames, v.size, v.size, 3], layout="FDHWC")
-        crops.append(fn.crop_mirror_normalize(crop, mirror=mirror, output_layout="FCDHW", **normalisation(graph)))
+        crops.append(fn.crop_mirror_normalize(crop, mirror=mirror[0], output_layout="FCDHW", **normalisation(graph)))
     return fn.reshape(fn.stack(*crops, axis=1), shape=[v.clips * v.crops, 3, v.frames, v.size, v.size]), info
 
 
 def host_views(graph: Graph, source: Callable[..., Any], workers: int) -> tuple[Any, Any]:
     """Train and eval alike: the workers have decoded, cropped and resized (pipelines.host)."""
-    layout = "CDHW" if graph.views.train else "FCDHW"
-    views, mirror, info = fed(
-        graph, source, workers, [types.UINT8, types.INT32, types.INT64], [len(layout), 0, 1], layout
-    )
+    v = graph.views
+    views, *draws, mirror, info = fed(graph, source, workers, [(types.UINT8, 5, "FCDHW")])
     if graph.device_id is not None:
         views = views.gpu()
-    return fn.crop_mirror_normalize(views, mirror=mirror, output_layout=layout, **normalisation(graph)), info
+    if not v.train:
+        return fn.crop_mirror_normalize(views, mirror=mirror[0], output_layout="FCDHW", **normalisation(graph)), info
+    crops = []
+    for i in range(v.repeats):
+        crop = fn.reshape(views[i] if v.repeats > 1 else fn.squeeze(views, axes=0), layout="CDHW")
+        if v.augment:
+            crop = varied(graph, fn.transpose(crop, perm=[1, 2, 3, 0], output_layout="FHWC"), i, draws)
+            crop = fn.reshape(crop, layout="DHWC")
+        crops.append(fn.crop_mirror_normalize(crop, mirror=mirror[i], output_layout="CDHW", **normalisation(graph)))
+    return together(crops), info
 
 
 def decoded(graph: Graph, source: Callable[..., Any], workers: int) -> tuple[Any, ...]:
-    """Frames that DALI decoded (FHWC, uint8 RGB), boxes, mirror and info."""
-    kinds = [types.UINT8, types.INT32, types.FLOAT, types.INT32, types.INT64]
-    data, positions, *more = fed(graph, source, workers, kinds, [1, 1, 2, 0, 1])
+    """Frames that DALI decoded (FHWC, uint8 RGB), boxes, what was drawn for augmentation, mirror and info."""
+    data, positions, *more = fed(
+        graph, source, workers, [(types.UINT8, 1, ""), (types.INT32, 1, ""), (types.FLOAT, 2, "")]
+    )
     device = "cpu" if graph.device_id is None else "mixed"
     return fn.decoders.video(data, frames=positions, device=device, pad_mode="edge"), *more
+
+
+def together(crops: list[Any]) -> Any:
+    """(C, T, H, W) each -> (V, C, T, H, W); one alone is not copied."""
+    return fn.stack(*crops) if len(crops) > 1 else fn.expand_dims(crops[0], axes=0)
+
+
+def varied(graph: Graph, clip: Any, view: int, draws: Sequence[Any]) -> Any:
+    """The clip (FHWC) augmented as was drawn for this view of it."""
+    v = graph.views
+    if not v.augment:
+        return clip
+    return augmented(clip, [drawn[view] for drawn in draws], v.augment, v.size, mean_colour(graph.mean))
 
 
 def resized(graph: Graph, video: Any, box: Any) -> Any:
@@ -94,15 +125,15 @@ def resized(graph: Graph, video: Any, box: Any) -> Any:
     return fn.crop(fitted, crop=square, out_of_bounds_policy="pad", fill_values=list(mean_colour(graph.mean)))
 
 
-def fed(
-    graph: Graph, source: Callable[..., Any], workers: int, kinds: list[Any], ndim: list[int], layout: str = ""
-) -> Any:
-    """What the source returns for each sample, an output for each of `kinds`; `layout` is of the first."""
+def fed(graph: Graph, source: Callable[..., Any], workers: int, pictures: list[tuple[Any, int, str]]) -> Any:
+    """What the source returns for each sample: `pictures` (type, dimensions, layout), then what every graph gets."""
+    drawn = [(types.FLOAT, 1 + dimensions, "") for dimensions in graph.views.augment.shapes]  # a row a view
+    outputs = [*pictures, *drawn, (types.INT32, 1, ""), (types.INT64, 1, "")]  # mirror, a number a view; info
     parallel: dict[str, Any] = {"parallel": True, "prefetch_queue_depth": graph.prefetch} if workers else {}
-    layouts = [layout] if layout else None
     return fn.external_source(
-        source, batch=False, num_outputs=len(kinds), dtype=kinds, ndim=ndim, layout=layouts, **parallel
-    )
+        source, batch=False, num_outputs=len(outputs), dtype=[kind for kind, _, _ in outputs],
+        ndim=[dimensions for _, dimensions, _ in outputs], layout=[layout for _, _, layout in outputs], **parallel,
+    )  # fmt: skip
 
 
 def mean_colour(mean: Sequence[float]) -> tuple[int, int, int]:

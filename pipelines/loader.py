@@ -18,6 +18,7 @@ from nvidia.dali import Pipeline
 
 from configs.schema import Config
 from pipelines import order
+from pipelines.augment import parse
 from pipelines.graph import Graph, build_pipeline, mean_colour
 from pipelines.index import Row, build_index, cache_path, coverage
 from pipelines.labels import is_subset
@@ -29,10 +30,10 @@ DALI_CODECS = {"cpu": {"vp8", "vp9", "mjpeg"}, "cuda": {"vp8", "vp9", "mjpeg", "
 
 
 class Batch(NamedTuple):
-    video: torch.Tensor  # train (B, C, T, H, W), eval (B, V, C, T, H, W); float16 or float32
+    video: torch.Tensor  # train (B, C, T, H, W), repeats side by side; eval (B, V, C, T, H, W); float16 or float32
     label: torch.Tensor  # (B,) int64
     sample: torch.Tensor  # (B,) int64, the row of the list; -1: not to be scored (padding, or could not be read)
-    seeds: tuple[tuple[int, int, int], ...]  # on the host: (seed, epoch, row), for what else is drawn for a sample
+    seeds: tuple[tuple[int, ...], ...]  # on the host: (seed, epoch, row[, repeat]), for what else is drawn for a clip
 
 
 class VideoLoader:
@@ -90,14 +91,19 @@ class VideoLoader:
         alone = dataclasses.replace(self.graph, prefetch=1, workers=0)
         videos: list[torch.Tensor] = []
         infos: list[np.ndarray] = []
+        fed: list[tuple[np.ndarray, ...]] = []
+        pipe = None
         for slot in range(self.source.batch):
             refused: set[int] = set()
             while len(videos) == slot:
                 arrays = self.source.sample(step, slot, refused)
+                fed[:] = [arrays]
+                pipe = pipe or build_pipeline(alone, _first_of(fed), batch=1)
                 try:
-                    clip, _ = build_pipeline(alone, _always(arrays), batch=1).run()
+                    clip, _ = pipe.run()
                 except RuntimeError:
                     refused.add(Info(*arrays[-1].tolist()).used)
+                    pipe = None
                     continue
                 videos.append(torch.from_dlpack(clip.as_tensor()))
                 infos.append(arrays[-1])
@@ -113,21 +119,29 @@ class VideoLoader:
                         f"{len(self.bad)} of {len(self.source.clips)} videos cannot be read, more than "
                         f"data.max_bad={self.max_bad} allows:\n{named}"
                     )
-        for picture, info in zip(video, infos, strict=True):
+        v = self.source.views
+        for views, info in zip(video, infos, strict=True):
             if info.turns:  # few videos are: the graph need not know
-                turned = torch.rot90(picture, info.turns, (-2, -1))
-                picture.copy_(turned.flip(-1) if info.mirror else turned)
+                turned = torch.rot90(views, info.turns, (-2, -1))
+                for number, view in enumerate(turned):
+                    views[number] = view.flip(-1) if info.mirror >> number & 1 else view
+        if v.train:
+            video = video.flatten(0, 1)
+            infos = [info for info in infos for _ in range(v.repeats)]
         scored = [i.used if i.status in (Status.OK, Status.REPLACED) else -1 for i in infos]
         numbers = torch.tensor([[i.label for i in infos], scored], dtype=torch.int64)
         if self.device.type == "cuda":
             numbers = numbers.pin_memory().to(self.device, non_blocking=True)
-        train = self.source.views.train
-        seeds = tuple((self.source.seed, i.step // len(self) if train else 0, i.row) for i in infos)
+        epoch = [i.step // len(self) if v.train else 0 for i in infos]
+        seeds: tuple[tuple[int, ...], ...]
+        seeds = tuple((self.source.seed, e, i.row) for e, i in zip(epoch, infos, strict=True))
+        if v.repeats > 1:
+            seeds = tuple((*seed, number % v.repeats) for number, seed in enumerate(seeds))
         return Batch(video, numbers[0], numbers[1], seeds)
 
 
-def _always(arrays: tuple[np.ndarray, ...]) -> Callable[[Any], tuple[np.ndarray, ...]]:
-    return lambda place: arrays
+def _first_of(fed: list[tuple[np.ndarray, ...]]) -> Callable[[Any], tuple[np.ndarray, ...]]:
+    return lambda place: fed[0]
 
 
 def build_loader(
@@ -155,13 +169,14 @@ def build_loader(
     views = Views(data.frames, data.stride, data.size, data.short, train, data.fps, data.sampling, data.snap, data.crop)
     if train:
         views = dataclasses.replace(
-            views, scale=data.scale, ratio=data.ratio, flip=data.flip, short_sides=data.short_sides
-        )
+            views, scale=data.scale, ratio=data.ratio, flip=data.flip, short_sides=data.short_sides,
+            augment=parse(data.rand_augment, data.colour_jitter, data.grey), repeats=data.repeats,
+        )  # fmt: skip
     elif split == "test":
         views = dataclasses.replace(
             views, clips=cfg.eval.clips, place=cfg.eval.place, crops=cfg.eval.crops, short_side=cfg.eval.short_side
         )
-    batch = cfg.eval.batch if split == "test" else data.batch
+    batch = cfg.eval.batch if split == "test" else data.batch // (data.repeats if train else 1)
     source = Source(tuple(clips), tuple(rows), views, batch, cfg.run.seed, world, host, fill=mean_colour(data.mean))
     if train and not source.steps:
         raise ValueError(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipelines import geometry, order, sampling
+from pipelines.augment import Augment
 from pipelines.host import decode_views
 from pipelines.index import Row
 from pipelines.lists import Clip
@@ -40,7 +41,7 @@ class Info(NamedTuple):
     label: int
     status: int
     turns: int = 0  # quarter turns, anticlockwise, that the pictures still need, and then
-    mirror: int = 0  # whether they are to be mirrored; 0 for pictures without turns, which are mirrored already
+    mirror: int = 0  # bit i: whether view i is to be mirrored; 0 for pictures without turns, which are mirrored already
 
 
 class Unreadable(RuntimeError):
@@ -64,6 +65,8 @@ class Views:
     scale: tuple[float, float] = (1.0, 1.0)
     ratio: tuple[float, float] = (1.0, 1.0)
     flip: float = 0.0
+    augment: Augment = Augment()
+    repeats: int = 1  # views of each decoded clip
     clips: int = 1
     place: str = "spread"
     crops: int = 1
@@ -97,9 +100,9 @@ class Source:
     def sample(self, step: int, slot: int, unusable: Collection[int] = ()) -> tuple[np.ndarray, ...]:
         """The arrays of one sample.
 
-        With `host`: views (uint8, in the layout of the batch), mirror (), Info (7,). Else: the trimmed file's bytes,
-        positions (clips * frames,), boxes (crops, 4), mirror, Info. `step` counts over all epochs; `unusable` are rows
-        that the decoder refuses.
+        With `host`: views (V, C, T, H, W) uint8, mirror (V,), Info (7,). Else: the trimmed file's bytes,
+        positions (clips * frames,), boxes (crops, 4), mirror, Info. Before mirror: what Augment
+        draws, (V, ...) each. `step` counts over all epochs; `unusable` are rows that the decoder refuses.
         """
         epoch, step_in_epoch = divmod(step, self.steps)
         place = order.position(step_in_epoch, slot, self.batch, self.world.rank, self.world.size)
@@ -124,10 +127,12 @@ class Source:
                 f"{_MOST_REPLACEMENTS} videos in a row cannot be read, the last is {self.clips[used].path}"
             )
         *arrays, mirror = data
-        turns = self.rows[used].turns
-        late = int(mirror) if turns else 0
-        info = Info(step, row, used, self.clips[used if self.views.train else row].label, status, turns, late)
-        return *arrays, np.array(mirror - late, np.int32), np.array(info, np.int64)
+        v, turns = self.views, self.rows[used].turns
+        if v.augment:
+            arrays += map(np.stack, zip(*(v.augment.draw(rng) for _ in range(v.repeats)), strict=True))
+        late = int((mirror << np.arange(len(mirror))).sum()) if turns else 0
+        info = Info(step, row, used, self.clips[used if v.train else row].label, status, turns, late)
+        return *arrays, mirror * (not turns), np.array(info, np.int64)
 
     def reason(self, row: int) -> str:
         """Why a video could not be read; slow, for the one that was named."""
@@ -166,17 +171,17 @@ class Source:
         v, known, path = self.views, self.rows[row], self.clips[row].path
         frames = self.choose_frames(row, rng)
         if v.train:
-            boxes = self.choose_box(row, rng)[None]
-            mirror = np.array(geometry.flip(v.flip, rng), np.int32)
+            drawn = [(self.choose_box(row, rng), geometry.flip(v.flip, rng)) for _ in range(v.repeats)]
+            boxes, mirror = np.stack([box for box, _ in drawn]), np.array([flip for _, flip in drawn], np.int32)
         else:
             boxes = geometry.view_boxes(known.width, known.height, v.size, v.short_side or v.size, v.crops)
             if v.crop == "letterbox":
                 boxes = self.choose_box(row, rng)[None]
-            mirror = np.array(0, np.int32)
+            mirror = np.zeros(1, np.int32)
         boxes = geometry.stored(boxes, known.width, known.height, known.turns)
         if self.host:
             views = decode_views(path, frames, boxes, v.size, self.fill if v.crop == "letterbox" else None)
-            return views[0] if v.train else views, mirror
+            return views, mirror
         if self.trimmed:
             data, positions = trim(path, frames.reshape(-1))
             return np.frombuffer(data, np.uint8), positions, boxes, mirror
