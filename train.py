@@ -31,6 +31,7 @@ from networks.optim import build_optimizer, cosine_lr
 from networks.tasks import MaskFeat
 from pipelines.lists import class_names
 from pipelines.loader import Batch, VideoLoader, build_loader
+from pipelines.mixing import Mixing
 from pipelines.show import draw_strips
 from pipelines.source import Unreadable
 from pipelines.world import World
@@ -62,6 +63,7 @@ def train(cfg: schema.Config) -> int:
         network.compile()
     model = network if world.size == 1 else DistributedDataParallel(network, gradient_as_bucket_view=True)
     task = build_task(cfg, network, compiled)
+    mix = Mixing(len(classes), cfg.data.mixup, cfg.data.cutmix, cfg.data.erase)
     o = cfg.optim
     optimizer = build_optimizer(network, o.name, o.lr, o.weight_decay, o.betas, fused=True, layer_decay=o.layer_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
@@ -133,6 +135,7 @@ def train(cfg: schema.Config) -> int:
                 rate = cosine_lr(step, total_steps, warmup_steps, o.lr, o.min_lr)
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group.get("lr_scale", 1.0)
+                batch = mix(batch) if mix else batch
                 with autocast(device, dtype):
                     out = task(model, batch)
                 scaler.scale(out["loss"]).backward()
@@ -242,7 +245,8 @@ def show(folder: RunFolder, name: str, figure: Figure, step: int) -> None:
 def draw_guesses(cfg: schema.Config, batch: Batch, logits: Tensor, classes: Sequence[str]) -> Figure:
     """Training clips as the network saw them, with label and prediction."""
     guess = logits.argmax(-1).tolist()
-    titles = [f"{classes[label]}, predicted {classes[g]}" for label, g in zip(batch.label.tolist(), guess, strict=True)]
+    label = (batch.label if batch.label.ndim == 1 else batch.label.argmax(-1)).tolist()
+    titles = [f"{classes[right]}, predicted {classes[g]}" for right, g in zip(label, guess, strict=True)]
     return draw_strips(batch.video[:6], titles[:6], cfg.data.mean, cfg.data.std)
 
 

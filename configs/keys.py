@@ -63,6 +63,9 @@ class Data:
         0, "brightness, contrast and saturation change by factors of up to 1 - this to 1 + this"
     )
     grey: float = _key(0, "probability that a clip loses its colours")
+    mixup: float = _key(0, "alpha of mixup (0: none); with cutmix, either for each clip")
+    cutmix: float = _key(0, "alpha of cutmix (0: none)")
+    erase: float = _key(0, "probability that a box of a clip becomes noise (random erasing)")
     repeats: int = _key(1, "crops and augmentations of each decoded clip, side by side in a batch")
     short: str = _key(
         "loop", "a clip longer than its video starts over (loop) or repeats the last frame (edge)", ("loop", "edge")
@@ -174,6 +177,9 @@ def check_ranges(cfg: Config) -> None:
             need(value >= least, f"{section}.{name}", value, f"{least} or more")
     need(0 <= cfg.data.flip <= 1, "data.flip", cfg.data.flip, "a probability, 0 to 1")
     need(0 <= cfg.data.colour_jitter <= 1, "data.colour_jitter", cfg.data.colour_jitter, "0 to 1")
+    need(0 <= cfg.data.erase <= 1, "data.erase", cfg.data.erase, "a probability, 0 to 1")
+    mixes = [key for key in ("mixup", "cutmix", "erase") if getattr(cfg.data, key)]
+    need(cfg.task.name == "classify" or not mixes, "data." + "|".join(mixes), "on", "0 with task.name=" + cfg.task.name)
     need(0 <= cfg.data.grey <= 1, "data.grey", cfg.data.grey, "a probability, 0 to 1")
     need(
         cfg.data.batch % cfg.data.repeats == 0 and cfg.data.repeats < 32,
@@ -220,6 +226,8 @@ def check_ranges(cfg: Config) -> None:
 _AT_LEAST: dict[str, dict[str, float]] = {
     "data": {
         "per_class": 0,
+        "mixup": 0,
+        "cutmix": 0,
         "repeats": 1,
         "eval_per_class": 0,
         "frames": 1,

@@ -92,7 +92,8 @@ def augmented(clip: Any, drawn: Sequence[Any], augment: Augment, size: int, fill
         colour = drawn[0]
         clip = known.contrast.op(fn.brightness(clip, brightness=colour[0]), colour[1])
         clip = fn.saturation(clip, saturation=colour[2])
-    suite, policy = _suite(), fn.cast(drawn[-1], dtype=types.INT32) if augment.operations else []
+    suite: list[Any] = _suite() if augment.operations else []
+    policy: Any = fn.cast(drawn[-1], dtype=types.INT32) if augment.operations else None
     for level in range(augment.operations):
         bins = signed_bin(policy[1, level], random_sign=policy[2, level])
         clip = select(

@@ -1,12 +1,26 @@
-"""What the network sees: clips as strips of frames, with their labels, in one picture."""
+"""What the network sees: clips as strips of frames, with their labels, in one picture.
+
+python -m pipelines.show configs/NAME.yaml [key=value ...] [out=clips.png]     the first training clips, each as it
+python -m pipelines.show LIST [key=value ...] [out=clips.png]                  was decoded and as the network gets it
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+
+from configs import schema
+from configs.keys import Config
+from pipelines.lists import class_names
+from pipelines.loader import build_loader
+from pipelines.mixing import Mixing
+from pipelines.source import Unreadable
+from pipelines.world import World
 
 
 def draw_strips(video: torch.Tensor, titles: Sequence[str], mean: Sequence[float], std: Sequence[float]) -> Figure:
@@ -40,3 +54,42 @@ def pixels(video: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> 
     """(B, C, T, H, W) normalised -> (B, T, H, W, 3) uint8, on the host."""
     clips = video.detach().float().cpu().permute(0, 2, 3, 4, 1).numpy()
     return np.clip(255 * (clips * np.array(std) + np.array(mean)) + 0.5, 0, 255).astype(np.uint8)
+
+
+def before_and_after(cfg: Config, clips: int) -> Figure:
+    """The first training clips of a configuration: the whole frames that were taken, and what the network gets."""
+    classes = class_names(cfg.data.train, cfg.data.classes)
+    data = dataclasses.replace(cfg.data, crop="letterbox", flip=0.0, rand_augment="", colour_jitter=0.0, grey=0.0)
+    plain = dataclasses.replace(cfg, data=data)
+    before, after = (next(iter(build_loader(c, "train", classes, World(), torch.device("cpu")))) for c in (plain, cfg))
+    mix = Mixing(len(classes), cfg.data.mixup, cfg.data.cutmix, cfg.data.erase)
+    after = mix(after) if mix else after
+    label = after.label if after.label.ndim == 1 else after.label.argmax(-1)
+    pictures = torch.stack([before.video[:clips], after.video[:clips]], dim=1).flatten(0, 1)
+    titles = [
+        t for number in label[:clips].tolist() for t in (f"{classes[number]}: the frames", "what the network gets")
+    ]
+    return draw_strips(pictures, titles, cfg.data.mean, cfg.data.std)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; returns its exit status."""
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0 if arguments else 2
+    source, *words = arguments
+    out = next((word.removeprefix("out=") for word in words if word.startswith("out=")), "clips.png")
+    overrides = [word for word in words if not word.startswith("out=")]
+    try:
+        recipe = source.endswith((".yaml", ".yml"))
+        cfg = schema.load(source, overrides) if recipe else schema.load(None, [f"data.train={source}", *overrides])
+        before_and_after(cfg, min(cfg.data.batch, 6)).savefig(out, dpi=90)
+    except (ValueError, OSError, Unreadable) as error:
+        print(f"pipelines.show: {error}", file=sys.stderr)
+        return 2
+    print(f"written: {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -103,10 +103,15 @@ def test_training_starts_at_the_given_weights(arguments, tmp_path):
 
 
 PRETRAIN = ["task.name=maskfeat", "model.name=maskfeat_tiny", "model.args={}"]
+AUGMENT = [
+    "data.rand_augment=m7-n1", "data.grey=0.2", "data.mixup=0.8", "data.cutmix=1", "data.erase=0.5", "data.repeats=3",
+    "data.sampling=segments",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("stop_after", "task"), [(1, []), (3, []), (4, []), (6, []), (1, PRETRAIN), (4, PRETRAIN), (6, PRETRAIN)]
+    ("stop_after", "task"),
+    [(1, []), (3, []), (4, []), (6, []), (1, PRETRAIN), (4, PRETRAIN), (6, PRETRAIN), (3, AUGMENT)],
 )
 def test_stopped_and_resumed_is_bit_identical(arguments, tmp_path, stop_after, task, monkeypatch):
     arguments = [*arguments, *task]
