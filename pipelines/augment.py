@@ -109,9 +109,11 @@ def _suite() -> list[Any]:
     from nvidia.dali.auto_aug import augmentations as known
     from nvidia.dali.auto_aug.core import augmentation
 
-    ranges = {"posterize": (4, 0), "translate_x": (0, 0.45), "translate_y": (0, 0.45)}
     suite = {name: getattr(known, name) for name in OPERATIONS}
-    suite |= {name: suite[name].augmentation(mag_range=limits) for name, limits in ranges.items()}
+    suite |= {name: suite[name].augmentation(mag_range=(0, 0.45)) for name in ("translate_x", "translate_y")}
+    suite["posterize"] = suite["posterize"].augmentation(
+        mag_range=(4, 0), mag_to_param=lambda bits: known.poster_mask_uint8(np.ceil(bits))
+    )
     # DALI's own call these by names that it has deprecated, and warn for every clip's graph
     suite["equalize"] = augmentation(lambda data, _: fn.equalize(data), name="equalize")
     suite["sharpness"] = augmentation(

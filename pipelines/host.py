@@ -8,7 +8,7 @@ third of the whole loader.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import av
@@ -62,16 +62,23 @@ def wanted_frames(video: Video, frames: Sequence[int] | np.ndarray) -> Iterator[
 
     One thread: the workers are the parallelism. Raises ValueError if one cannot be decoded.
     """
-    keep, _ = needed(video.pictures, frames)
-    places: dict[int, list[int]] = {}  # presentation time -> where the frame stands
-    for place, picture in enumerate(wanted_pictures(video.pictures, frames).tolist()):
-        places.setdefault(int(video.pictures.pts[picture]), []).append(place)
-    for frame in _decode(video, keep):
-        if frame.pts in places:
+    places: dict[int, list[int]] = {}  # key of a decoded frame -> where it stands
+    decoded: Iterable[tuple[int | None, av.VideoFrame]]
+    pictures = wanted_pictures(video.pictures, frames)
+    if video.ordered:
+        keep, _ = needed(video.pictures, frames)
+        keys, decoded = video.pictures.pts[pictures], ((frame.pts, frame) for frame in _decode(video, keep))
+    else:  # counted as they come
+        keys = np.minimum(np.asarray(frames), len(video.pictures.frames) - 1)
+        decoded = enumerate(_decode(video, np.arange(len(video.packets))))
+    for place, key in enumerate(keys.tolist()):
+        places.setdefault(key, []).append(place)
+    for key, frame in decoded:
+        if key in places:
             if (frame.width, frame.height) != (video.width, video.height):
                 raise ValueError(f"{video.name}: the frame size changes from {video.width}x{video.height} "
                                  f"to {frame.width}x{frame.height} midway")  # fmt: skip
-            yield frame, places.pop(frame.pts)
+            yield frame, places.pop(key)
             if not places:
                 return
     lost = sorted(int(np.asarray(frames)[p[0]]) for p in places.values())

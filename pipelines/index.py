@@ -21,7 +21,7 @@ from pipelines.verify import verify, write_findings
 from pipelines.video import Video
 
 NO_FILE = "no such file"
-VERSION = 2  # of what a row says
+VERSION = 3  # of what a row says
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Row:
     codec: str = ""
     keyframes: tuple[int, ...] = ()
     turns: int = 0
+    trimmable: bool = True  # False: its packets do not tell the order of frames, all are decoded
     error: str = ""
     version: int = 0  # of what a row says; of another version it is read again
 
@@ -82,6 +83,7 @@ def read_row(path: str) -> Row:
                 video.codec,
                 tuple(video.pictures.keyframes.tolist()),
                 turns,
+                video.ordered,
                 version=VERSION,
             )
     except ValueError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -184,6 +185,12 @@ def build_loader(
         )
     if world.is_first:
         print(f"{split}: {describe(clips, rows)}; decoder: {why}", flush=True)
+        whole = [row.path for row in good if not row.trimmable]
+        if whole:
+            print(
+                f"{split}: {len(whole)} videos are decoded from their first frame, since their packets do not tell the "
+                f"order of frames (B-frames in {Path(whole[0]).suffix or 'a raw stream'}); the first: {whole[0]}"
+            )
         if data.snap:
             print(f"{split}: {describe_snap(source)}", flush=True)
     graph = Graph(

@@ -25,6 +25,7 @@ av.logging.set_level(av.logging.PANIC)
 _ANY_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 _H264_IDR, _H264_SLICES = 5, range(1, 6)
 _HEVC_RASL, _HEVC_BLA, _HEVC_IRAP, _HEVC_CRA = (8, 9), (16, 17, 18), range(16, 24), 21
+_TIMELESS = {"avi", "h264", "hevc", "m4v", "mpegvideo"}
 _CLOSED_CODECS = {"vp8", "vp9", "av1", "mjpeg", "png", "ffv1"}  # a key frame resets every reference
 
 
@@ -64,10 +65,12 @@ class Video:
             if not self.container.streams.video:
                 kinds = ", ".join(sorted({s.type for s in self.container.streams})) or "no streams at all"
                 raise ValueError(f"{self.name}: no video stream (the file has: {kinds})")
-            self.stream = self.container.streams.video[0]
+            pictures = av.stream.Disposition.attached_pic  # the cover of an album is no video
+            moving = [s for s in self.container.streams.video if not s.disposition & pictures]
+            self.stream = (moving or self.container.streams.video)[0]
             if self.stream.codec_context is None:
                 raise ValueError(f"{self.name}: the video stream is of a codec that FFmpeg does not know")
-            self.codec = self.stream.codec_context.name
+            self.codec = self.stream.codec_context.codec.canonical_name
             self.width, self.height = self.stream.codec_context.width, self.stream.codec_context.height
             self.packets = self._demux()
             if not self.packets or not self.width or not self.height:
@@ -81,6 +84,15 @@ class Video:
     def fps(self) -> Fraction:
         """Mean frames a second as the container states it; 0 if it does not."""
         return Fraction(self.stream.average_rate or 0)
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the packets tell in which order the pictures are shown. In AVI and raw streams those with B-frames do
+        not: their times are made up, in decode order."""
+        if self.container.format.name not in _TIMELESS and all(p.pts is not None for p in self.packets):
+            return True
+        in_order = (np.diff(self.pictures.pts) > 0).all()
+        return not (in_order and self.stream.codec_context.reorder_depth)
 
     @property
     def quarter_turns(self) -> int:

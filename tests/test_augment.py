@@ -58,6 +58,7 @@ def affine(*matrix: float):
 PILLOW = [
     ("invert", 7, 0, ImageOps.invert),
     ("posterize", 5, 0, lambda i: ImageOps.posterize(i, 2)),
+    ("posterize", 7, 0, lambda i: ImageOps.posterize(i, 2)),  # 4 - int(2.8)
     ("solarize", 5, 0, lambda i: ImageOps.solarize(i, 128)),
     ("auto_contrast", 5, 0, ImageOps.autocontrast),
     ("brightness", 5, 0, lambda i: ImageEnhance.Brightness(i).enhance(1.45)),
