@@ -151,7 +151,7 @@ def decoder(request) -> str:
 
 def test_the_stream_is_the_same_for_any_workers_and_after_resuming(clips_folder, tmp_path, decoder):
     path = clips_folder(tmp_path, 9)
-    settings = [decoder, *AUGMENT, "data.repeats=3"]
+    settings = [decoder, *AUGMENT, "data.batch=2", "data.repeats=2"]
     whole = stream(make(path, *settings))
     assert same(stream(make(path, *settings, "data.workers=2")), whole)
     resumed = make(path, *settings)

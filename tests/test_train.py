@@ -111,7 +111,16 @@ AUGMENT = [
 
 @pytest.mark.parametrize(
     ("stop_after", "task"),
-    [(1, []), (3, []), (4, []), (6, []), (1, PRETRAIN), (4, PRETRAIN), (6, PRETRAIN), (3, AUGMENT)],
+    [
+        (1, []),
+        (3, []),
+        (4, []),
+        (6, []),
+        (1, PRETRAIN),
+        (4, PRETRAIN),
+        (6, PRETRAIN),
+        pytest.param(3, AUGMENT, marks=pytest.mark.slow),
+    ],
 )
 def test_stopped_and_resumed_is_bit_identical(arguments, tmp_path, stop_after, task, monkeypatch):
     arguments = [*arguments, *task]

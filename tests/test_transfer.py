@@ -203,7 +203,7 @@ def test_attention_over_time_that_adds_nothing_at_first():
 
 
 def test_maskfeat_pretraining_starts_fine_tuning_with_stage_4_pooled_again():
-    """As SlowFast keeps the pre-training: our names, a mask token and a head for HOG, no final norm."""
+    """As SlowFast keeps the pre-training: our names, a mask token and a head for HOG that holds the norm."""
     sizes = SMALL_MVIT | {"width_change": "mlp"}
     strides = [[1, 1, 1], [1, 2, 2]]
     before = randomise(networks.build("mvit_v2_tiny", **sizes, query_strides=[*strides, [1, 1, 1]]), seed=2)
@@ -211,8 +211,10 @@ def test_maskfeat_pretraining_starts_fine_tuning_with_stage_4_pooled_again():
     state |= {"mask_token": torch.zeros(1, 1, 8), "hogs.0.weight_x": torch.zeros(3, 1, 3, 3)}
     state |= {"pred_head.transforms.0.0.weight": torch.ones(32), "pred_head.projections.0.weight": torch.ones(108, 32)}
     source = translate(state)
-    _, kwargs, _ = architecture(source, {"key_stride": [1, 4, 4]})
-    assert kwargs["query_strides"] == [*strides, [1, 1, 1]] and kwargs["width_change"] == "mlp"
+    name, kwargs, _ = architecture(source, {"key_stride": [1, 4, 4]})
+    args = kwargs["backbone_args"]
+    assert name == "maskfeat_mvit_v2_s" and args["query_strides"] == [*strides, [1, 1, 1]]
+    assert args["width_change"] == "mlp"
 
     after = networks.build("mvit_v2_tiny", **sizes, query_strides=[*strides, [1, 2, 2]], pooling="fc_norm")
     loaded, report = transfer(source, after)
