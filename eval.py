@@ -3,7 +3,8 @@
     python eval.py runs/NAME                                  the multi-view test of its configuration
     python eval.py runs/NAME eval.clips=10 eval.crops=3       other views
     python eval.py runs/NAME data.test=other/list.txt
-    python eval.py configs/NAME.yaml model.init=FILE          a recipe with the weights of any checkpoint that we read
+    python eval.py configs/NAME.yaml model.init=FILE          a recipe with the weights of any checkpoint that we read,
+                                                              in runs/NAME_of_FILE
 
 Writes RUN/eval/<clips>x<crops>/{summary.json, predictions.csv, per_class.csv}; of a MaskFeat pre-training the loss and
 a picture of what it predicts, in RUN/eval/pretraining/. A video that cannot be read counts as
@@ -242,8 +243,9 @@ def load_run(source: Path, overrides: Sequence[str]) -> tuple[schema.Config, Pat
         classes = class_names(next(filter(os.path.exists, lists), cfg.data.train), cfg.data.classes)
         torch.manual_seed(cfg.run.seed)  # for what the checkpoint leaves as initialised
         network = build_network(cfg, len(classes)).eval()
-        print(initialise(network, cfg, classes))
-        return cfg, run_path(cfg), network, classes
+        print(initialise(network, cfg, classes, whole=True))
+        place = run_path(cfg)  # not the run's own folder, whose results are of its own weights
+        return cfg, place.with_name(f"{place.name}_of_{Path(cfg.model.init).name}"), network, classes
     if not (source / "config.yaml").exists():
         raise ValueError(f"{source}: not a run folder (it has no config.yaml)")
     if not (source / "best").exists():

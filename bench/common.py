@@ -1,40 +1,19 @@
-"""What every bench does: settings from key=value, the circumstances of the figures, medians with quartiles."""
+"""What every bench does: the circumstances of the figures, medians with quartiles."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import os
 import time
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from configs.runs import environment
-
-Settings = TypeVar("Settings")
-
-
-def parse(kind: type[Settings], arguments: Sequence[str]) -> Settings:
-    """key=value ... -> `kind`, a dataclass with defaults; ValueError names the argument and what was expected."""
-    known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    values: dict[str, Any] = {}
-    for argument in arguments:
-        key, equals, value = argument.removeprefix("--").partition("=")
-        if not equals or key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {near[0]}=?" if near else f"expected one of {', '.join(known)}"
-            raise ValueError(f"{argument}: not a key=value that is known; {hint}")
-        default: Any = known[key].default
-        try:
-            values[key] = tuple(value.split(",")) if isinstance(default, tuple) else type(default)(value)
-        except ValueError:
-            raise ValueError(f"{argument}: expected a whole number") from None
-    return kind(**values)
 
 
 def head(bench: str, settings: Any, peers: Sequence[str]) -> dict[str, Any]:

@@ -32,9 +32,10 @@ import numpy as np
 import torch
 
 from bench import files, peers
-from bench.common import head, parse, shown, spread, write
+from bench.common import head, shown, spread, write
 from bench.machine import Clock, settle
 from configs import schema
+from configs.words import parse
 from pipelines.loader import DALI_CODECS, VideoLoader, build_loader
 from pipelines.world import World
 
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str]) -> int:
         print(__doc__)
         return 0
     try:
-        settings = parse(Settings, arguments)
+        _, settings = parse(Settings, arguments)
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings.cores])  # and so all that we start
         torch.set_num_threads(1)
         if settings.folder:

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 import networks
-from bench.common import head, parse, shown, spread, write
+from bench.common import head, shown, spread, write
+from configs.words import parse
 from eval import autocast, choose_device, choose_dtype
 from networks.hog import hog
 from networks.tasks import MaskFeat
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
         print(__doc__)
         return 0
     try:
-        settings = parse(Settings, arguments)
+        _, settings = parse(Settings, arguments)
         device = choose_device(settings.device, World())
         torch.set_num_threads(settings.threads)
         result = head("hog", settings, ("scikit-image",)) | {"device": str(device)}

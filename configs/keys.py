@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+WIDER = -1  # eval.short_side: 8/7 of data.size, 256 for 224
 # How the multi-view tests of the published figures place their views.
 PRESETS: dict[str, dict[str, Any]] = {
-    "timesformer": {"clips": 1, "crops": 3, "place": "start"},
-    "vivit": {"clips": 4, "crops": 3, "place": "spread"},
-    "mvit": {"clips": 5, "crops": 1, "place": "start"},
-    "mvit-b": {"clips": 10, "crops": 3, "place": "start"},
-    "maskfeat": {"clips": 10, "crops": 1, "place": "start"},
-    "videomae": {"clips": 5, "crops": 3, "place": "spread"},
+    "timesformer": {"clips": 1, "crops": 3, "place": "start", "short_side": 0},
+    "vivit": {"clips": 4, "crops": 3, "place": "spread", "short_side": 0},
+    "mvit": {"clips": 5, "crops": 1, "place": "spread", "short_side": WIDER},
+    "mvit-b": {"clips": 10, "crops": 3, "place": "spread", "short_side": 0},
+    "maskfeat": {"clips": 10, "crops": 1, "place": "spread", "short_side": WIDER},
+    "videomae": {"clips": 5, "crops": 3, "place": "spread", "short_side": 0},
 }
 
 
@@ -125,7 +126,9 @@ class Optim:
 @dataclass(frozen=True)
 class Eval:
     preset: str = _key(
-        "", "clips, crops and place as a project tests; what follows on the command line wins", ("", *PRESETS)
+        "",
+        "clips, crops, place and short_side as a project tests; what follows on the command line wins",
+        ("", *PRESETS),
     )
     clips: int = _key(4, "clips a video in the multi-view test, spread over its length")
     place: str = _key(
@@ -134,7 +137,9 @@ class Eval:
     )  # fmt: skip
     crops: int = _key(3, "crops a clip in the multi-view test: 1 (centre) or 3 (along the longer side)")
     batch: int = _key(4, "videos a step in the multi-view test, each with clips x crops views")
-    short_side: int = _key(0, "short side the frame is resized to before cropping (0: data.size)")
+    short_side: int = _key(
+        0, "short side the frame is resized to before cropping (0: data.size, -1: 8/7 of it, 256 for 224)"
+    )
 
 
 @dataclass(frozen=True)
@@ -216,10 +221,10 @@ def check_ranges(cfg: Config) -> None:
         cfg.data.crop != "letterbox" or cfg.eval.crops == 1, "eval.crops", cfg.eval.crops, "1 with data.crop=letterbox"
     )
     need(
-        cfg.eval.short_side == 0 or cfg.eval.short_side >= cfg.data.size,
+        cfg.eval.short_side in (0, WIDER) or cfg.eval.short_side >= cfg.data.size,
         "eval.short_side",
         cfg.eval.short_side,
-        f"0, or at least data.size={cfg.data.size}",
+        f"0, -1, or at least data.size={cfg.data.size}",
     )
 
 

@@ -26,9 +26,16 @@ def build_network(cfg: Config, num_classes: int) -> nn.Module:
         raise ValueError(f"model.args={cfg.model.args}: {error}") from None
 
 
-def initialise(network: nn.Module, cfg: Config, classes: Sequence[str]) -> str:
-    """Fill the network from model.init; returns what became of every kind of key."""
-    return weights.initialise(network, cfg.model.init, classes, **cfg.model.init_args).text()
+def initialise(network: nn.Module, cfg: Config, classes: Sequence[str], whole: bool = False) -> str:
+    """Fill the network from model.init; returns what became of every kind of key.
+
+    `whole`: nothing may be left as it was initialised (ValueError), a head of other classes neither.
+    """
+    report = weights.initialise(network, cfg.model.init, classes, **cfg.model.init_args)
+    fresh = [row.target for row in report.rows if row.what == "created" and "as initialised" in row.how]
+    if whole and fresh:
+        raise ValueError(f"{cfg.model.init}: gives no {', '.join(fresh[:3])}, which would be random\n{report.text()}")
+    return report.text()
 
 
 def build_task(cfg: Config, network: nn.Module, compiled: bool = False) -> Classify | MaskFeat:
@@ -36,11 +43,14 @@ def build_task(cfg: Config, network: nn.Module, compiled: bool = False) -> Class
     t = cfg.task
     if t.name == "classify":
         return Classify(t.label_smoothing)
-    assert isinstance(network, MaskFeatNetwork)
+    if not isinstance(network, MaskFeatNetwork):
+        raise ValueError("task.name=maskfeat: the network is a classifier")
     return MaskFeat(network, t.mask, t.mask_ratio, t.hog_window, t.hog_gradient, compiled)
 
 
 def freeze(network: nn.Module) -> None:
-    """A linear probe: all but the head stays as it is."""
+    """A linear probe: all but the head stays as it is. Raises ValueError if there is no head."""
+    if not any(name.startswith("head.") for name, _ in network.named_parameters()):
+        raise ValueError("model.freeze=backbone: the network has no head for classes to train")
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name.startswith("head."))

@@ -7,6 +7,7 @@ third of the whole loader.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -49,7 +50,7 @@ def decode_views(
                 scaler.push(frame)
                 planes: Any = scaler.pull().planes
                 height, width = shapes[crop]
-                top, left = (size - height) // 2, (size - width) // 2
+                top, left = (size - height + 1) // 2, (size - width + 1) // 2  # as DALI rounds
                 rows, columns = slice(top, top + height), slice(left, left + width)
                 for channel, plane in enumerate(_RGB_OF_GBR):
                     pixels = np.frombuffer(planes[plane], np.uint8).reshape(-1, planes[plane].line_size)
@@ -95,7 +96,8 @@ def _decode(video: Video, keep: np.ndarray) -> Iterator[av.VideoFrame]:
             yield from context.decode(packet)
         except av.error.FFmpegError:
             continue  # a damaged picture: if it was wanted, wanted_frames() says so
-    yield from context.decode(None)
+    with contextlib.suppress(av.error.FFmpegError):
+        yield from context.decode(None)
 
 
 def _scaler(video: Video, box: Sequence[int], shape: tuple[int, int]) -> av.filter.Graph:

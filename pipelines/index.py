@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.kept import refresh, stamp
+from pipelines.kept import Reading, refresh, stamp
 from pipelines.lists import Clip, read_list
 from pipelines.verify import verify, write_findings
 from pipelines.video import Video
@@ -55,8 +55,17 @@ def build_index(clips: Sequence[Clip], cache: str | Path, workers: int | None = 
 
     `workers`: processes (None: one a core).
     """
-    known = refresh([clip.path for clip in clips], Path(cache), Row, VERSION, read_row, "index", workers)
+    known = refresh([clip.path for clip in clips], Path(cache), reading(), workers)
     return [known[clip.path] for clip in clips]
+
+
+def reading() -> Reading[Row]:
+    return Reading(Row, VERSION, read_row, bad_row, "index")
+
+
+def bad_row(path: str, reason: str) -> Row:
+    """Of a file that cannot be used."""
+    return Row(path, *stamp(path), error=reason.removeprefix(f"{path}: "), version=VERSION)
 
 
 def cache_path(list_path: str | Path, kind: str = "index.jsonl") -> Path:
@@ -87,7 +96,7 @@ def read_row(path: str) -> Row:
                 version=VERSION,
             )
     except ValueError as error:
-        return Row(path, size, changed, error=str(error).removeprefix(f"{path}: "), version=VERSION)
+        return bad_row(path, str(error))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -11,15 +11,15 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TextIO, TypeVar
+from typing import Any, Generic, Protocol, TextIO, TypeVar
 
 from tqdm import tqdm
 
 from pipelines.world import worker_pool
-
-POOL_PAYS_FROM = 200  # files; below it, starting processes takes longer than the work
 
 
 class Fact(Protocol):
@@ -38,26 +38,41 @@ class Fact(Protocol):
 F = TypeVar("F", bound=Fact)
 
 
-def refresh(
-    paths: Sequence[str], cache: Path, kind: type[F], version: int, read: Callable[[str], F], what: str,
-    workers: int | None = None, pool_from: int = POOL_PAYS_FROM,
-) -> dict[str, F]:  # fmt: skip
-    """A fact for each path: from `cache`, or from `read`, which is a module's function that never raises.
+@dataclass(frozen=True)
+class Reading(Generic[F]):
+    """How facts of a kind come about: `read` is a module's function that never raises, `failed(path, why)` the fact of
+    a file that ends the process which reads it. `version` is of what a fact says, `name` names them in messages.
+    `holds`: whether what a fact says is still so, beside its file. `pool_from`: files from which processes pay."""
 
-    `version` is of what a fact says; those of another are read again. `what` names them in messages. `workers`:
-    processes (None: one a core). A cache that cannot be written costs time at the next start, no more.
-    """
+    kind: type[F]
+    version: int
+    read: Callable[[str], F]
+    failed: Callable[[str, str], F]
+    name: str
+    pool_from: int = 200
+    holds: Callable[[F], bool] = bool
+
+
+def refresh(paths: Sequence[str], cache: Path, reading: Reading[F], workers: int | None = None) -> dict[str, F]:
+    """A fact for each path: from `cache`, or read. `workers`: processes (None: one a core). What the cache says of
+    other files stays in it. A cache that cannot be written costs time at the next start, no more."""
     distinct = list(dict.fromkeys(paths))
-    known = {fact.path: fact for fact in _read(cache, kind, what) if fact.version == version}
-    stale = [p for p in distinct if p not in known or stamp(p) != (known[p].size, known[p].changed)]
+    known = {fact.path: fact for fact in _read(cache, reading) if fact.version == reading.version}
+
+    def stands(path: str) -> bool:
+        fact = known.get(path)
+        return fact is not None and stamp(path) == (fact.size, fact.changed) and reading.holds(fact)
+
+    stale = [path for path in distinct if not stands(path)]
     if stale:
-        name = cache.name.removesuffix(".jsonl").replace(f".{what}", "")
+        name = cache.name.removesuffix(".jsonl").replace(f".{reading.name}", "")
         facts = tqdm(
-            _map(read, stale, workers, pool_from), total=len(stale), desc=f"{what} {name}", unit="file",
-            disable=not sys.stderr.isatty(),
+            _map(reading, stale, workers or len(os.sched_getaffinity(0))), total=len(stale),
+            desc=f"{reading.name} {name}", unit="file", disable=not sys.stderr.isatty(),
         )  # fmt: skip
         known.update((fact.path, fact) for fact in _kept(cache, facts))
-        _write(cache, [known[path] for path in distinct], what)
+        others = known.keys() - set(distinct)
+        _write(cache, [known[path] for path in [*distinct, *sorted(others)]], reading.name)
     return known
 
 
@@ -70,13 +85,32 @@ def stamp(path: str) -> tuple[int, int]:
         return 0, 0
 
 
-def _map(read: Callable[[str], F], paths: Sequence[str], workers: int | None, pool_from: int) -> Iterable[F]:
-    workers = min(workers or len(os.sched_getaffinity(0)), 32)
-    if workers < 2 or len(paths) < pool_from:
-        yield from map(read, paths)
+def _map(reading: Reading[F], paths: Sequence[str], workers: int) -> Iterator[F]:
+    """The fact of each path, in order; a file that ends its process is found by reading its neighbours one by one."""
+    workers = min(workers, 32)
+    if workers < 2 or len(paths) < reading.pool_from:
+        yield from map(reading.read, paths)
         return
+    chunk, done = max(min(32, len(paths) // (8 * workers)), 1), 0
     with worker_pool(workers) as pool:
-        yield from pool.map(read, paths, chunksize=max(min(32, len(paths) // (8 * workers)), 1))
+        try:
+            for fact in pool.map(reading.read, paths, chunksize=chunk):
+                done += 1
+                yield fact
+            return
+        except BrokenProcessPool:
+            pass
+    suspects = list(paths[done : done + 2 * workers * chunk])
+    done += len(suspects)
+    while suspects:
+        with worker_pool(1) as pool:
+            try:
+                while suspects:
+                    yield pool.submit(reading.read, suspects[0]).result()
+                    suspects.pop(0)
+            except BrokenProcessPool:
+                yield reading.failed(suspects.pop(0), "reading it ends the process that does")
+    yield from _map(reading, paths[done:], workers)
 
 
 def _kept(cache: Path, facts: Iterable[F]) -> Iterable[F]:
@@ -93,23 +127,24 @@ def _kept(cache: Path, facts: Iterable[F]) -> Iterable[F]:
             yield fact
 
 
-def _read(cache: Path, kind: type[F], what: str) -> list[F]:
+def _read(cache: Path, reading: Reading[F]) -> list[F]:
+    facts: list[F] = []
+    problem = ""
     try:
-        lines = [line for line in cache.read_text().splitlines() if line]
-        facts: list[F] = []
-        for number, line in enumerate(lines, 1):
+        for line in filter(None, cache.read_text().splitlines()):
             try:
                 values = json.loads(line)
-            except ValueError:
-                if facts and number == len(lines):
-                    break  # it was killed while it wrote this
-                raise
-            facts.append(kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}))
+            except ValueError as error:
+                problem = str(error)  # a line that was being written when the process was killed
+                continue
+            facts.append(reading.kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}))
+        if problem and not facts:
+            raise ValueError(problem)
         return facts
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        print(f"{cache}: not a readable {what} ({error}); reading every file again", file=sys.stderr)
+        print(f"{cache}: not a readable {reading.name} ({error}); reading every file again", file=sys.stderr)
         return []
 
 

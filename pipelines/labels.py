@@ -40,6 +40,8 @@ def choose_names(setting: str, of_list: Callable[[], list[str]]) -> list[str]:
         return names[: int(setting)]
     chosen = [part.strip() for part in setting.split(",") if part.strip()]
     known = {folded(name) for name in names}
+    if len({folded(name) for name in chosen}) < len(chosen):
+        raise ValueError(f"data.classes={setting}: a class is named twice")
     for name in chosen:
         if folded(name) not in known:
             raise ValueError(f"data.classes={setting}: '{name}' is no class of the training list{_near(name, names)}")
@@ -117,8 +119,9 @@ def number_labels(
 
 
 def folded(name: str) -> str:
-    """Names are equal if they differ in underscores, spaces around them and case alone."""
-    return name.replace("_", " ").strip().lower()
+    """Names that differ in underscores, outer spaces and case alone are equal; numbers, in zeros before them."""
+    plain = name.replace("_", " ").strip().lower()
+    return str(int(plain)) if plain.isdecimal() else plain
 
 
 def _near(name: str, names: Sequence[str]) -> str:

@@ -9,7 +9,8 @@
     FOLDER/*_test_split1.txt:train      HMDB-51's split files, those for training (or :test)
     FOLDER/class/video.mp4              a folder with one sub-folder a class
 
-Told apart by what is there: the first line decides, and every other line must be like it.
+Told apart by what is there: the first line decides, and every other line must be like it. A line that begins with #
+is a comment.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".ts", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp"}
-_UCF = re.compile(r"(?:.*/)?(\w+)/v_\1_g\d+_c\d+\.\w+(?: +\d+)?")
+_UCF = re.compile(r"(?:.*/)?(\w+)/v_\1_g\d+_c\d+\.\w+(?: +([1-9]\d*))?", re.IGNORECASE)
 _HMDB = re.compile(r"(.*_test_split\d\.txt):(train|test)")
 
 
@@ -83,10 +84,10 @@ def _lines(path: str, text: str) -> Iterator[Entry]:
     if not numbered:
         return
     first = numbered[0][1]
-    if "youtube_id" in first.split(","):
+    if re.search(r"(^|,)\s*\"?youtube_id\"?\s*(,|$)", first):
         yield from _kinetics(path, text)
         return
-    take = _ucf if _UCF.fullmatch(first) else _tabbed if "\t" in first else _numbered(first)
+    take = _ucf if _is_ucf([line for _, line in numbered]) else _tabbed if "\t" in first else _numbered(first)
     for number, line in numbered:
         file, label = take(line) or _either(line)
         if not file.strip() or not label.strip():
@@ -98,7 +99,7 @@ def _lines(path: str, text: str) -> Iterator[Entry]:
 
 def _tabbed(line: str) -> tuple[str, str] | None:
     parts = line.split("\t")
-    if len(parts) == 3 and parts[1].strip().isdecimal() and parts[2].strip().isdecimal():
+    if len(parts) == 3 and parts[1].strip().isdecimal():
         return parts[0], parts[2]  # path, frames, label
     file, tab, label = line.rpartition("\t")
     return (file, label) if tab else None
@@ -106,7 +107,7 @@ def _tabbed(line: str) -> tuple[str, str] | None:
 
 def _numbered(first: str) -> Callable[[str], tuple[str, str] | None]:
     """For 'path label' or 'path frames label', with spaces or commas, as the first line has it."""
-    separator = r"\s*,\s*" if re.fullmatch(r"[^ ]*,\s*\d+", first) else r" +"
+    separator = r"\s*,\s*" if re.fullmatch(r".*,\s*\d+", first) else r" +"
     frames = ""
     three = re.fullmatch(rf"(.*?){separator}\d+{separator}\d+", first)
     if three and Path(three[1].strip()).suffix.lower() in VIDEO_SUFFIXES:  # and no path that ends in a number
@@ -125,14 +126,28 @@ def _either(line: str) -> tuple[str, str]:
     return _tabbed(line) or _numbered(line)(line) or ("", "")
 
 
+def _is_ucf(lines: list[str]) -> bool:
+    """Whether all lines are UCF-101's and its numbers (from 1 on; testlists have none) part them as folders do."""
+    matches = [_UCF.fullmatch(line) for line in lines[:1]]
+    if not matches[0]:
+        return False
+    matches = [_UCF.fullmatch(line) for line in lines]
+    pairs = {(match[1].lower(), match[2]) for match in matches if match}
+    return (
+        all(matches)
+        and len(pairs) == len({folder for folder, _ in pairs})
+        and ({number for _, number in pairs} == {None} or len(pairs) == len({number for _, number in pairs}))
+    )
+
+
 def _ucf(line: str) -> tuple[str, str] | None:
-    """The folder names the class: testlists have no numbers, and those of trainlists begin with 1."""
+    """The folder names the class."""
     match = _UCF.fullmatch(line)
-    return (line.split(" ")[0], match[1]) if match else None
+    return (line[: match.start(2)] if match[2] else line, match[1]) if match else None
 
 
 def _kinetics(path: str, text: str) -> Iterator[Entry]:
-    reader = csv.DictReader(text.splitlines())
+    reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
     if "label" not in (reader.fieldnames or ()):
         raise ValueError(
             f"{path}:1: no column 'label' (a test list without answers?): {','.join(reader.fieldnames or ())}"

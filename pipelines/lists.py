@@ -28,7 +28,7 @@ def read_list(path: str | Path, root: str | Path = "", classes: Sequence[str] = 
     """
     entries = read_entries(str(path))
     numbers = number_labels([(entry.label, entry.where) for entry in entries], classes, not os.path.isdir(path), subset)
-    base = Path(root) if root else default_root(str(path))
+    base = Path(root) if root and not os.path.isdir(path) else default_root(str(path))
     found = _Finder(base) if any(entry.stem for entry in entries) else None
     clips = [
         Clip(found(entry) if found else str(base / entry.file), numbers[entry.label])
@@ -55,7 +55,13 @@ class _Finder:
         self.base = base
         self.paths: dict[str, list[str]] = {}
         self.replacements: dict[str, str] = {}  # YouTube id -> file of CVDF's replacement/ folder
-        for folder, folders, files in os.walk(base):
+        seen = set()
+        for folder, folders, files in os.walk(base, followlinks=True):
+            here = os.path.realpath(folder)
+            if here in seen:  # a link to a folder above it
+                folders.clear()
+                continue
+            seen.add(here)
             folders.sort()
             for file in sorted(files):
                 stem, suffix = os.path.splitext(file)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from nvidia.dali import Pipeline
 
+from configs.keys import WIDER
 from configs.schema import Config
 from pipelines import order
 from pipelines.augment import parse
@@ -166,6 +167,7 @@ def build_loader(
         raise ValueError(
             f"{path}: none of its {len(rows)} videos can be read; the first: {rows[0].path}: {rows[0].error}"
         )
+    short_side = data.size * 8 // 7 if cfg.eval.short_side == WIDER else cfg.eval.short_side
     host, why = choose_decoder(good, data.decoder, device.type)
     views = Views(data.frames, data.stride, data.size, data.short, train, data.fps, data.sampling, data.snap, data.crop)
     if train:
@@ -175,10 +177,16 @@ def build_loader(
         )  # fmt: skip
     elif split == "test":
         views = dataclasses.replace(
-            views, clips=cfg.eval.clips, place=cfg.eval.place, crops=cfg.eval.crops, short_side=cfg.eval.short_side
+            views, clips=cfg.eval.clips, place=cfg.eval.place, crops=cfg.eval.crops, short_side=short_side
         )
     batch = cfg.eval.batch if split == "test" else data.batch // (data.repeats if train else 1)
     source = Source(tuple(clips), tuple(rows), views, batch, cfg.run.seed, world, host, fill=mean_colour(data.mean))
+    missing = [row for row in rows if row.error]
+    if train and len(missing) > data.max_bad * len(rows):
+        raise ValueError(
+            f"{path}: {len(missing)} of its {len(rows)} videos cannot be read, more than data.max_bad={data.max_bad} "
+            f"allows; the first: {missing[0].path}: {missing[0].error} (python -m pipelines.index {path} names all)"
+        )
     if train and not source.steps:
         raise ValueError(
             f"{path}: {len(clips)} videos do not fill one batch of data.batch={data.batch} on {world.size} process(es)"

@@ -25,9 +25,9 @@ def uniform_clips(
 ) -> np.ndarray:
     """(clips, frames) int64: clips at fixed places, by one of three conventions.
 
-    spread: evenly from the first place to the last, a single one in the middle (VideoMAE, ViViT). start: the first at
-    frame 0, the others evenly after it, none at the end (SlowFast, TimeSformer). centre: the video in as many equal
-    parts, each clip in the middle of its own (mmaction2).
+    spread: evenly from the first place to the last, a single one in the middle (VideoMAE, ViViT, MViT). start: the
+    first at frame 0, the others evenly after it, none at the end (TimeSformer, older SlowFast). centre: the video in
+    as many equal parts, each clip in the middle of its own (mmaction2).
     """
     last = _last_start(num_frames, frames, stride)
     number = np.arange(clips)

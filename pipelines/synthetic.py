@@ -18,39 +18,29 @@ uniform already: phases and angles on the circle, log-wavelengths on a circle to
 end of the wavelength range comes back at the other, unseen: its amplitude is 0 there (Shepard's endless scale).
 """
 
-import difflib
 import json
 import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
 
-import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace
 from tqdm import tqdm
 
+from configs.words import parse
+from pipelines.encode import GOP, check_coding, encode, replacing
 from pipelines.world import worker_pool
 
 CLASSES = ("left", "right", "up", "down", "zoom_in", "zoom_out", "rotate_cw", "rotate_ccw")
 SPLITS = ("train", "val", "test")
 SIZES = ((128, 96), (96, 128), (136, 104), (112, 112), (144, 96), (100, 134))  # width, height
 RATES = (Fraction(25), Fraction(30000, 1001), Fraction(30))
-CODECS = {"vp9": "libvpx-vp9", "h264": "libx264", "hevc": "libx265", "mjpeg": "mjpeg"}
-CODER = {
-    "vp9": {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "auto-alt-ref": "0", "b": "0"},
-    "h264": {"preset": "veryfast", "x264-params": "force-cfr=1"},
-    "hevc": {"preset": "ultrafast", "x265-params": "pools=none:frame-threads=1:log-level=none"},
-}
-CRF = {"vp9": 30, "h264": 23, "hevc": 26, "mjpeg": 5}  # for mjpeg the quantiser scale, 2 (best) to 31
-GOP = 12
 MANIFEST = "manifest.json"
 VERSION = 1  # raise it when render() or encode() changes its output: older files are then written anew
 
@@ -162,74 +152,6 @@ def render(label: int, seed: int, index: int, num_frames: int, width: int, heigh
     return video
 
 
-def check_coding(codec: str, gop: int | None, bframes: int, open_gop: bool = False) -> None:
-    """ValueError for what a codec cannot do."""
-    if codec not in CODECS:
-        raise ValueError(f"codec={codec}: expected one of {', '.join(CODECS)}")
-    if gop is not None and gop < 1:
-        raise ValueError(f"gop={gop}: expected a whole number of at least 1")
-    if codec == "mjpeg" and gop not in (None, 1):
-        raise ValueError(f"gop={gop}: every mjpeg picture is a key frame, expected 1 or nothing")
-    if bframes < 0 or bframes > 0 and codec not in ("h264", "hevc"):
-        raise ValueError(f"bframes={bframes}: expected 0, or more with codec=h264 or hevc")
-    if open_gop and not bframes:
-        raise ValueError("open_gop=True: expected bframes > 0, without them every group of pictures is closed")
-
-
-def encode(
-    file: str | os.PathLike | BinaryIO,
-    frames: Iterable[np.ndarray],
-    fps: Fraction | int,
-    codec: str = "vp9",
-    gop: int | None = None,
-    bframes: int = 0,
-    open_gop: bool = False,
-    crf: int | None = None,
-) -> None:
-    """uint8 (H, W, 3) RGB frames → mp4 at a path or in a writable, seekable binary file. H and W even.
-
-    A key frame every `gop` frames (12 when None; mjpeg: all), nowhere else; one packet a picture; constant rate.
-    `bframes` between two P pictures, always as many. crf: quality, lower is better (mjpeg: quantiser scale, 2-31).
-    Colours are BT.601, limited range (mjpeg: full range), 4:2:0.
-    """
-    check_coding(codec, gop, bframes, open_gop)
-    gop, crf = gop or GOP, CRF[codec] if crf is None else crf
-    x26 = f"keyint={gop}:min-keyint={gop}:scenecut=0:bframes={bframes}:b-adapt=0:open-gop={int(open_gop)}"
-    if codec == "mjpeg":
-        options, pix_fmt, colour_range = {"qmin": f"{crf}", "qmax": f"{crf}"}, "yuvj420p", ColorRange.JPEG
-    else:
-        options, pix_fmt, colour_range = CODER[codec], "yuv420p", ColorRange.MPEG
-        options = options | {"crf": f"{crf}", "g": f"{gop}", "keyint_min": f"{gop}", "threads": "1"}
-        for name in {"x264-params", "x265-params"} & set(options):
-            options[name] += f":{x26}"
-    target: Any = file if hasattr(file, "write") else os.fspath(file)
-    with av.open(target, "w", format="mp4") as container:
-        stream = container.add_stream(CODECS[codec], rate=Fraction(fps), options=options)
-        assert isinstance(stream, av.VideoStream)
-        stream.pix_fmt, stream.colorspace, stream.color_range = pix_fmt, Colorspace.ITU601, colour_range
-        if codec == "hevc":
-            stream.codec_context.codec_tag = "hvc1"
-        for i, picture in enumerate(frames):
-            if i == 0:
-                stream.height, stream.width = picture.shape[:2]
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame = frame.reformat(format=pix_fmt, dst_colorspace=Colorspace.ITU601, dst_color_range=colour_range)
-            frame.pts, frame.time_base = i, 1 / Fraction(fps)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it if the block succeeds and removed if not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def file_name(split: str, index: int, classes: int) -> str:
     """Relative path. Labels cycle, so a split is balanced: label = index % classes."""
     return f"{split}/{CLASSES[index % classes]}_{index:05d}.mp4"
@@ -295,37 +217,13 @@ def write(out: str | os.PathLike, settings: Settings) -> int:
     return len(todo)
 
 
-def parse(arguments: list[str]) -> tuple[Path, Settings]:
-    """OUT key=value ... → folder and settings; ValueError that names the argument and what was expected."""
-    folders: list[str] = []
-    values: dict[str, Any] = {}
-    kinds: dict[str, Any] = {f.name: str if f.name == "codec" else int for f in fields(Settings)}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            folders.append(argument)
-            continue
-        key = key.removeprefix("--")
-        if key not in kinds:
-            near = difflib.get_close_matches(key, kinds, 1)
-            hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(kinds)}"
-            raise ValueError(f"{argument}: unknown key; {hint}")
-        try:
-            values[key] = kinds[key](value)
-        except ValueError:
-            raise ValueError(f"{argument}: expected a whole number") from None
-    if len(folders) != 1 or folders[0].startswith("-"):
-        raise ValueError(f"expected one output folder, got {' '.join(folders) or 'none'}; usage: OUT [key=value ...]")
-    return Path(folders[0]), Settings(**values)
-
-
 def main(arguments: list[str]) -> int:
     """The command; returns its exit status."""
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
     try:
-        out, settings = parse(arguments)
+        (out,), settings = parse(Settings, arguments, ["OUT"])
         written = write(out, settings)
     except (ValueError, OSError) as error:
         print(f"pipelines.synthetic: {error}", file=sys.stderr)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.host import wanted_frames
-from pipelines.kept import refresh, stamp
+from pipelines.kept import Reading, refresh, stamp
 from pipelines.lists import Clip
 from pipelines.video import Video
 
@@ -47,7 +47,8 @@ class Finding:
 
 def verify(clips: Sequence[Clip], cache: str | Path, workers: int | None = None) -> list[Finding]:
     """A finding for each clip, in the list's order; what `cache` holds of an earlier time is not decoded again."""
-    found = refresh([c.path for c in clips], Path(cache), Finding, VERSION, examine, "verify", workers, pool_from=8)
+    reading = Reading(Finding, VERSION, examine, broken, "verify", pool_from=8)
+    found = refresh([clip.path for clip in clips], Path(cache), reading, workers)
     return [found[clip.path] for clip in clips]
 
 
@@ -71,7 +72,11 @@ def examine(path: str) -> Finding:
                 video.variable_rate, context.pix_fmt or "", VERSION,
             )  # fmt: skip
     except ValueError as error:
-        return Finding(path, size, changed, str(error).removeprefix(f"{path}: "), version=VERSION)
+        return broken(path, str(error))
+
+
+def broken(path: str, reason: str) -> Finding:
+    return Finding(path, *stamp(path), reason.removeprefix(f"{path}: "), version=VERSION)
 
 
 def write_findings(findings: Sequence[Finding], short: int, path: str | Path) -> str:

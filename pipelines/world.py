@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from multiprocessing import get_context
 from typing import TypeVar
 
 T = TypeVar("T")
+_PR_SET_PDEATHSIG = 1  # Linux
 
 
 @dataclass(frozen=True)
@@ -66,19 +68,27 @@ def light_main() -> Iterator[None]:
 @contextlib.contextmanager
 def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """A pool of fresh processes that leaves Ctrl-C to this one; what has not begun is dropped if the block fails."""
-    deaf = (signal.SIGINT, signal.SIG_IGN)
     spawn = get_context("spawn")
     # With python -m MODULE the work may be defined in the main module itself.
     as_module = getattr(sys.modules["__main__"], "__spec__", None)
     with (
         contextlib.nullcontext() if as_module else light_main(),
-        ProcessPoolExecutor(workers, spawn, initializer=signal.signal, initargs=deaf) as pool,
+        ProcessPoolExecutor(workers, spawn, initializer=_begin_worker, initargs=(os.getpid(),)) as pool,
     ):
         try:
             yield pool
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _begin_worker(parent: int) -> None:
+    """Ignore Ctrl-C, and end when the parent does, however that ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before this process could ask
+        os._exit(1)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from pipelines.synthetic import encode, render
+from pipelines.encode import encode
+from pipelines.synthetic import render
 
 settings.register_profile("clipline", deadline=None)  # the machine may be busy: slow is no fault here
 settings.load_profile("clipline")

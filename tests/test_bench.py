@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from bench import decode, machine
-from bench.common import parse, spread
+from bench.common import spread
 from bench.decode import CASES, PEERS, Settings, ratios
+from configs.words import parse
 
 TOY = "files=2 width=64 height=48 length=40 frames=4 stride=2 size=32 batch=2 clips=4 repeats=1 threads=1".split()
 
@@ -72,7 +73,7 @@ def test_a_wrong_key_is_one_line_and_exit_2(argument: str, expected: str, capsys
 
 
 def test_settings_are_typed() -> None:
-    settings = parse(Settings, ["frames=8", "--cases=clipline,decord", "folder=videos"])
+    _, settings = parse(Settings, ["frames=8", "--cases=clipline,decord", "folder=videos"])
     assert settings == Settings(frames=8, cases=("clipline", "decord"), folder="videos")
 
 

@@ -1,13 +1,14 @@
 """index: a row says what a file holds, or why it cannot be used; no file is read twice, and none can stop the index."""
 
+import dataclasses
 import errno
-import functools
 import os
 import random
 import re
 import shutil
 import subprocess
 import sys
+import time
 import wave
 from pathlib import Path
 
@@ -15,10 +16,10 @@ import av
 import numpy as np
 import pytest
 
-from pipelines import index, kept
-from pipelines.index import Row, build_index, cache_path, main, read_row, summary
+from pipelines import index
+from pipelines.index import Row, build_index, cache_path, main, read_row, reading, summary
 from pipelines.lists import Clip
-from pipelines.synthetic import encode
+from pipelines.encode import encode
 
 ROOT = Path(__file__).parents[1]
 
@@ -124,7 +125,7 @@ def test_a_file_that_goes_and_comes_back(videos, tmp_path, reads):
 def test_worker_processes_give_the_same_rows(videos, tmp_path, monkeypatch):
     clips = [*videos, Clip(str(tmp_path / "missing.mp4"), 0)]
     alone = build_index(clips, tmp_path / "1.jsonl", workers=1)
-    monkeypatch.setattr(index, "refresh", functools.partial(kept.refresh, pool_from=1))
+    monkeypatch.setattr(index, "reading", lambda: dataclasses.replace(reading(), pool_from=1))
     assert build_index(clips, tmp_path / "2.jsonl", workers=2) == alone
     assert (tmp_path / "1.jsonl").read_text() == (tmp_path / "2.jsonl").read_text()
 
@@ -273,6 +274,60 @@ def test_an_index_that_was_killed_goes_on_where_it_stopped(videos, tmp_path, mon
     rows = build_index(videos, cache, workers=1)
     assert [row.num_frames for row in rows] == [12, 17, 10] and len(reads) == (1 if cut < 2 else 2)
     assert len(cache.read_text().splitlines()) == 3 and capsys.readouterr().err == ""
+
+
+def test_a_cut_line_in_the_middle_costs_one_file(videos, tmp_path, reads, capsys):
+    """Killed twice: the second time the line that the first had cut is followed by others."""
+    cache = tmp_path / "i.jsonl"
+    rows = build_index(videos, cache, workers=1)
+    first, second, third = cache.read_text().splitlines(keepends=True)
+    cache.write_text(first + second[:30] + "\n" + third)
+    reads.clear()
+    assert build_index(videos, cache, workers=1) == rows and reads == [videos[1].path] and not capsys.readouterr().err
+
+
+def test_an_index_of_a_part_keeps_the_rest(videos, tmp_path, reads):
+    cache = tmp_path / "i.jsonl"
+    build_index(videos, cache, workers=1)
+    write(tmp_path / "a.mp4", 9, "vp9")
+    build_index(videos[1:2], cache, workers=1)
+    reads.clear()
+    build_index(videos, cache, workers=1)
+    assert reads == []
+
+
+def kill_reader(path: str) -> Row:
+    """What a decoder's crash does to the process."""
+    if "crash" in path:
+        os._exit(11)
+    return read_row(path)
+
+
+def test_a_file_that_ends_its_reader_is_named_and_the_others_are_read(tmp_path, monkeypatch):
+    paths = [str(tmp_path / f"{number}_{'crash' if number in (7, 30) else 'fine'}.mp4") for number in range(40)]
+    deadly = dataclasses.replace(reading(), read=kill_reader, pool_from=1)
+    monkeypatch.setattr(index, "reading", lambda: deadly)
+    rows = build_index([Clip(path, 0) for path in paths], tmp_path / "i.jsonl", workers=2)
+    assert [row.path for row in rows] == paths
+    assert [n for n, row in enumerate(rows) if "ends the process" in row.error] == [7, 30]
+    assert sum(row.missing for row in rows) == 38
+
+
+@pytest.mark.slow
+def test_readers_end_with_the_process_that_started_them(tmp_path):
+    script = "import time; from pipelines.world import worker_pool\n" + (
+        "with worker_pool(2) as pool:\n    pool.submit(time.sleep, 0).result(); print(*pool._processes, flush=True)\n"
+        "    time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    readers = [int(pid) for pid in process.stdout.readline().split()]
+    assert readers
+    process.kill()
+    process.wait()
+    time.sleep(2)
+    assert not [
+        pid for pid in readers if Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text()
+    ]
 
 
 @pytest.mark.parametrize("step", ["write_text", "replace"])

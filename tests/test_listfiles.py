@@ -61,6 +61,29 @@ def test_cvdfs_layout(tree):
     assert read_list(path, base / "k400") == read_list(path)
 
 
+def test_linked_folders_and_quoted_headers(tree):
+    header = '"label", "youtube_id", "time_start", "time_end", "split"\n'
+    base = tree(
+        "elsewhere/archery/abcdefghijk_000003_000013.mp4",
+        lists={"k/annotations/train.csv": header + "archery, abcdefghijk, 3, 13, train\n"},
+    )
+    (base / "k/train").symlink_to(base / "elsewhere")
+    (base / "k/train/archery/again").symlink_to(base / "k")  # and no endless walk
+    assert short(read_list(base / "k/annotations/train.csv"), base) == [
+        ("k/train/archery/abcdefghijk_000003_000013.mp4", 0)
+    ]
+
+
+def test_root_is_not_put_before_a_class_folder(tree):
+    base = tree("data/train/run/a.mp4")
+    assert short(read_list(base / "data/train", root=base / "data"), base) == [("data/train/run/a.mp4", 0)]
+
+
+def test_numbers_with_zeros_before_them(tree):
+    path = tree(lists={"n.txt": "a.mp4 01\nb.mp4 00\nc.mp4 02\n"}) / "n.txt"
+    assert [clip.label for clip in read_list(path, classes=class_names(path, "2"), subset=True)] == [1, 0]
+
+
 def test_the_official_csv_and_class_folders_under_a_split(tree):
     base = tree(
         "videos/train/riding_a_bike/abcdefghijk_000003_000013.mp4",
@@ -120,6 +143,17 @@ def test_other_orders_of_the_same_names_are_told_by_name(tree):
         ("Biking/v_Biking_g01_c02.avi\nRowing/v_Rowing_g01_c02.avi\n",
          [("Biking/v_Biking_g01_c02.avi", "Biking"), ("Rowing/v_Rowing_g01_c02.avi", "Rowing")]),
         ("Biking/v_Biking_g08_c02.avi 11\n", [("Biking/v_Biking_g08_c02.avi", "Biking")]),
+        ("HandstandPushups/v_HandStandPushups_g08_c01.avi 37\nBiking/v_Biking_g01_c02.avi 11\n",
+         [("HandstandPushups/v_HandStandPushups_g08_c01.avi", "HandstandPushups"),
+          ("Biking/v_Biking_g01_c02.avi", "Biking")]),
+        ("my drive/Biking/v_Biking_g08_c02.avi 1\n", [("my drive/Biking/v_Biking_g08_c02.avi", "Biking")]),
+        ("Biking/v_Biking_g08_c02.avi 1\nRowing/v_Rowing_g01_c02.avi 1\n",  # classes of somebody's own
+         [("Biking/v_Biking_g08_c02.avi", "1"), ("Rowing/v_Rowing_g01_c02.avi", "1")]),
+        ("Biking/v_Biking_g08_c02.avi 1\nRowing/v_Rowing_g01_c02.avi 0\n",
+         [("Biking/v_Biking_g08_c02.avi", "1"), ("Rowing/v_Rowing_g01_c02.avi", "0")]),
+        ("my video.mp4,3\nb.mp4,0\n", [("my video.mp4", "3"), ("b.mp4", "0")]),
+        ("a b.mp4, 3\n", [("a b.mp4", "3")]),
+        ("a.mp4\t300\tplaying chess\n", [("a.mp4", "playing chess")]),
     ],
 )  # fmt: skip
 def test_forms_are_told_by_the_first_line(tree, text, expected):
@@ -216,6 +250,7 @@ def test_subsets_leave_other_classes_out(tree):
     ("setting", "message"),
     [
         ("run,jmup", "'jmup' is no class of the training list; did you mean 'jump'?"),
+        ("run,jump,run", "a class is named twice"),
         ("9", "data.classes=9: the training list has 2 classes"),
         ("0", "data.classes=0: the training list has 2 classes"),
         ("classs.txt", "no such list or folder"),

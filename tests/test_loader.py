@@ -225,8 +225,11 @@ def test_broken_videos_fail_in_evaluation(clips_folder, tmp_path, decoder):
 
 
 def test_too_many_broken_videos_stop_the_run(clips_folder, tmp_path):
-    loader = make(damaged_list(clips_folder, tmp_path), "data.max_bad=0.2")
-    with pytest.raises(Unreadable, match=r"2 of 9 videos cannot be read, more than data.max_bad=0.2[\s\S]*2.mp4"):
+    loader = make(clips_folder(tmp_path, 9), "data.max_bad=0.2")
+    for number in (2, 4, 6):  # after the index was built
+        (tmp_path / f"{number}.mp4").unlink()  # a link to a file that other tests read
+        (tmp_path / f"{number}.mp4").write_bytes(b"")
+    with pytest.raises(Unreadable, match=r"2 of 9 videos cannot be read, more than data.max_bad=0.2[\s\S]*[246].mp4"):
         stream(loader, 3)
 
 
@@ -365,7 +368,7 @@ def test_letterboxed_frames_lie_in_the_middle_of_the_mean_colour(clips_folder, t
     for video, row in zip(videos, batch.sample.tolist(), strict=True):
         known = loader.source.rows[row]
         height, width = fitted(known.width, known.height, 32)
-        top, left = (32 - height) // 2, (32 - width) // 2
+        top, left = (32 - height + 1) // 2, (32 - width + 1) // 2
         inside = torch.zeros(32, 32, dtype=torch.bool)
         inside[top : top + height, left : left + width] = True
         assert video[..., ~inside].abs().max() < 0.02 if (~inside).any() else height == width
@@ -387,3 +390,21 @@ def test_jittered_crops_reach_the_loader(clips_folder, tmp_path):
     assert (sides == boxes[:, 3] - boxes[:, 1]).all()
     assert ((32 / 48 - 0.05 < sides / shorts) & (sides / shorts < 32 / 40 + 0.05)).all() and len(set(sides)) > 3
     assert next(iter(loader)).video.shape == (3, 3, 4, 32, 32)
+
+
+def test_too_many_missing_videos_are_refused_before_the_first_step(clips_folder, tmp_path):
+    path = clips_folder(tmp_path, 9)
+    path.write_text(path.read_text() + "gone.mp4 0\nlost.mp4 1\n")
+    with pytest.raises(
+        ValueError, match="2 of its 11 videos cannot be read, more than data.max_bad=0.1 allows; the first"
+    ):
+        make(path)
+    assert len(make(path, "data.max_bad=0.2").source.clips) == 11
+    assert make(path, split="test")
+
+
+def test_the_wider_short_side_is_8_7_of_the_size(clips_folder, tmp_path):
+    loader = make(clips_folder(tmp_path, 4), "eval.preset=maskfeat", split="test")
+    views = loader.source.views
+    assert (views.clips, views.crops, views.place, views.short_side) == (10, 1, "spread", 36)
+    assert schema.load(None, ["eval.short_side=-1"]).data.size * 8 // 7 == 256

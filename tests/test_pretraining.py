@@ -114,7 +114,8 @@ def test_eval_of_a_recipe_with_the_weights_of_others(arguments, tmp_path, capsys
             "model.name=maskfeat_mvit_v1_b", f"model.args.backbone_args={args}",
         ],
         "seed_timesformer": [
-            "model.name=timesformer_tiny", "model.args={width: 32, depth: 3, heads: 4, patch_size: 8}",
+            "model.name=timesformer_tiny", "data.classes=5",
+            "model.args={width: 32, depth: 3, heads: 4, patch_size: 8}",
         ],
     }  # fmt: skip
     for name, settings in told.items():
@@ -123,6 +124,17 @@ def test_eval_of_a_recipe_with_the_weights_of_others(arguments, tmp_path, capsys
         assert "give model.init=CHECKPOINT" in capsys.readouterr().err
         assert evaluation.main([*words, f"model.init={write_checkpoint(name, tmp_path)}"]) == 0
         assert "VideoTransformer-pytorch" in capsys.readouterr().out
-    summary = json.loads((tmp_path / "look/eval/pretraining/summary.json").read_text())
+    summary = json.loads((tmp_path / "look_of_seed_maskfeat.pth/eval/pretraining/summary.json").read_text())
     assert summary["videos"] == 13 and summary["loss"] > summary["mean_hog"] > 0
-    assert json.loads((tmp_path / "look/eval/1x1/summary.json").read_text())["scored"] == 13
+    assert json.loads((tmp_path / "look_of_seed_timesformer.pth/eval/1x1/summary.json").read_text())["scored"] == 11
+    words += ["data.classes=2", f"model.init={write_checkpoint(name, tmp_path)}"]
+    assert evaluation.main(words) == 2  # and no figure of a random head
+    assert "gives no head.weight, head.bias, which would be random" in capsys.readouterr().err
+
+
+def test_a_probe_of_a_pretraining_is_refused(arguments, tmp_path, capsys):
+    assert training.main([*arguments, *PRETRAIN, "run.name=x", "model.freeze=backbone"]) == 2
+    assert "model.freeze=backbone: the network has no head" in capsys.readouterr().err
+    assert training.main([*arguments, *CLASSIFY, "run.name=c", "optim.epochs=1", "optim.warmup_epochs=0"]) == 0
+    assert evaluation.main([str(tmp_path / "c"), "task.name=maskfeat"]) == 2
+    assert "task.name=maskfeat: the network is a classifier" in capsys.readouterr().err

@@ -212,7 +212,7 @@ def test_errors_of_a_file_name_the_key_and_what_was_expected(text, messages):
         ("eval.clips=0", "1 or more"),
         ("eval.crops=2", "1 or 3"),
         ("eval.batch=0", "1 or more"),
-        ("eval.short_side=100", "0, or at least data.size=224"),
+        ("eval.short_side=100", "0, -1, or at least data.size=224"),
         ("run.seed=-1", "0 or more"),
         ("run.log_every=0", "1 or more"),
         ("run.max_bad_steps=0", "1 or more"),
@@ -364,7 +364,7 @@ def test_every_default_is_valid_and_of_its_declared_type():
 
 
 def test_a_preset_sets_the_views_and_what_is_said_beside_it_wins(tmp_path):
-    assert load(None, ["eval.preset=mvit"]).eval == Eval("mvit", 5, "start", 1)
+    assert load(None, ["eval.preset=mvit"]).eval == Eval("mvit", 5, "spread", 1, short_side=-1)
     assert load(None, ["eval.clips=2", "eval.preset=mvit"]).eval.clips == 5
     assert load(None, ["eval.preset=mvit", "eval.clips=2"]).eval.clips == 2
     (tmp_path / "x.yaml").write_text("eval: {clips: 7, preset: vivit}")

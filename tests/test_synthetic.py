@@ -10,7 +10,8 @@ import av
 import numpy as np
 import pytest
 
-from pipelines.synthetic import CLASSES, CODECS, RADIUS, SIZES, Settings, encode, main, render, write
+from pipelines.encode import CODECS, encode
+from pipelines.synthetic import CLASSES, RADIUS, SIZES, Settings, main, render, write
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["train=9", "val=2", "test=1", "frames=9", "workers=1"]
@@ -164,14 +165,14 @@ def test_a_decoded_file_moves_as_its_name_says(tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["trian=3"], "trian=3: unknown key; did you mean train?"),
+        (["trian=3"], "trian=3: not a key=value that is known; did you mean train=?"),
         (["train=many"], "train=many: expected a whole number"),
         (["train=-1"], "train=-1: expected"),
         (["codec=av1"], "codec=av1: expected one of vp9"),
         (["classes=7"], "classes=7: expected 6 or 8"),
         (["gop=0"], "gop=0"),
         (["bframes=2"], "bframes=2"),
-        (["another"], "expected one output folder"),
+        (["another"], "expected OUT [key=value ...], got"),
     ],
 )
 def test_wrong_argument(tmp_path, capsys, arguments, message):

@@ -328,3 +328,14 @@ def test_unknown_options_are_named(options):
     network = networks.build("timesformer_tiny", **SMALL | {"depth": 4})
     with pytest.raises(ValueError, match=f"{next(iter(options))}="):
         transfer(translate(make_state("mae_pt")), network, **options)
+
+
+def test_labels_that_are_numbers_are_no_other_names(tmp_path):
+    network = randomise(networks.build("vivit_tiny", **SMALL | {"num_classes": 3}), seed=3)
+    weights.save(tmp_path, network, "vivit_tiny", {"id2label": {"0": "jump", "1": "run", "2": "climb"}})
+    again = networks.build("vivit_tiny", **SMALL | {"num_classes": 3})
+    weights.initialise(again, tmp_path, ["0", "1", "2"])
+    assert torch.equal(again.head.weight, network.head.weight)
+    again = networks.build("vivit_tiny", **SMALL | {"num_classes": 3})
+    weights.initialise(again, tmp_path, ["a", "b", "c"])
+    assert not torch.equal(again.head.weight, network.head.weight)

@@ -14,7 +14,8 @@ from test_loader import turned
 from pipelines import verify as verifying
 from pipelines.index import main
 from pipelines.lists import Clip
-from pipelines.synthetic import encode, render
+from pipelines.encode import encode
+from pipelines.synthetic import render
 from pipelines.verify import examine, verify
 
 

@@ -43,15 +43,16 @@ def initialise(network: nn.Module, source: str | Path, labels: Sequence[str] | N
         translated = understand(checkpoint)
         options.setdefault("source_grid", translated.grid)
         theirs = labels_of(checkpoint.config)
-        if theirs and labels and [plain(label) for label in theirs] != [plain(label) for label in labels]:
+        named = labels is not None and not all(label.isdecimal() for label in labels)  # numbers are no other names
+        if theirs and labels and named and [plain(label) for label in theirs] != [plain(label) for label in labels]:
             options["head"] = "new"
         state, report = transfer(translated, network, **options)
     except (TypeError, ValueError) as error:  # TypeError: arguments in a config.json that its network does not take
         raise ValueError(f"{source}: {error}") from error
     load_state(network, state)
     if any(row.target == "head.weight" and row.sources for row in report.rows):
-        named = ", of the same names" if theirs and labels else ""
-        report.notes.append(f"the head is kept: as many classes there as here{named}")
+        same = ", of the same names" if theirs and named else ""
+        report.notes.append(f"the head is kept: as many classes there as here{same}")
     known = input_of(checkpoint, translated.format.input)
     if known["mean"] and known["std"]:
         report.notes.append(f"trained on inputs normalised with mean {known['mean']} and std {known['std']}")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from networks import build
+from networks import PRETRAINING, build
 from networks.settings import parse_settings
 from networks.weights import TRANSFER_OPTIONS, convert, initialise
 from networks.weights.folder import load, save
@@ -29,7 +29,7 @@ def run_inspect(source: str, settings: dict[str, Any], every_key: bool) -> str:
         shown = ", ".join(f"{key}={value}" for key, value in kwargs.items())
         return f"{report.text(every_key)}\n  {config['name']}({shown})"
     options = {key: settings.pop(key) for key in TRANSFER_OPTIONS if key in settings}
-    network = build(into, **{"num_classes": 400} | settings)
+    network = build(into, **({} if into in PRETRAINING else {"num_classes": 400}) | settings)
     return initialise(network, source, **options).text(every_key)
 
 

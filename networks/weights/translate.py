@@ -1,5 +1,6 @@
 """A foreign checkpoint under our names: the format is told from the keys, and every key is renamed or dropped."""
 
+import dataclasses
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -115,6 +116,8 @@ def translate(state: Mapping[str, Tensor]) -> Translated:
             problems.append(f"{target}: {error}")
     if problems:
         raise ValueError(f"a {source.name} checkpoint, but damaged or changed\n  " + "\n  ".join(problems))
+    if "mask_token" in renamed and "head.weight" not in renamed:
+        source = dataclasses.replace(source, pretraining=True)
     if source.network == "vivit" and "time_embed" in renamed:
         join_positions(renamed, rows)
     settings, notes = dict(source.settings), list(source.notes)
