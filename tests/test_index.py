@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from pipelines import index
+from pipelines.encode import encode
 from pipelines.index import Row, build_index, cache_path, main, read_row, reading, summary
 from pipelines.lists import Clip
-from pipelines.encode import encode
 
 ROOT = Path(__file__).parents[1]
 

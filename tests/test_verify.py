@@ -12,9 +12,9 @@ import pytest
 from test_loader import turned
 
 from pipelines import verify as verifying
+from pipelines.encode import encode
 from pipelines.index import main
 from pipelines.lists import Clip
-from pipelines.encode import encode
 from pipelines.synthetic import render
 from pipelines.verify import examine, verify
 
