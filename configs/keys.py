@@ -82,6 +82,9 @@ class Data:
     workers: int = _key(2, "processes that read and trim (and, with the host decoder, decode); 0: in this process")
     threads: int = _key(4, "DALI threads a device")
     prefetch: int = _key(2, "batches prepared ahead")
+    seconds: float = _key(
+        60, "that reading (and on the host decoding) one video may take before it counts as unreadable"
+    )
     max_bad: float = _key(0.1, "share of unreadable videos above which training stops")
 
 
@@ -231,6 +234,7 @@ def check_ranges(cfg: Config) -> None:
 _AT_LEAST: dict[str, dict[str, float]] = {
     "data": {
         "per_class": 0,
+        "seconds": 0.001,
         "mixup": 0,
         "cutmix": 0,
         "repeats": 1,

@@ -8,6 +8,7 @@ third of the whole loader.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -28,18 +29,19 @@ def decode_views(
     boxes: np.ndarray,
     size: int,
     letterbox: Sequence[int] | None = None,
+    seconds: float = math.inf,
 ) -> np.ndarray:
     """(clips * crops, 3, T, size, size) uint8 RGB; `frames` (clips, T) as in `trim.trim`, `boxes` (crops, 4).
 
     View c * crops + k is clip c in box k, stretched to the square or, with `letterbox`, in its middle with that colour
     around it. Downscaling is antialiased. Raises ValueError with the path and the reason for a video that cannot be
-    read or a wanted frame that cannot be decoded.
+    read or a wanted frame that cannot be decoded, or not within `seconds`.
     """
     clips, times = frames.shape
     views = np.empty((clips, len(boxes), 3, times, size, size), np.uint8)
     if letterbox:
         views[:] = np.reshape(letterbox, (3, 1, 1, 1))
-    with Video(source) as video:
+    with Video(source, seconds) as video:
         whole = boxes.astype(int).tolist()
         shapes = [fitted(right - left, bottom - top, size) if letterbox else (size, size)
                   for top, left, bottom, right in whole]  # fmt: skip
@@ -90,6 +92,7 @@ def _decode(video: Video, keep: np.ndarray) -> Iterator[av.VideoFrame]:
     context = video.stream.codec_context
     context.thread_type, context.thread_count = "NONE", 1
     for number in keep.tolist():
+        video.in_time()
         packet = video.packets[number]
         packet.pts = int(video.pictures.pts[number])  # not every container carries one
         try:
@@ -105,9 +108,11 @@ def _scaler(video: Video, box: Sequence[int], shape: tuple[int, int]) -> av.filt
     top, left, bottom, right = box
     graph = av.filter.Graph()
     graph.threads = 1
+    nodes = [graph.add_buffer(template=video.stream, time_base=video.stream.time_base)]
+    if (top, left, bottom, right) != (0, 0, video.height, video.width):  # a frame of one pixel cannot even be cropped
+        nodes.append(graph.add("crop", f"{right - left}:{bottom - top}:{left}:{top}"))
     graph.link_nodes(
-        graph.add_buffer(template=video.stream, time_base=video.stream.time_base),
-        graph.add("crop", f"{right - left}:{bottom - top}:{left}:{top}"),
+        *nodes,
         graph.add("scale", f"{shape[1]}:{shape[0]}:flags=bilinear"),
         graph.add("format", "gbrp"),
         graph.add("buffersink"),

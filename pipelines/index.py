@@ -21,6 +21,7 @@ from pipelines.verify import verify, write_findings
 from pipelines.video import Video
 
 NO_FILE = "no such file"
+SECONDS = 300  # that demuxing a file may take
 VERSION = 3  # of what a row says
 
 
@@ -78,7 +79,7 @@ def read_row(path: str) -> Row:
     """The row of one file; never raises for a bad file: the reason is its `error`."""
     size, changed = stamp(path)
     try:
-        with Video(path) as video:
+        with Video(path, SECONDS) as video:
             frames, turns = video.pictures.frames, video.quarter_turns
             if not len(frames):
                 raise ValueError(f"{path}: no picture of the video is ever shown")

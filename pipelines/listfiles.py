@@ -79,7 +79,7 @@ def read_text(path: Path) -> str:
 
 
 def _lines(path: str, text: str) -> Iterator[Entry]:
-    numbered = [(n, line.strip(" \r")) for n, line in enumerate(text.split("\n"), 1)]
+    numbered = [(n, line.rstrip(" \r")) for n, line in enumerate(text.split("\n"), 1)]
     numbered = [(n, line) for n, line in numbered if line.strip() and not line.startswith("#")]
     if not numbered:
         return
@@ -94,7 +94,8 @@ def _lines(path: str, text: str) -> Iterator[Entry]:
             raise ValueError(
                 f"{path}:{number}: {line!r}: expected 'path label' with a whole number, or 'path<TAB>class name'"
             )
-        yield Entry(file.strip(), label.strip(), f"{path}:{number}")
+        # A tab parts what may have spaces at its ends, in file names too.
+        yield Entry(file if "\t" in line else file.strip(), label.strip(), f"{path}:{number}")
 
 
 def _tabbed(line: str) -> tuple[str, str] | None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline
 
 from configs.keys import WIDER
 from configs.schema import Config
@@ -25,8 +25,9 @@ from pipelines.graph import Graph, build_pipeline, mean_colour
 from pipelines.index import Row, build_index, cache_path, coverage
 from pipelines.labels import is_subset
 from pipelines.lists import Clip, first_of_each_class, read_list
+from pipelines.readers import Readers
 from pipelines.source import Info, Source, Status, Unreadable, Views
-from pipelines.world import World, deaf_to_interrupts, light_main
+from pipelines.world import World
 
 DALI_CODECS = {"cpu": {"vp8", "vp9", "mjpeg"}, "cuda": {"vp8", "vp9", "mjpeg", "h264", "hevc", "av1", "mpeg4"}}
 
@@ -48,7 +49,7 @@ class VideoLoader:
         self.source, self.graph, self.device, self.max_bad = source, graph, device, max_bad
         self.epoch, self.step = 0, 0
         self.bad: dict[int, str] = {}
-        self._pipe: Pipeline | None = None
+        self._readers: Readers | None = None
 
     def __len__(self) -> int:
         return self.source.steps
@@ -67,26 +68,36 @@ class VideoLoader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.epoch, self.step = state["epoch"], state["step"]
-        self._pipe = None
+        self._readers = None
 
     def _next(self) -> Batch:
         step = self.epoch * len(self) + self.step
-        if self._pipe is None:
-            self._pipe = build_pipeline(self.graph, dataclasses.replace(self.source, start=step), self.source.batch)
-            with light_main(), deaf_to_interrupts():
-                self._pipe.build()
-        try:
-            clips, infos = self._pipe.run()
-            video, info = torch.from_dlpack(clips.as_tensor()), np.array(infos.as_tensor())
-        except RuntimeError:  # one file that the decoder refuses fails the whole batch
-            video, info = self._one_by_one(step)
-        except Exception as error:
-            if type(error) is not Exception:
-                raise
-            self._pipe = None  # so DALI reports an exception in a worker process: here it is raised as what it is
-            video, info = self._one_by_one(step)
+        for attempt in range(2):
+            if self._readers is None:
+                source = dataclasses.replace(self.source, start=step)
+                self._readers = Readers(build_pipeline(self.graph, source, self.source.batch))
+            try:
+                clips, infos = self._readers.run()
+                video, info = torch.from_dlpack(clips.as_tensor()), np.array(infos.as_tensor())
+            except Exception as error:
+                if died := self._readers.died():
+                    self._readers.abandon()
+                    self._readers = None
+                    if attempt:
+                        raise Unreadable(f"{died}, again, while reading: {', '.join(self._paths(step))}") from None
+                    print(f"{died}: the readers start anew at step {step}", file=sys.stderr, flush=True)
+                    continue
+                if not isinstance(error, RuntimeError):  # one file that the decoder refuses fails the whole batch
+                    if type(error) is not Exception:
+                        raise
+                    self._readers = None  # so DALI reports an exception in a worker: here it is raised as what it is
+                video, info = self._one_by_one(step)
+            break
         assert (info[:, Info._fields.index("step")] == step).all(), f"the stream is out of step: {info} at {step}"
         return self._batch(video, [Info(*row) for row in info.tolist()])
+
+    def _paths(self, step: int) -> list[str]:
+        return [self.source.clips[self.source.row_of(step, slot)[0]].path for slot in range(self.source.batch)]
 
     def _one_by_one(self, step: int) -> tuple[torch.Tensor, np.ndarray]:
         """The batch of a step sample by sample, without the videos that the decoder refuses."""
@@ -180,7 +191,17 @@ def build_loader(
             views, clips=cfg.eval.clips, place=cfg.eval.place, crops=cfg.eval.crops, short_side=short_side
         )
     batch = cfg.eval.batch if split == "test" else data.batch // (data.repeats if train else 1)
-    source = Source(tuple(clips), tuple(rows), views, batch, cfg.run.seed, world, host, fill=mean_colour(data.mean))
+    source = Source(
+        tuple(clips),
+        tuple(rows),
+        views,
+        batch,
+        cfg.run.seed,
+        world,
+        host,
+        fill=mean_colour(data.mean),
+        seconds=data.seconds,
+    )
     missing = [row for row in rows if row.error]
     if train and len(missing) > data.max_bad * len(rows):
         raise ValueError(

@@ -7,6 +7,7 @@ or on where a run was interrupted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import IntEnum
@@ -87,6 +88,7 @@ class Source:
     trimmed: bool = True  # False: the whole file (bench only)
     start: int = 0
     fill: tuple[int, int, int] = (0, 0, 0)  # RGB around letterboxed frames
+    seconds: float = math.inf  # that a file may take
 
     @property
     def steps(self) -> int:
@@ -104,12 +106,8 @@ class Source:
         positions (clips * frames,), boxes (crops, 4), mirror, Info. Before mirror: what Augment
         draws, (V, ...) each. `step` counts over all epochs; `unusable` are rows that the decoder refuses.
         """
-        epoch, step_in_epoch = divmod(step, self.steps)
-        place = order.position(step_in_epoch, slot, self.batch, self.world.rank, self.world.size)
-        if self.views.train:
-            row, status = order.train_sample(len(self.clips), self.seed, epoch, place), Status.OK
-        else:
-            row, status = min(place, len(self.clips) - 1), Status.OK if place < len(self.clips) else Status.PADDING
+        row, status = self.row_of(step, slot)
+        epoch = step // self.steps
         rng = order.generator(self.seed, epoch if self.views.train else 0, row)
         used = row
         for _ in range(_MOST_REPLACEMENTS):
@@ -133,6 +131,14 @@ class Source:
         late = int((mirror << np.arange(len(mirror))).sum()) if turns else 0
         info = Info(step, row, used, self.clips[used if v.train else row].label, status, turns, late)
         return *arrays, mirror * (not turns), np.array(info, np.int64)
+
+    def row_of(self, step: int, slot: int) -> tuple[int, Status]:
+        """Which video stands there, or that it only fills the batch."""
+        epoch, step_in_epoch = divmod(step, self.steps)
+        place = order.position(step_in_epoch, slot, self.batch, self.world.rank, self.world.size)
+        if self.views.train:
+            return order.train_sample(len(self.clips), self.seed, epoch, place), Status.OK
+        return min(place, len(self.clips) - 1), Status.OK if place < len(self.clips) else Status.PADDING
 
     def reason(self, row: int) -> str:
         """Why a video could not be read; slow, for the one that was named."""
@@ -180,9 +186,11 @@ class Source:
             mirror = np.zeros(1, np.int32)
         boxes = geometry.stored(boxes, known.width, known.height, known.turns)
         if self.host:
-            views = decode_views(path, frames, boxes, v.size, self.fill if v.crop == "letterbox" else None)
+            views = decode_views(
+                path, frames, boxes, v.size, self.fill if v.crop == "letterbox" else None, self.seconds
+            )
             return views, mirror
         if self.trimmed:
-            data, positions = trim(path, frames.reshape(-1))
+            data, positions = trim(path, frames.reshape(-1), self.seconds)
             return np.frombuffer(data, np.uint8), positions, boxes, mirror
         return np.fromfile(path, np.uint8), frames.reshape(-1).astype(np.int32), boxes, mirror

@@ -8,6 +8,7 @@ what is not trimmed away is decoded.
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Sequence
 from fractions import Fraction
@@ -22,15 +23,17 @@ _HELD = {"h264", "hevc", "av1", "vp9", "vp8", "mpeg4", "mpeg2video", "mpeg1video
 _ACCESS_UNIT_DELIMITER = b"\x09\xf0"
 
 
-def trim(source: str | os.PathLike[str] | bytes, frames: Sequence[int] | np.ndarray) -> tuple[bytes, np.ndarray]:
+def trim(
+    source: str | os.PathLike[str] | bytes, frames: Sequence[int] | np.ndarray, seconds: float = math.inf
+) -> tuple[bytes, np.ndarray]:
     """A video that holds the wanted frames, and where they stand in it.
 
     `frames` are frame numbers in any order, repeats allowed; a number past the end means the last frame. Returns the
     small file and `positions` (len(frames),) int32: its frame `positions[i]` is `frames[i]` of the source. A video
     whose packets do not tell the order of its frames, or of a codec that MP4 does not hold, comes back whole.
-    Raises ValueError for a negative number and for a source that is no readable video.
+    Raises ValueError for a negative number and for a source that is no readable video, or not within `seconds`.
     """
-    with Video(source) as video:
+    with Video(source, seconds) as video:
         if not video.ordered or video.codec not in _HELD:
             last = len(video.pictures.frames) - 1
             wanted_pictures(video.pictures, frames)  # for its errors

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
+import time
 from dataclasses import dataclass
 from fractions import Fraction
+from stat import S_ISDIR, S_ISREG
 from types import TracebackType
 from typing import Any
 
@@ -55,10 +58,12 @@ class Video:
     """An open file: `packets` (decode order), `pictures`, and the container's codec context.
 
     `source` is a path or the bytes of a file. Raises ValueError with the path and the reason for anything that cannot
-    be read as video: missing, empty, another kind of file, no video stream, no pictures.
+    be read as video: missing, empty, another kind of file, no video stream, no pictures; and where more than `seconds`
+    have passed since it was opened, here or in in_time().
     """
 
-    def __init__(self, source: str | os.PathLike[str] | bytes):
+    def __init__(self, source: str | os.PathLike[str] | bytes, seconds: float = math.inf):
+        self.seconds, self._opened = seconds, time.monotonic()
         self.name = f"<{len(source)} bytes>" if isinstance(source, bytes) else os.fspath(source)
         self.container = _open(source, self.name)
         try:
@@ -115,10 +120,16 @@ class Video:
         steps = np.diff(times)
         return bool(len(steps)) and int(steps.max() - steps.min()) > 1
 
+    def in_time(self) -> None:
+        """ValueError if the file has had its time."""
+        if time.monotonic() - self._opened > self.seconds:
+            raise ValueError(f"{self.name}: not read within {self.seconds:g} seconds")
+
     def _demux(self) -> list[av.Packet]:
         packets = []
         try:
             for packet in self.container.demux(self.stream):
+                self.in_time()
                 if packet.size:
                     packets.append(packet)
         except av.error.FFmpegError as error:
@@ -135,8 +146,10 @@ class Video:
 
 def _open(source: str | os.PathLike[str] | bytes, name: str) -> av.container.InputContainer:
     try:
-        size = len(source) if isinstance(source, bytes) else os.stat(source).st_size
-        if not size:
+        stat = None if isinstance(source, bytes) else os.stat(source)
+        if stat and not S_ISREG(stat.st_mode):  # a pipe would be waited for
+            raise ValueError(f"{name}: {'a folder' if S_ISDIR(stat.st_mode) else 'no regular file'}")
+        if not (stat.st_size if stat else len(source)):  # type: ignore[arg-type]
             raise ValueError(f"{name}: empty file")
         where = io.BytesIO(source) if isinstance(source, bytes) else f"file:{name}"  # a:b.mp4 is no protocol
         return av.open(where, "r", **_ANY_METADATA)

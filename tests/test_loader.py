@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import signal
+import threading
+import time
 
 import av
 import numpy as np
@@ -16,6 +19,7 @@ from pipelines.geometry import fitted
 from pipelines.graph import build_pipeline
 from pipelines.host import wanted_frames
 from pipelines.loader import build_loader, choose_decoder
+from pipelines.readers import Readers
 from pipelines.source import Unreadable
 from pipelines.video import Video
 from pipelines.world import World
@@ -408,3 +412,37 @@ def test_the_wider_short_side_is_8_7_of_the_size(clips_folder, tmp_path):
     views = loader.source.views
     assert (views.clips, views.crops, views.place, views.short_side) == (10, 1, "spread", 36)
     assert schema.load(None, ["eval.short_side=-1"]).data.size * 8 // 7 == 256
+
+
+# --- readers that die ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.005, 0.02, 0.1])
+def test_a_reader_that_is_killed_is_replaced_and_nothing_of_the_stream_is_lost(
+    clips_folder, tmp_path, decoder, moment, capsys
+):
+    path = clips_folder(tmp_path, 9)
+    whole = stream(make(path, decoder))
+    loader = make(path, decoder, "data.workers=2")
+    parts = []
+    for number, batch in enumerate(batch for _ in range(2) for batch in loader):
+        parts.append((batch.label.tolist(), batch.sample.tolist(), batch.video.clone()))
+        if number == 1:
+            victim = loader._readers.processes[0].pid
+            threading.Timer(moment, os.kill, (victim, signal.SIGKILL)).start()
+        time.sleep(moment / 2)
+    assert same(parts, whole)
+    time.sleep(0.1)
+
+
+def test_readers_that_die_twice_at_a_step_end_the_run_with_the_files_named(clips_folder, tmp_path, monkeypatch):
+    loader = make(clips_folder(tmp_path, 9), "data.workers=1")
+    real = Readers.run
+
+    def run(self):
+        os.kill(self.processes[0].pid, signal.SIGKILL)
+        return real(self)
+
+    monkeypatch.setattr(Readers, "run", run)
+    with pytest.raises(Unreadable, match=r"ended \(exit status .*\), again, while reading: (.*\d.mp4(, )?){3}"):
+        next(iter(loader))

@@ -1,0 +1,80 @@
+"""A DALI pipeline and the processes that feed it: says when one of them has died, instead of waiting for it forever.
+
+A process that is killed (out of memory, a crash in a decoder) may hold a lock of DALI's queues. Both the main process
+and the thread of DALI's that looks after the others then wait for that lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from nvidia.dali import Pipeline
+
+from pipelines.world import deaf_to_interrupts, light_main
+
+
+class ReaderDied(RuntimeError):
+    """A process that reads videos has ended by itself."""
+
+
+def has_ended(pid: int) -> bool:
+    """Of a child. Not asked of multiprocessing, which calls a process alive that another thread is just waiting for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+class Readers:
+    """A pipeline, built, with its processes."""
+
+    def __init__(self, pipe: Pipeline):
+        self.pipe = pipe
+        before = set(multiprocessing.active_children())
+        with light_main(), deaf_to_interrupts():
+            pipe.build()
+        self.processes: list[BaseProcess] = [p for p in multiprocessing.active_children() if p not in before]
+
+    def run(self) -> Any:
+        """The outputs of an iteration; ReaderDied if a process dies meanwhile, or has died."""
+        with self._watched():
+            return self.pipe.run()
+
+    def died(self) -> str:
+        """How processes ended, if some did."""
+        gone = [p for p in self.processes if has_ended(p.pid or 0)]
+        return ", ".join(f"reader process {p.pid} ended (exit status {p.exitcode})" for p in gone)
+
+    def abandon(self) -> None:
+        """End all processes and let go of the pipeline without waiting for it."""
+        for process in self.processes:
+            with contextlib.suppress(OSError):
+                os.kill(process.pid or 0, signal.SIGKILL)
+        with contextlib.suppress(AttributeError):  # else it joins the thread that waits for the lock
+            self.pipe._py_pool.pool._observer = None
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """The end of a child interrupts what the main thread waits for; other threads cannot be told."""
+        if not self.processes or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def look(*_: Any) -> None:
+            if reason := self.died():
+                raise ReaderDied(reason)
+
+        before = signal.signal(signal.SIGCHLD, look)
+        try:
+            look()
+            yield
+        finally:
+            signal.signal(signal.SIGCHLD, before)
