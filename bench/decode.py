@@ -4,7 +4,7 @@
 
     folder      any folder of videos, or one video (default: files of its own, of known structure, see sets)
     sets        which of its own files: h264_bframes,h264_gop250,h264_gop12,vp9_gop12,vp9_gop4
-    cases       which loaders: clipline,decord,torchcodec,torchcodec_approx,pyav,clipline_host,dali_untrimmed
+    cases       which loaders: clipline,decord,torchcodec,torchcodec_approx,pyav,clipline_host,clipline_dali,dali_untrimmed
     frames=16 stride=4 size=224 batch=8 seed=0
     workers=2 threads=2 prefetch=2 decoder=auto     as data.* of a configuration; the peers have the same workers
     cores=2     cores that everything together may use
@@ -40,7 +40,7 @@ from pipelines.loader import DALI_CODECS, VideoLoader, build_loader
 from pipelines.world import World
 
 PEERS = ("decord", "torchcodec", "torchcodec_approx")  # what a ratio is taken to; pyav is the naive loader
-CASES = ("clipline", *PEERS, "pyav", "clipline_host", "dali_untrimmed")
+CASES = ("clipline", *PEERS, "pyav", "clipline_host", "clipline_dali", "dali_untrimmed")
 
 
 @dataclass(frozen=True)
@@ -180,11 +180,12 @@ def start(
         make: Callable[[], Iterable[Any]]
         if case == "clipline":
             make = loader.__iter__
-        elif case in ("clipline_host", "dali_untrimmed"):  # what else could have been chosen for these files
-            host = case == "clipline_host"
-            if loader.source.host if host else not {row.codec for row in loader.source.rows} <= DALI_CODECS["cpu"]:
+        elif case in ("clipline_host", "clipline_dali", "dali_untrimmed"):  # what else could have been chosen
+            host, trimmed = case == "clipline_host", case != "dali_untrimmed"
+            readable = host or {row.codec for row in loader.source.rows} <= DALI_CODECS["cpu"]
+            if not readable or (host, trimmed) == (loader.source.host, loader.source.trimmed):
                 continue
-            source = dataclasses.replace(loader.source, host=host, trimmed=host)
+            source = dataclasses.replace(loader.source, host=host, trimmed=trimmed)
             make = VideoLoader(source, dataclasses.replace(graph, host=host), loader.device).__iter__
         elif reason := peers.missing(case, paths[0]):
             print(f"left out: {case}: {reason}", flush=True)

@@ -267,6 +267,8 @@ def choose_decoder(rows: Sequence[Row], wanted: str, device: str) -> tuple[bool,
         return True, "host (PyAV), as data.decoder=host asks"
     if cannot:
         return True, f"host (PyAV): {cannot}"
+    if wanted == "auto" and device == "cpu":
+        return True, "host (PyAV), which is faster than DALI without a GPU"
     codecs = ", ".join(sorted({row.codec for row in rows}))
     return False, f"DALI {'NVDEC' if device == 'cuda' else 'CPU'} ({codecs})"
 

@@ -125,7 +125,7 @@ def test_the_index_names_every_bad_file_and_reads_the_others(corpus):
 
 def test_evaluation_scores_what_can_be_read_and_fails_none_silently(corpus, tmp_path):
     path, refused, read = corpus
-    loader = make(path, "data.batch=4", split="val")
+    loader = make(path, "data.batch=4", "data.decoder=auto", split="val")
     scored = [row for batch in loader for row in batch.sample.tolist() if row >= 0]
     names = [Path(clip.path).name for clip in loader.source.clips]
     assert len(scored) == len(set(scored))

@@ -72,8 +72,8 @@ def test_damaged_files(wholes, kind, changes, cut, frames, splice):
 @given(st.one_of(
     st.text(max_size=300),
     st.lists(st.from_regex(r"[a-z/ .,_\t\d\[\]{}\"#-]{0,30}", fullmatch=True), max_size=8).map("\n".join),
-    st.from_regex(r"(label,youtube_id,time_start,time_end,split\n)([a-z\", ]{0,9},[\w-]{0,11},\d{0,3}\.?,\d{0,3},\w{0,5}\n){0,4}",
-                  fullmatch=True),
+    st.from_regex(r"(label,youtube_id,time_start,time_end,split\n)"
+                  r"([a-z\", ]{0,9},[\w-]{0,11},\d{0,3}\.?,\d{0,3},\w{0,5}\n){0,4}", fullmatch=True),
     st.from_regex(r"(\w{1,5})/v_\w{1,5}_g\d\d_c\d\d\.avi( \d{1,2})?\n", fullmatch=True),
 ))  # fmt: skip
 def test_random_lists(tmp_path_factory, text):

@@ -30,7 +30,8 @@ CPU = torch.device("cpu")
 def make(path, *overrides, split="train", world=None):
     cfg = schema.load(None, [
         f"data.train={path}", f"data.val={path}", "data.frames=4", "data.stride=3", "data.size=32", "data.batch=3",
-        "data.workers=0", "data.threads=1", "data.scale=0.4,1", "eval.clips=2", "eval.batch=3", *overrides,
+        "data.workers=0", "data.threads=1", "data.scale=0.4,1", "data.decoder=dali", "eval.clips=2", "eval.batch=3",
+        *overrides,
     ])  # fmt: skip
     return build_loader(cfg, split, [str(i) for i in range(6)], world or World(), CPU)
 
@@ -288,7 +289,8 @@ def test_stride_zero_repeats_one_frame(clips_folder, tmp_path):
 def test_choice_of_decoder(clips_folder, tmp_path, video):
     rows = make(clips_folder(tmp_path, 6)).source.rows
     h264 = dataclasses.replace(rows[0], codec="h264")
-    assert choose_decoder(rows, "auto", "cpu") == (False, "DALI CPU (vp9)")
+    assert choose_decoder(rows, "dali", "cpu") == (False, "DALI CPU (vp9)")
+    assert choose_decoder(rows, "auto", "cpu") == (True, "host (PyAV), which is faster than DALI without a GPU")
     host, why = choose_decoder([*rows, h264], "auto", "cpu")
     assert host and "1 of 7 videos are h264, which DALI does not decode without a GPU" in why
     with pytest.raises(ValueError, match="data.decoder=dali: 1 of 7 videos are h264"):
@@ -297,7 +299,7 @@ def test_choice_of_decoder(clips_folder, tmp_path, video):
 
 
 def test_h264_goes_through_the_host_into_the_same_graph(clips_folder, tmp_path):
-    loader = make(clips_folder(tmp_path, 6, kind="h264_bframes"))
+    loader = make(clips_folder(tmp_path, 6, kind="h264_bframes"), "data.decoder=auto")
     assert loader.graph.host and next(iter(loader)).video.shape == (3, 3, 4, 32, 32)
 
 
