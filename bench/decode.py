@@ -4,7 +4,8 @@
 
     folder      any folder of videos, or one video (default: files of its own, of known structure, see sets)
     sets        which of its own files: h264_bframes,h264_gop250,h264_gop12,vp9_gop12,vp9_gop4
-    cases       which loaders: clipline,decord,torchcodec,torchcodec_approx,pyav,clipline_host,clipline_dali,dali_untrimmed
+    cases       which loaders: clipline,decord,torchcodec,torchcodec_approx,pyav,clipline_host,clipline_dali,
+                dali_untrimmed
     frames=16 stride=4 size=224 batch=8 seed=0
     workers=2 threads=2 prefetch=2 decoder=auto     as data.* of a configuration; the peers have the same workers
     cores=2     cores that everything together may use
