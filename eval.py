@@ -250,6 +250,8 @@ def load_run(source: Path, overrides: Sequence[str]) -> tuple[schema.Config, Pat
         raise ValueError(f"{source}: not a run folder (it has no config.yaml)")
     if not (source / "best").exists():
         raise ValueError(f"{source}: no checkpoint in it yet: best/ is written after the first validation")
+    if any(word.removeprefix("--").startswith("data.classes=") for word in overrides):
+        raise ValueError("data.classes: a run keeps the classes that it was trained for")
     cfg = schema.load(source / "config.yaml", overrides)
     network, config = weights.load(source / "best")
     names = config["id2label"]

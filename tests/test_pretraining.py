@@ -136,5 +136,7 @@ def test_a_probe_of_a_pretraining_is_refused(arguments, tmp_path, capsys):
     assert training.main([*arguments, *PRETRAIN, "run.name=x", "model.freeze=backbone"]) == 2
     assert "model.freeze=backbone: the network has no head" in capsys.readouterr().err
     assert training.main([*arguments, *CLASSIFY, "run.name=c", "optim.epochs=1", "optim.warmup_epochs=0"]) == 0
+    assert evaluation.main([str(tmp_path / "c"), "data.classes=2"]) == 2
+    assert "a run keeps the classes" in capsys.readouterr().err
     assert evaluation.main([str(tmp_path / "c"), "task.name=maskfeat"]) == 2
     assert "task.name=maskfeat: the network is a classifier" in capsys.readouterr().err
