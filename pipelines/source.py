@@ -21,7 +21,7 @@ from pipelines.host import decode_views
 from pipelines.index import Row
 from pipelines.lists import Clip
 from pipelines.trim import trim
-from pipelines.world import World
+from pipelines.world import World, end_with_parent
 
 _MOST_REPLACEMENTS = 100  # videos in a row that cannot be read: no longer a few bad files
 
@@ -97,6 +97,7 @@ class Source:
         return steps(len(self.clips), self.batch, self.world.size)
 
     def __call__(self, place: Any) -> tuple[np.ndarray, ...]:
+        end_with_parent()
         return self.sample(self.start + place.iteration, place.idx_in_batch)
 
     def sample(self, step: int, slot: int, unusable: Collection[int] = ()) -> tuple[np.ndarray, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
+import multiprocessing
 import os
 import signal
 import sys
@@ -73,7 +75,7 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     as_module = getattr(sys.modules["__main__"], "__spec__", None)
     with (
         contextlib.nullcontext() if as_module else light_main(),
-        ProcessPoolExecutor(workers, spawn, initializer=_begin_worker, initargs=(os.getpid(),)) as pool,
+        ProcessPoolExecutor(workers, spawn, initializer=_begin_worker) as pool,
     ):
         try:
             yield pool
@@ -82,12 +84,20 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
             raise
 
 
-def _begin_worker(parent: int) -> None:
-    """Ignore Ctrl-C, and end when the parent does, however that ends."""
+def _begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+
+
+@functools.cache
+def end_with_parent() -> None:
+    """In a worker process: end when the process that started it does, however that ends. Elsewhere nothing."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before this process could ask
+    if os.getppid() != parent.pid:  # it ended before this process could ask
         os._exit(1)
 
 

@@ -6,8 +6,11 @@ import dataclasses
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import av
 import numpy as np
@@ -19,12 +22,13 @@ from pipelines.geometry import fitted
 from pipelines.graph import build_pipeline
 from pipelines.host import wanted_frames
 from pipelines.loader import build_loader, choose_decoder
-from pipelines.readers import Readers
+from pipelines.readers import Readers, has_ended
 from pipelines.source import Unreadable
 from pipelines.video import Video
 from pipelines.world import World
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[1]
 
 
 def make(path, *overrides, split="train", world=None):
@@ -448,3 +452,21 @@ def test_readers_that_die_twice_at_a_step_end_the_run_with_the_files_named(clips
     monkeypatch.setattr(Readers, "run", run)
     with pytest.raises(Unreadable, match=r"ended \(exit status .*\), again, while reading: (.*\d.mp4(, )?){3}"):
         next(iter(loader))
+
+
+@pytest.mark.slow
+def test_readers_end_with_a_run_that_is_killed(clips_folder, tmp_path):
+    path = clips_folder(tmp_path, 9)
+    script = (
+        "import sys, time, torch\nfrom configs import schema\nfrom pipelines.loader import build_loader\n"
+        "from pipelines.world import World\n"
+        f"cfg = schema.load(None, ['data.train={path}', 'data.size=32', 'data.batch=3', 'data.workers=2'])\n"
+        "loader = build_loader(cfg, 'train', [], World(), torch.device('cpu'))\nnext(iter(loader))\n"
+        "print('pids', *(p.pid for p in loader._readers.processes), flush=True)\ntime.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    readers = next(line.split()[1:] for line in process.stdout if line.startswith("pids"))
+    process.kill()
+    process.wait()
+    time.sleep(2)
+    assert len(readers) == 2 and all(has_ended(int(pid)) for pid in readers)
