@@ -140,7 +140,7 @@ def test_a_missing_an_empty_a_text_file_and_a_folder(tmp_path):
     assert_bad(read_row(str(tmp_path / "missing.mp4")), "^no such file$")
     assert_bad(read_row(str(tmp_path / "empty.mp4")), "^empty file$")
     assert_bad(read_row(str(tmp_path / "text.mp4")), "^not a readable video: Invalid data")
-    assert_bad(read_row(str(tmp_path / "folder.mp4")), "directory")
+    assert_bad(read_row(str(tmp_path / "folder.mp4")), "^a folder$")
 
 
 def test_sound_alone_is_no_video(tmp_path):

@@ -141,7 +141,8 @@ def test_frames_below_zero_and_none(video):
 @st.composite
 def streams(draw) -> tuple[Pictures, list[set[int]]]:
     """A stream, and for each picture those it is predicted from. Groups are closed or open; an open group's leading
-    pictures refer to the group before, its other pictures never do."""
+    pictures refer to the group before, its other pictures never do. Who begins to decode at an open group leaves its
+    own leading pictures out and must be able to decode all others, so no later group refers to them."""
     entry, closed, reference, pts, parents = [], [], [], [], []
     clock = 0
     for group in range(draw(st.integers(1, 5))):
@@ -149,9 +150,8 @@ def streams(draw) -> tuple[Pictures, list[set[int]]]:
         leading = 0 if is_closed else draw(st.integers(0, 3))
         trailing = draw(st.integers(0, 5))
         start = len(pts)
-        before = [
-            i for i in range(start) if reference[i] and i >= max((j for j in range(start) if entry[j]), default=0)
-        ]
+        last = max((j for j in range(start) if entry[j]), default=0)
+        before = [i for i in range(last, start) if reference[i] and pts[i] >= pts[last]]
         times = [
             clock + leading,
             *range(clock, clock + leading),
