@@ -245,8 +245,9 @@ def show(folder: RunFolder, name: str, figure: Figure, step: int) -> None:
 def draw_guesses(cfg: schema.Config, batch: Batch, logits: Tensor, classes: Sequence[str]) -> Figure:
     """Training clips as the network saw them, with label and prediction."""
     guess = logits.argmax(-1).tolist()
-    label = (batch.label if batch.label.ndim == 1 else batch.label.argmax(-1)).tolist()
-    titles = [f"{classes[right]}, predicted {classes[g]}" for right, g in zip(label, guess, strict=True)]
+    titles = [
+        f"{classes[right]}, predicted {classes[g]}" for right, g in zip(batch.classes.tolist(), guess, strict=True)
+    ]
     return draw_strips(batch.video[:6], titles[:6], cfg.data.mean, cfg.data.std)
 
 

@@ -15,7 +15,9 @@ from torch import Tensor
 
 class Labelled(Protocol):
     @property
-    def label(self) -> Tensor: ...  # (B,)
+    def label(self) -> Tensor: ...  # (B, ...)
+    @property
+    def classes(self) -> Tensor: ...  # (B,)
 
 
 BatchT = TypeVar("BatchT", bound=Labelled)
@@ -52,8 +54,7 @@ class Meter:
     def add(self, out: dict[str, Tensor], batch: Labelled, norm: Tensor) -> None:
         """Count a step; computing ends here."""
         self.classifies = "logits" in out
-        label = batch.label if batch.label.ndim == 1 else batch.label.argmax(-1)  # of mixed clips the larger share
-        hits = (out["logits"].argmax(-1) == label).sum() if self.classifies else self.zero
+        hits = (out["logits"].argmax(-1) == batch.classes).sum() if self.classifies else self.zero
         loss, good = out["loss"].detach().float(), norm.isfinite()  # an overflow in fp16 spoils the gradients alone
         values = torch.stack([loss, loss.isfinite().float(), norm.detach().float(), good.float(), hits.float(),
                               out.get("baseline", self.zero)])  # fmt: skip

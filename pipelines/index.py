@@ -1,4 +1,4 @@
-"""What each file of a list holds, found by demuxing and not decoding; kept beside the list.
+"""What each file of a list holds, found by demuxing and decoding its first picture alone; kept beside the list.
 
     python -m pipelines.index LIST [root=FOLDER]
     python -m pipelines.index LIST --verify [short=64]     decodes every file whole, too
@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.kept import Reading, refresh, stamp
+from pipelines.listfiles import plain_name
 from pipelines.lists import Clip, read_list
 from pipelines.verify import verify, write_findings
 from pipelines.video import Video
 
 NO_FILE = "no such file"
 SECONDS = 300  # that demuxing a file may take
-VERSION = 3  # of what a row says
+VERSION = 4  # of what a row says
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Row:
     codec: str = ""
     keyframes: tuple[int, ...] = ()
     turns: int = 0
-    trimmable: bool = True  # False: its packets do not tell the order of frames, all are decoded
+    ordered: bool = True  # False: its packets do not tell the order of frames, all are decoded
     error: str = ""
     version: int = 0  # of what a row says; of another version it is read again
 
@@ -71,8 +72,7 @@ def bad_row(path: str, reason: str) -> Row:
 
 def cache_path(list_path: str | Path, kind: str = "index.jsonl") -> Path:
     """Where the index of a list or class folder lies, or what else is kept of it."""
-    name = str(list_path).rstrip("/")
-    return Path(f"{name.replace('*', 'all').replace('.txt:', '_') if ':' in name else name}.{kind}")
+    return Path(f"{plain_name(str(list_path))}.{kind}")
 
 
 def read_row(path: str) -> Row:

@@ -56,12 +56,19 @@ def read_entries(path: str) -> list[Entry]:
     return entries
 
 
-def default_root(path: str) -> Path:
-    """The folder that a list's relative paths are under when nobody says: its own; of annotations/ the one above."""
+def base_folder(path: str, root: str | Path = "") -> Path:
+    """The folder that relative paths are under: of a class folder itself; else `root`, or the list's own folder, and
+    above annotations/ if that is its name."""
     if Path(path).is_dir():
         return Path(path)
     folder = Path(path).parent
-    return folder.parent if folder.name == "annotations" else folder
+    return Path(root) if root else folder.parent if folder.name == "annotations" else folder
+
+
+def plain_name(path: str) -> str:
+    """A path for files that belong to a list: HMDB-51's FOLDER/*_test_split1.txt:train is no name for a file."""
+    hmdb = _HMDB.fullmatch(path)
+    return f"{hmdb[1].removesuffix('.txt').replace('*', 'all')}_{hmdb[2]}.txt" if hmdb else path.rstrip("/")
 
 
 def read_text(path: Path) -> str:

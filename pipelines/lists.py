@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.labels import choose_names, named_by_list, number_labels
-from pipelines.listfiles import VIDEO_SUFFIXES, Entry, default_root, read_entries
+from pipelines.listfiles import VIDEO_SUFFIXES, Entry, base_folder, read_entries
 
 
 class Clip(NamedTuple):
@@ -28,7 +28,7 @@ def read_list(path: str | Path, root: str | Path = "", classes: Sequence[str] = 
     """
     entries = read_entries(str(path))
     numbers = number_labels([(entry.label, entry.where) for entry in entries], classes, not os.path.isdir(path), subset)
-    base = Path(root) if root and not os.path.isdir(path) else default_root(str(path))
+    base = base_folder(str(path), root)
     found = _Finder(base) if any(entry.stem for entry in entries) else None
     clips = [
         Clip(found(entry) if found else str(base / entry.file), numbers[entry.label])

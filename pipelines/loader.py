@@ -38,6 +38,11 @@ class Batch(NamedTuple):
     sample: torch.Tensor  # (B,) int64, the row of the list; -1: not to be scored (padding, or could not be read)
     seeds: tuple[tuple[int, ...], ...]  # on the host: (seed, epoch, row[, repeat]), for what else is drawn for a clip
 
+    @property
+    def classes(self) -> torch.Tensor:
+        """(B,) class numbers; of mixed clips, whose label is (B, num_classes) shares, the larger one's."""
+        return self.label if self.label.ndim == 1 else self.label.argmax(-1)
+
 
 class VideoLoader:
     """Iterates over epochs of a source; `state_dict()` is (epoch, step) and restores the exact stream.
@@ -79,7 +84,7 @@ class VideoLoader:
             try:
                 clips, infos = self._readers.run()
                 video, info = torch.from_dlpack(clips.as_tensor()), np.array(infos.as_tensor())
-            except Exception as error:
+            except Exception as error:  # of which kind, DALI decides where a reader has died: see what it is below
                 if died := self._readers.died():
                     self._readers.abandon()
                     self._readers = None
@@ -133,11 +138,10 @@ class VideoLoader:
                         f"data.max_bad={self.max_bad} allows:\n{named}"
                     )
         v = self.source.views
-        for views, info in zip(video, infos, strict=True):
+        for slot, info in enumerate(infos):
             if info.turns:  # few videos are: the graph need not know
-                turned = torch.rot90(views, info.turns, (-2, -1))
-                for number, view in enumerate(turned):
-                    views[number] = view.flip(-1) if info.mirror >> number & 1 else view
+                for number, view in enumerate(torch.rot90(video[slot], info.turns, (-2, -1))):
+                    video[slot, number] = view.flip(-1) if info.mirror >> number & 1 else view
         if v.train:
             video = video.flatten(0, 1)
             infos = [info for info in infos for _ in range(v.repeats)]
@@ -145,12 +149,11 @@ class VideoLoader:
         numbers = torch.tensor([[i.label for i in infos], scored], dtype=torch.int64)
         if self.device.type == "cuda":
             numbers = numbers.pin_memory().to(self.device, non_blocking=True)
-        epoch = [i.step // len(self) if v.train else 0 for i in infos]
-        seeds: tuple[tuple[int, ...], ...]
-        seeds = tuple((self.source.seed, e, i.row) for e, i in zip(epoch, infos, strict=True))
-        if v.repeats > 1:
-            seeds = tuple((*seed, number % v.repeats) for number, seed in enumerate(seeds))
-        return Batch(video, numbers[0], numbers[1], seeds)
+        seeds = (
+            (self.source.seed, info.step // len(self) if v.train else 0, info.row, number % v.repeats)
+            for number, info in enumerate(infos)
+        )
+        return Batch(video, numbers[0], numbers[1], tuple(seed if v.repeats > 1 else seed[:3] for seed in seeds))
 
 
 def _first_of(fed: list[tuple[np.ndarray, ...]]) -> Callable[[Any], tuple[np.ndarray, ...]]:
@@ -202,11 +205,11 @@ def build_loader(
         fill=mean_colour(data.mean),
         seconds=data.seconds,
     )
-    missing = [row for row in rows if row.error]
-    if train and len(missing) > data.max_bad * len(rows):
+    unusable = [row for row in rows if row.error]
+    if train and len(unusable) > data.max_bad * len(rows):
         raise ValueError(
-            f"{path}: {len(missing)} of its {len(rows)} videos cannot be read, more than data.max_bad={data.max_bad} "
-            f"allows; the first: {missing[0].path}: {missing[0].error} (python -m pipelines.index {path} names all)"
+            f"{path}: {len(unusable)} of its {len(rows)} videos cannot be read, more than data.max_bad={data.max_bad} "
+            f"allows; the first: {unusable[0].path}: {unusable[0].error} (python -m pipelines.index {path} names all)"
         )
     if train and not source.steps:
         raise ValueError(
@@ -214,7 +217,7 @@ def build_loader(
         )
     if world.is_first:
         print(f"{split}: {describe(clips, rows)}; decoder: {why}", flush=True)
-        whole = [row.path for row in good if not row.trimmable]
+        whole = [row.path for row in good if not row.ordered]
         if whole:
             print(
                 f"{split}: {len(whole)} videos are decoded from their first frame, since their packets do not tell the "

@@ -37,7 +37,7 @@ from pipelines.encode import encode, replacing
 from pipelines.geometry import view_boxes
 from pipelines.host import decode_views, wanted_frames
 from pipelines.kept import Reading, refresh, stamp
-from pipelines.listfiles import default_root, read_entries
+from pipelines.listfiles import base_folder, plain_name, read_entries
 from pipelines.lists import read_list
 from pipelines.sampling import random_clip
 from pipelines.trim import needed
@@ -126,6 +126,11 @@ def failed(settings: Settings, path: str, reason: str) -> Prepared:
     return Prepared(path, *stamp(path), error=reason.removeprefix(f"{path}: "), version=settings.version)
 
 
+def holds(targets: dict[str, str], fact: Prepared) -> bool:
+    """Whether the file is there and where it belongs; what failed is tried again, the disk may have been full."""
+    return not fact.error and fact.target == targets.get(fact.path) and stamp(fact.target)[0] > 0
+
+
 def at_constant_rate(video: Video, fps: Fraction, short: int) -> Iterator[av.VideoFrame]:
     """All frames upright and resized, one for each tick of `fps`: at each the last one shown by then."""
     graph: av.filter.Graph | None = None
@@ -167,7 +172,7 @@ def upright_and_resized(video: Video, rotation: int, short: int) -> av.filter.Gr
 
 def plan(source: str, target: Path, root: str) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """-> where each source file goes, and (path, label) lines of the new list in the old one's order."""
-    base = Path(root) if root else default_root(source)
+    base = base_folder(source, root)
     targets: dict[str, str] = {}
     taken: set[str] = set()
     lines = []
@@ -239,12 +244,12 @@ def main(arguments: Sequence[str]) -> int:
         target.mkdir(parents=True, exist_ok=True)
         reading = Reading(
             Prepared, settings.version, partial(prepare_file, settings, targets), partial(failed, settings), "prepared",
-            pool_from=2, holds=lambda fact: bool(fact.error) or stamp(fact.target)[0] > 0,
+            pool_from=2, holds=partial(holds, targets),
         )  # fmt: skip
         done = refresh(list(targets), target / "prepared.jsonl", reading, settings.workers or None)
         good = {path: fact for path, fact in done.items() if path in targets and not fact.error}
         if not os.path.isdir(source):
-            name = Path(source).with_suffix(".txt").name.replace("*", "all").replace(":", "_")
+            name = Path(plain_name(source)).with_suffix(".txt").name
             kept = {os.path.relpath(targets[path], target) for path in good}
             text = "".join(f"{path}\t{label}\n" for path, label in lines if path in kept)
             with replacing(target / name) as temporary:

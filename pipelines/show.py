@@ -64,10 +64,11 @@ def before_and_after(cfg: Config, clips: int) -> Figure:
     before, after = (next(iter(build_loader(c, "train", classes, World(), torch.device("cpu")))) for c in (plain, cfg))
     mix = Mixing(len(classes), cfg.data.mixup, cfg.data.cutmix, cfg.data.erase)
     after = mix(after) if mix else after
-    label = after.label if after.label.ndim == 1 else after.label.argmax(-1)
     pictures = torch.stack([before.video[:clips], after.video[:clips]], dim=1).flatten(0, 1)
     titles = [
-        t for number in label[:clips].tolist() for t in (f"{classes[number]}: the frames", "what the network gets")
+        t
+        for number in after.classes[:clips].tolist()
+        for t in (f"{classes[number]}: the frames", "what the network gets")
     ]
     return draw_strips(pictures, titles, cfg.data.mean, cfg.data.std)
 

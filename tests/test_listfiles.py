@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.labels import is_subset, read_classes
-from pipelines.listfiles import read_entries
+from pipelines.listfiles import plain_name, read_entries
 from pipelines.lists import class_names, read_list
 
 HEADER = "label,youtube_id,time_start,time_end,split,is_cc\n"
@@ -223,6 +223,12 @@ def test_hmdb51(tree):
         read_list(f"{base}/bad/*_test_split1.txt:train")
     with pytest.raises(ValueError, match="no such file"):
         read_list(f"{base}/s/*_test_split3.txt:train")
+
+
+def test_what_belongs_to_a_list_has_a_name_of_its_own():
+    names = [plain_name(f"s/*_test_split1.txt:{part}") for part in ("train", "test")]
+    assert names == ["s/all_test_split1_train.txt", "s/all_test_split1_test.txt"]
+    assert plain_name("a:b/l.txt") == "a:b/l.txt" and plain_name("videos/") == "videos"
 
 
 # --- subsets ------------------------------------------------------------------------------------------------------

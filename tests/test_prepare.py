@@ -104,6 +104,21 @@ def test_broken_files_are_named_and_left_out(source, tmp_path, capsys):
     assert sum(bool(fact["error"]) for fact in facts) == 2
 
 
+def test_what_failed_is_tried_again(source, tmp_path, monkeypatch, capsys):
+    """The disk was full, say: the source has not changed, and yet it must not stay left out."""
+    command = [str(source / "train.csv"), str(tmp_path / "out"), "short=32", "workers=1", "encoder=software"]
+    real = prepare.encode
+
+    def full(file, *args, **options):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "encode", full)
+        assert main(command) == 1 and "3 not" in capsys.readouterr().out
+    assert prepare.encode is real and main(command) == 0
+    assert len(read_list(tmp_path / "out/train.txt")) == 3
+
+
 def test_a_variable_rate_becomes_constant_and_the_motion_stays_in_time(tmp_path):
     """Frames 0 to 19 at 25 a second, the others at half of it: they are shown twice."""
     pictures = np.repeat(np.arange(40, dtype=np.uint8)[:, None, None, None] * 6, 64, 1).repeat(96, 2).repeat(3, 3)
