@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipelines import synthetic
 from pipelines.index import Row, read_row
-from pipelines.lists import VIDEO_SUFFIXES
+from pipelines.places import VIDEO_SUFFIXES
 from pipelines.world import worker_pool
 
 # What is measured: the same moving textures, coded five ways.

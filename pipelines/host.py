@@ -30,18 +30,19 @@ def decode_views(
     size: int,
     letterbox: Sequence[int] | None = None,
     seconds: float = math.inf,
+    table: str = "",
 ) -> np.ndarray:
     """(clips * crops, 3, T, size, size) uint8 RGB; `frames` (clips, T) as in `trim.trim`, `boxes` (crops, 4).
 
     View c * crops + k is clip c in box k, stretched to the square or, with `letterbox`, in its middle with that colour
     around it. Downscaling is antialiased. Raises ValueError with the path and the reason for a video that cannot be
-    read or a wanted frame that cannot be decoded, or not within `seconds`.
+    read or a wanted frame that cannot be decoded, or not within `seconds`. `table` is as in `trim.trim`.
     """
     clips, times = frames.shape
     views = np.empty((clips, len(boxes), 3, times, size, size), np.uint8)
     if letterbox:
         views[:] = np.reshape(letterbox, (3, 1, 1, 1))
-    with Video(source, seconds) as video:
+    with Video(source, seconds, table) as video:
         whole = boxes.astype(int).tolist()
         shapes = [fitted(right - left, bottom - top, size) if letterbox else (size, size)
                   for top, left, bottom, right in whole]  # fmt: skip
@@ -73,7 +74,7 @@ def wanted_frames(video: Video, frames: Sequence[int] | np.ndarray) -> Iterator[
         keys, decoded = video.pictures.pts[pictures], ((frame.pts, frame) for frame in _decode(video, keep))
     else:  # counted as they come
         keys = np.minimum(np.asarray(frames), len(video.pictures.frames) - 1)
-        decoded = enumerate(_decode(video, np.arange(len(video.packets))))
+        decoded = enumerate(_decode(video, np.arange(len(video.pictures.pts))))
     for place, key in enumerate(keys.tolist()):
         places.setdefault(key, []).append(place)
     for key, frame in decoded:
@@ -91,10 +92,8 @@ def wanted_frames(video: Video, frames: Sequence[int] | np.ndarray) -> Iterator[
 def _decode(video: Video, keep: np.ndarray) -> Iterator[av.VideoFrame]:
     context = video.stream.codec_context
     context.thread_type, context.thread_count = "NONE", 1
-    for number in keep.tolist():
+    for packet in video.packets(keep):
         video.in_time()
-        packet = video.packets[number]
-        packet.pts = int(video.pictures.pts[number])  # not every container carries one
         try:
             yield from context.decode(packet)
         except av.error.FFmpegError:

@@ -15,15 +15,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.kept import Reading, refresh, stamp
+from pipelines.kept import Reading, refresh
 from pipelines.listfiles import plain_name
 from pipelines.lists import Clip, read_list
+from pipelines.places import stamp
 from pipelines.verify import verify, write_findings
 from pipelines.video import Video
 
 NO_FILE = "no such file"
 SECONDS = 300  # that demuxing a file may take
-VERSION = 4  # of what a row says
+VERSION = 5  # of what a row says
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Row:
     keyframes: tuple[int, ...] = ()
     turns: int = 0
     ordered: bool = True  # False: its packets do not tell the order of frames, all are decoded
+    table: str = ""  # its pictures (`Video.table`); empty: it must be demuxed whole each time
     error: str = ""
     version: int = 0  # of what a row says; of another version it is read again
 
@@ -94,6 +96,7 @@ def read_row(path: str) -> Row:
                 tuple(video.pictures.keyframes.tolist()),
                 turns,
                 video.ordered,
+                video.table(),
                 version=VERSION,
             )
     except ValueError as error:

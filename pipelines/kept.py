@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -19,6 +20,7 @@ from typing import Any, Generic, Protocol, TextIO, TypeVar
 
 from tqdm import tqdm
 
+from pipelines.places import file_stamp, stamp
 from pipelines.world import worker_pool
 
 
@@ -59,12 +61,16 @@ def refresh(paths: Sequence[str], cache: Path, reading: Reading[F], workers: int
     distinct = list(dict.fromkeys(paths))
     known = {fact.path: fact for fact in _read(cache, reading) if fact.version == reading.version}
 
+    once = functools.cache(file_stamp)  # many paths may be of one tar
+
     def stands(path: str) -> bool:
         fact = known.get(path)
-        return fact is not None and stamp(path) == (fact.size, fact.changed) and reading.holds(fact)
+        return fact is not None and stamp(path, once) == (fact.size, fact.changed) and reading.holds(fact)
 
     stale = [path for path in distinct if not stands(path)]
     if stale:
+        with contextlib.suppress(OSError):
+            cache.parent.mkdir(parents=True, exist_ok=True)
         name = cache.name.removesuffix(".jsonl").replace(f".{reading.name}", "")
         facts = tqdm(
             _map(reading, stale, workers or len(os.sched_getaffinity(0))), total=len(stale),
@@ -74,15 +80,6 @@ def refresh(paths: Sequence[str], cache: Path, reading: Reading[F], workers: int
         others = known.keys() - set(distinct)
         _write(cache, [known[path] for path in [*distinct, *sorted(others)]], reading.name)
     return known
-
-
-def stamp(path: str) -> tuple[int, int]:
-    """(bytes, nanoseconds of its last change) of a file; (0, 0) if there is none."""
-    try:
-        stat = os.stat(path)
-        return stat.st_size, stat.st_mtime_ns
-    except OSError:
-        return 0, 0
 
 
 def _map(reading: Reading[F], paths: Sequence[str], workers: int) -> Iterator[F]:
@@ -161,4 +158,5 @@ def _write(cache: Path, facts: Sequence[Fact], what: str) -> None:
         print(
             f"{cache}: the {what} cannot be kept ({error.strerror}); it will be built again next time", file=sys.stderr
         )
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -50,7 +50,7 @@ def choose_names(setting: str, of_list: Callable[[], list[str]]) -> list[str]:
 
 def read_classes(path: str | Path) -> list[str]:
     """Class names from a file; a name's position, or the number beside it, is the label."""
-    text = read_text(Path(path))
+    text = read_text(path)
     if text.lstrip().startswith("{"):
         return _numbered_names(path, _json_pairs(path, text))
     names = [line.strip() for line in text.splitlines()]

@@ -8,9 +8,10 @@
     Class/v_Class_g01_c01.avi [1]       UCF-101's trainlist and testlist
     FOLDER/*_test_split1.txt:train      HMDB-51's split files, those for training (or :test)
     FOLDER/class/video.mp4              a folder with one sub-folder a class
+    train-{0000..0099}.tar              shards (`pipelines.shards`); * and ? as well
 
 Told apart by what is there: the first line decides, and every other line must be like it. A line that begins with #
-is a comment.
+is a comment. Lists and shards may lie at any address of fsspec's: s3://bucket/train-*.tar.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from __future__ import annotations
 import csv
 import difflib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".ts", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp"}
+from pipelines.places import VIDEO_SUFFIXES, is_remote, place_of, read
+from pipelines.shards import is_sharded, read_shards
+
 _UCF = re.compile(r"(?:.*/)?(\w+)/v_\1_g\d+_c\d+\.\w+(?: +([1-9]\d*))?", re.IGNORECASE)
 _HMDB = re.compile(r"(.*_test_split\d\.txt):(train|test)")
 
@@ -42,13 +46,16 @@ def read_entries(path: str) -> list[Entry]:
     place = Path(path)
     if hmdb:
         entries = list(_hmdb(hmdb[1], hmdb[2]))
+    elif is_sharded(path):
+        entries = [Entry(video, label, f"{place_of(video).file}#{place_of(video).name}")
+                   for video, label in read_shards(path, Path(f"{plain_name(path)}.shards.jsonl"))]  # fmt: skip
     elif place.is_dir():
         entries = [Entry(f"{f.parent.name}/{f.name}", f.parent.name, str(f)) for f in sorted(place.glob("*/*"))
                    if f.suffix.lower() in VIDEO_SUFFIXES]  # fmt: skip
         if not entries:
-            raise ValueError(f"{path}: no videos in it; expected {path}/CLASS/*.mp4")
+            raise ValueError(f"{path}: no videos in it; expected {path}/CLASS/*.mp4 (of shards: '{path}/*.tar')")
     else:
-        text = read_text(place)
+        text = read_text(path)
         start = text.lstrip()[:1]
         entries = list(_something(path, text) if start in ("[", "{") else _lines(path, text))
     if not entries:
@@ -56,23 +63,34 @@ def read_entries(path: str) -> list[Entry]:
     return entries
 
 
-def base_folder(path: str, root: str | Path = "") -> Path:
-    """The folder that relative paths are under: of a class folder itself; else `root`, or the list's own folder, and
-    above annotations/ if that is its name."""
+def base_folder(path: str, root: str | Path = "") -> str:
+    """The folder or address that relative paths are under: of a class folder itself; of shards that of the first; else
+    `root`, or the list's own folder, and above annotations/ if that is its name."""
     if Path(path).is_dir():
-        return Path(path)
-    folder = Path(path).parent
-    return Path(root) if root else folder.parent if folder.name == "annotations" else folder
+        return path
+    folder = os.path.dirname(path)
+    if is_sharded(path):
+        return folder
+    return str(root) if root else os.path.dirname(folder) if os.path.basename(folder) == "annotations" else folder
 
 
 def plain_name(path: str) -> str:
-    """A path for files that belong to a list: HMDB-51's FOLDER/*_test_split1.txt:train is no name for a file."""
+    """A path for files that belong to a list: HMDB-51's FOLDER/*_test_split1.txt:train is no name for a file, and what
+    belongs to a list at an address lies in the user's cache folder."""
     hmdb = _HMDB.fullmatch(path)
-    return f"{hmdb[1].removesuffix('.txt').replace('*', 'all')}_{hmdb[2]}.txt" if hmdb else path.rstrip("/")
+    if hmdb:
+        return f"{hmdb[1].removesuffix('.txt').replace('*', 'all')}_{hmdb[2]}.txt"
+    if is_remote(path):
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        return os.path.join(cache, "clipline", re.sub(r"[^\w.{}-]+", "_", path.replace("*", "all")))
+    return (path.replace("*", "all") if is_sharded(path) else path).rstrip("/")
 
 
-def read_text(path: Path) -> str:
+def read_text(path: str | Path) -> str:
     """Raises ValueError, with the nearest name for a missing file."""
+    if is_remote(str(path)):
+        return _fetched(str(path))
+    path = Path(path)
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -83,6 +101,13 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path}: not a text file") from None
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
+
+
+def _fetched(address: str) -> str:
+    try:
+        return read(address)[0].decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{address}: not a text file") from None
 
 
 def _lines(path: str, text: str) -> Iterator[Entry]:

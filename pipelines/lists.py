@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.labels import choose_names, named_by_list, number_labels
-from pipelines.listfiles import VIDEO_SUFFIXES, Entry, base_folder, read_entries
+from pipelines.listfiles import Entry, base_folder, read_entries
+from pipelines.places import VIDEO_SUFFIXES, files_below, join
 
 
 class Clip(NamedTuple):
@@ -20,18 +21,18 @@ class Clip(NamedTuple):
 def read_list(path: str | Path, root: str | Path = "", classes: Sequence[str] = (), subset: bool = False) -> list[Clip]:
     """The clips of a list file or a class folder, in its order (a folder: sorted).
 
-    Relative paths are under `root`, or else the list's own folder; names without a folder (Kinetics' CSV,
-    Something-Something) are looked for below it, and keep the path they should have if there is none. With `classes`
-    every label must be a name of it (`_` and space count as equal) or a number below its length; with `subset` clips
-    of other classes are left out. Without, names are numbered in sorted order.
+    Relative paths are under `root`, a folder or address, or else the list's own folder; names without a folder
+    (Kinetics' CSV, Something-Something) are looked for below it, and keep the path they should have if there is none.
+    With `classes` every label must be a name of it (`_` and space count as equal) or a number below its length; with
+    `subset` clips of other classes are left out. Without, names are numbered in sorted order.
     Raises ValueError with file:line for a malformed line, and for a list that is missing or empty.
     """
     entries = read_entries(str(path))
     numbers = number_labels([(entry.label, entry.where) for entry in entries], classes, not os.path.isdir(path), subset)
     base = base_folder(str(path), root)
-    found = _Finder(base) if any(entry.stem for entry in entries) else None
+    found = _Finder(base or ".") if any(entry.stem for entry in entries) else None
     clips = [
-        Clip(found(entry) if found else str(base / entry.file), numbers[entry.label])
+        Clip(found(entry) if found else join(base, entry.file), numbers[entry.label])
         for entry in entries if entry.label in numbers
     ]  # fmt: skip
     if not clips:
@@ -51,32 +52,25 @@ def class_names(path: str | Path, classes: str | Path = "") -> list[str]:
 class _Finder:
     """Videos below a folder by their names without suffix; the folder is walked once."""
 
-    def __init__(self, base: Path):
+    def __init__(self, base: str):
         self.base = base
         self.paths: dict[str, list[str]] = {}
         self.replacements: dict[str, str] = {}  # YouTube id -> file of CVDF's replacement/ folder
-        seen = set()
-        for folder, folders, files in os.walk(base, followlinks=True):
-            here = os.path.realpath(folder)
-            if here in seen:  # a link to a folder above it
-                folders.clear()
-                continue
-            seen.add(here)
-            folders.sort()
-            for file in sorted(files):
-                stem, suffix = os.path.splitext(file)
-                if suffix.lower() in VIDEO_SUFFIXES:
-                    self.paths.setdefault(stem, []).append(os.path.join(folder, file))
-                    if "replacement" in os.path.relpath(folder, base):
-                        self.replacements[stem[:11]] = os.path.join(folder, file)
+        for path in files_below(base):
+            folder, file = os.path.split(path)
+            stem, suffix = os.path.splitext(file)
+            if suffix.lower() in VIDEO_SUFFIXES:
+                self.paths.setdefault(stem, []).append(path)
+                if "replacement" in folder.removeprefix(base):
+                    self.replacements[stem[:11]] = path
 
     def __call__(self, entry: Entry) -> str:
         if replaced := self.replacements.get(entry.file[:11]) if entry.split else None:
             return replaced
         paths = self.paths.get(entry.file, [])
         folder = f"{os.sep}{entry.split}{os.sep}"
-        preferred = [path for path in paths if folder in path[len(str(self.base)) :]]
-        return (preferred or paths or [str(self.base / entry.split / f"{entry.file}.mp4")])[0]
+        preferred = [path for path in paths if folder in path.removeprefix(self.base)]
+        return (preferred or paths or [join(self.base, os.path.join(entry.split, f"{entry.file}.mp4"))])[0]
 
 
 def first_of_each_class(clips: Sequence[Clip], number: int) -> list[Clip]:

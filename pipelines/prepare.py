@@ -33,10 +33,11 @@ import av
 import numpy as np
 
 from configs.words import parse
+from pipelines import places
 from pipelines.encode import encode, replacing
 from pipelines.geometry import view_boxes
 from pipelines.host import decode_views, wanted_frames
-from pipelines.kept import Reading, refresh, stamp
+from pipelines.kept import Reading, refresh
 from pipelines.listfiles import base_folder, plain_name, read_entries
 from pipelines.lists import read_list
 from pipelines.sampling import random_clip
@@ -102,7 +103,7 @@ class Prepared:
 
 def prepare_file(settings: Settings, targets: dict[str, str], path: str) -> Prepared:
     """Write one video; never raises for a bad one."""
-    size, changed = stamp(path)
+    size, changed = places.stamp(path)
     target = Path(targets[path])
     try:
         with Video(path) as video:
@@ -123,12 +124,12 @@ def prepare_file(settings: Settings, targets: dict[str, str], path: str) -> Prep
 
 
 def failed(settings: Settings, path: str, reason: str) -> Prepared:
-    return Prepared(path, *stamp(path), error=reason.removeprefix(f"{path}: "), version=settings.version)
+    return Prepared(path, *places.stamp(path), error=reason.removeprefix(f"{path}: "), version=settings.version)
 
 
 def holds(targets: dict[str, str], fact: Prepared) -> bool:
     """Whether the file is there and where it belongs; what failed is tried again, the disk may have been full."""
-    return not fact.error and fact.target == targets.get(fact.path) and stamp(fact.target)[0] > 0
+    return not fact.error and fact.target == targets.get(fact.path) and places.stamp(fact.target)[0] > 0
 
 
 def at_constant_rate(video: Video, fps: Fraction, short: int) -> Iterator[av.VideoFrame]:
@@ -177,7 +178,7 @@ def plan(source: str, target: Path, root: str) -> tuple[dict[str, str], list[tup
     taken: set[str] = set()
     lines = []
     for clip, entry in zip(read_list(source, root), read_entries(source), strict=True):
-        relative = os.path.relpath(clip.path, base)
+        relative = places.relative(clip.path, base)
         if relative.startswith(".."):
             relative = clip.path.lstrip("/")
         name = str(Path(relative).with_suffix(".mp4"))
@@ -249,7 +250,7 @@ def main(arguments: Sequence[str]) -> int:
         done = refresh(list(targets), target / "prepared.jsonl", reading, settings.workers or None)
         good = {path: fact for path, fact in done.items() if path in targets and not fact.error}
         if not os.path.isdir(source):
-            name = Path(plain_name(source)).with_suffix(".txt").name
+            name = Path(plain_name(os.path.basename(source))).with_suffix(".txt").name
             kept = {os.path.relpath(targets[path], target) for path in good}
             text = "".join(f"{path}\t{label}\n" for path, label in lines if path in kept)
             with replacing(target / name) as temporary:

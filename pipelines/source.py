@@ -20,6 +20,7 @@ from pipelines.augment import Augment
 from pipelines.host import decode_views
 from pipelines.index import Row
 from pipelines.lists import Clip
+from pipelines.places import read
 from pipelines.trim import trim
 from pipelines.world import World, end_with_parent
 
@@ -188,10 +189,10 @@ class Source:
         boxes = geometry.stored(boxes, known.width, known.height, known.turns)
         if self.host:
             views = decode_views(
-                path, frames, boxes, v.size, self.fill if v.crop == "letterbox" else None, self.seconds
+                path, frames, boxes, v.size, self.fill if v.crop == "letterbox" else None, self.seconds, known.table
             )
             return views, mirror
         if self.trimmed:
-            data, positions = trim(path, frames.reshape(-1), self.seconds)
+            data, positions = trim(path, frames.reshape(-1), self.seconds, known.table)
             return np.frombuffer(data, np.uint8), positions, boxes, mirror
-        return np.fromfile(path, np.uint8), frames.reshape(-1).astype(np.int32), boxes, mirror
+        return np.frombuffer(read(path)[0], np.uint8), frames.reshape(-1).astype(np.int32), boxes, mirror

@@ -12,32 +12,38 @@ import math
 import os
 from collections.abc import Sequence
 from fractions import Fraction
-from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
 
-from pipelines.video import Pictures, Video
+from pipelines.pictures import Pictures
+from pipelines.places import read
+from pipelines.video import Video
 
 _HELD = {"h264", "hevc", "av1", "vp9", "vp8", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "h263", "ffv1"}
 _ACCESS_UNIT_DELIMITER = b"\x09\xf0"
 
 
 def trim(
-    source: str | os.PathLike[str] | bytes, frames: Sequence[int] | np.ndarray, seconds: float = math.inf
+    source: str | os.PathLike[str] | bytes,
+    frames: Sequence[int] | np.ndarray,
+    seconds: float = math.inf,
+    table: str = "",
 ) -> tuple[bytes, np.ndarray]:
     """A video that holds the wanted frames, and where they stand in it.
 
     `frames` are frame numbers in any order, repeats allowed; a number past the end means the last frame. Returns the
     small file and `positions` (len(frames),) int32: its frame `positions[i]` is `frames[i]` of the source. A video
-    whose packets do not tell the order of its frames, or of a codec that MP4 does not hold, comes back whole.
+    whose packets do not tell the order of its frames, or of a codec that MP4 does not hold, comes back whole. With the
+    `table` that an index keeps (`Video.table`) only the bytes of those packets are read.
     Raises ValueError for a negative number and for a source that is no readable video, or not within `seconds`.
     """
-    with Video(source, seconds) as video:
+    with Video(source, seconds, table) as video:
         if not video.ordered or video.codec not in _HELD:
             last = len(video.pictures.frames) - 1
             wanted_pictures(video.pictures, frames)  # for its errors
-            data = source if isinstance(source, bytes) else Path(source).read_bytes()
+            data = source if isinstance(source, bytes) else read(os.fspath(source))[0]
             return data, np.minimum(np.asarray(frames, np.int32), last)
         keep, positions = needed(video.pictures, frames)
         return _remux(video, keep), positions
@@ -98,9 +104,10 @@ def _remux(video: Video, keep: np.ndarray) -> bytes:
     output = io.BytesIO()
     # One picture a tick, whatever the source's clock: gaps in time would only invite a decoder to fill them.
     with av.open(output, "w", format="webm" if video.codec == "vp8" else "mp4") as container:
+        container.flags |= cast(int, av.container.Flags.bitexact.value)  # the same bytes every time
         stream = container.add_stream_from_template(video.stream, opaque=True)
-        for tick, (number, shown_at) in enumerate(zip(keep.tolist(), rank.tolist(), strict=True)):
-            packet = video.packets[number]
+        packets = video.packets(keep)
+        for tick, (number, shown_at, packet) in enumerate(zip(keep.tolist(), rank.tolist(), packets, strict=True)):
             if video.codec == "h264" and tick and video.pictures.entry[number]:
                 packet = _delimited(packet, video.stream.codec_context.extradata or b"")
             packet.stream, packet.time_base = stream, Fraction(1, 30)

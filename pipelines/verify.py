@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.host import wanted_frames
-from pipelines.kept import Reading, refresh, stamp
+from pipelines.kept import Reading, refresh
 from pipelines.lists import Clip
+from pipelines.places import stamp
 from pipelines.video import Video
 
 VERSION = 1  # of what a finding says

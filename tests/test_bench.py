@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench import bytes as bench_bytes
 from bench import decode, machine
 from bench.common import spread
 from bench.decode import CASES, PEERS, Settings, ratios
@@ -48,6 +49,18 @@ def test_toy_run_writes_the_promised_result(tmp_path: Path, capsys: pytest.Captu
     assert dali["pictures"]["dali_untrimmed"] == dali["pictures"]["clipline_dali"], "trimming changes nothing"
     shown = capsys.readouterr().out
     assert "clips/s" in shown and f"written: {out}" in shown
+
+
+def test_bytes_of_ranges_are_fewer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toy = "files=2 width=320 height=240 length=120 clips=3 specs=2x2,8x32 sets=vp9_gop4".split()
+    assert bench_bytes.main([*toy, f"cache={tmp_path}", f"out={tmp_path}/b.json"]) == 0
+    (found,) = json.loads((tmp_path / "b.json").read_text())["sets"]
+    near, wide = (spec["share_of_file"] for spec in found["specs"])
+    assert near["ranges"] < 0.5 < 1 <= near["whole"] and near["ranges"] < wide["ranges"] < wide["whole"]
+    assert "vp9_gop4" in capsys.readouterr().out
+    for wrong in ("specs=16", "sets=vp8", "clips=0"):
+        assert bench_bytes.main([wrong]) == 2
+        assert wrong.partition("=")[0] in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ HELD = {
     "vp8": "mkv webm avi", "av1": "mp4 mkv webm", "mpeg4": "mp4 mkv avi ts mov", "mpeg2": "mkv avi ts",
     "mjpeg": "mp4 mkv avi mov", "wmv2": "avi",
 }  # fmt: skip
+INDEXED = {"mp4", "mov", "avi"}  # containers that say where every picture lies
 CASES = [(kind, suffix) for kind, suffixes in HELD.items() for suffix in suffixes.split()]
 
 
@@ -63,16 +64,18 @@ def decode(source: Path | bytes) -> list[np.ndarray]:
 
 def check(path: Path, draws: int = 6) -> None:
     whole = decode(path)
-    assert read_row(str(path)).num_frames == len(whole) > 0
+    row = read_row(str(path))
+    assert row.num_frames == len(whole) > 0
     for seed in range(draws):
         frames = np.random.default_rng(seed).integers(0, len(whole) + 2, 5)
         expected = [whole[min(frame, len(whole) - 1)] for frame in frames]
-        data, positions = trim(path, frames)
-        small = decode(data)
-        assert all(np.array_equal(small[at], picture) for at, picture in zip(positions, expected, strict=True))
-        with Video(path) as video:
-            for frame, places in wanted_frames(video, frames):
-                assert all(np.array_equal(frame.to_ndarray(format="rgb24"), expected[place]) for place in places)
+        for table in {"", row.table}:  # demuxed, or read by byte ranges
+            data, positions = trim(path, frames, table=table)
+            small = decode(data)
+            assert all(np.array_equal(small[at], picture) for at, picture in zip(positions, expected, strict=True))
+            with Video(path, table=table) as video:
+                for frame, places in wanted_frames(video, frames):
+                    assert all(np.array_equal(frame.to_ndarray(format="rgb24"), expected[place]) for place in places)
 
 
 @pytest.mark.parametrize(("kind", "suffix"), CASES)
@@ -83,6 +86,7 @@ def test_frames_are_those_of_the_whole_file(tmp_path, kind, suffix):
         assert video.codec == {"h264_plain": "h264", "mpeg2": "mpeg2video"}.get(kind, kind)
         assert video.ordered == ((kind, suffix) != ("h264", "avi"))
         assert len(video.pictures.keyframes) > 3
+    assert bool(read_row(str(path)).table) == (suffix in INDEXED and (kind, suffix) != ("h264", "avi"))
 
 
 @pytest.mark.parametrize("kind", ["h264", "vp9"])

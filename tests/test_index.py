@@ -350,9 +350,10 @@ def test_a_cache_that_cannot_be_written_is_reported_and_leaves_nothing(videos, t
     assert build_index(videos, tmp_path / "i.jsonl", workers=1) == rows
 
 
-def test_a_cache_in_a_folder_that_is_not_there_is_reported(videos, tmp_path, capsys):
+def test_a_cache_in_a_folder_that_cannot_be_is_reported(videos, tmp_path, capsys):
+    (tmp_path / "no").write_text("")
     assert len(build_index(videos, tmp_path / "no" / "i.jsonl", workers=1)) == 3
-    assert "the index cannot be kept (No such file or directory)" in capsys.readouterr().err
+    assert "the index cannot be kept (Not a directory)" in capsys.readouterr().err
 
 
 def test_the_cache_lies_beside_the_list_or_the_folder():

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.host import wanted_frames
+from pipelines.pictures import Pictures
 from pipelines.trim import needed, trim
-from pipelines.video import Pictures, Video
+from pipelines.video import Video
 
 FRAMES = 75
 any_frames = st.lists(st.integers(0, FRAMES + 5), min_size=1, max_size=20)  # repeats, any order, past the end
@@ -104,7 +105,7 @@ def test_keyframes_and_openness(video):
             assert v.pictures.closed[v.pictures.entry][1:].all() == (kind != "hevc_open"), kind
     with Video(video("h264_open", FRAMES)) as v:  # a recovery point is not taken for an entry
         assert v.pictures.keyframes.tolist() == [0]
-        assert sum(p.is_keyframe for p in v.packets) > 1
+        assert sum(p.is_keyframe for p in v._packets) > 1
 
 
 def annex_b(source) -> bytes:

@@ -1,0 +1,119 @@
+"""What each picture of a video is to the others, from its packets alone; as a short text, so that an index can keep it.
+
+Frame numbers are positions in presentation order, from 0. Pictures are numbered in decode order, as they lie in the
+file. A picture is an *entry* when decoding can begin there, *closed* when nothing after it in decode order needs
+anything before it, a *reference* when another picture may be predicted from it, *shown* when the decoder outputs it.
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import av
+import numpy as np
+
+_H264_IDR, _H264_SLICES = 5, range(1, 6)
+_HEVC_RASL, _HEVC_BLA, _HEVC_IRAP, _HEVC_CRA = (8, 9), (16, 17, 18), range(16, 24), 21
+_CLOSED_CODECS = {"vp8", "vp9", "av1", "mjpeg", "png", "ffv1"}  # a key frame resets every reference
+_FLAGS = ("entry", "closed", "reference", "shown")
+_HEAD = struct.Struct("<IQ")  # pictures, bytes of them all
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What is known of each picture, in decode order; every array is (N,)."""
+
+    pts: np.ndarray  # int64, presentation time in units of the stream's time base
+    entry: np.ndarray  # bool
+    closed: np.ndarray  # bool
+    reference: np.ndarray  # bool
+    shown: np.ndarray  # bool
+
+    @property
+    def frames(self) -> np.ndarray:
+        """(F,) the decode-order number of each frame, by frame number."""
+        order = np.argsort(self.pts, kind="stable")
+        return order[self.shown[order]]
+
+    @property
+    def keyframes(self) -> np.ndarray:
+        """(K,) frame numbers of the shown entries, ascending."""
+        return np.flatnonzero(self.entry[self.frames])
+
+
+def of_packets(packets: Sequence[av.Packet], codec: str, extradata: bytes) -> Pictures:
+    """What each packet of a stream is to the others; `extradata` is its codec's."""
+    keyframe = np.array([p.is_keyframe for p in packets])
+    times = [p.pts if p.pts is not None else p.dts for p in packets]
+    pts = np.array(range(len(packets)) if None in times else times, np.int64)
+    shown = np.array([not p.is_discard for p in packets])  # an edit list may start after some pictures
+    entry, closed = keyframe.copy(), np.full(len(packets), codec in _CLOSED_CODECS)
+    reference = np.ones(len(packets), bool)
+    if codec == "h264":
+        size = (extradata[4] & 3) + 1 if extradata[:1] == b"\1" else 0
+        for i, packet in enumerate(packets):
+            headers = [h[0] for h in _nal_headers(bytes(packet), size) if h[0] & 31 in _H264_SLICES]
+            # A recovery point that is no IDR is no entry: what a decoder does with the pictures around it, and with
+            # the gap in frame_num before it, differs between decoders.
+            entry[i] = closed[i] = any(h & 31 == _H264_IDR for h in headers)
+            reference[i] = any(h >> 5 & 3 for h in headers) or not headers
+    elif codec == "hevc":
+        size = (extradata[21] & 3) + 1 if extradata[:1] == b"\1" else 0
+        slices = [[h for h in _nal_headers(bytes(p), size) if h[0] >> 1 & 63 < 32] for p in packets]
+        kinds = [s[0][0] >> 1 & 63 if s else -1 for s in slices]
+        layers = [s[0][1] & 7 if s else 0 for s in slices]
+        entry = np.array([k in _HEVC_IRAP for k in kinds])
+        closed = np.array([k in _HEVC_IRAP and k != _HEVC_CRA for k in kinds])
+        reference = np.array(
+            [not (0 <= k < 16 and k % 2 == 0 and t == max(layers)) for k, t in zip(kinds, layers, strict=True)]
+        )
+        starts_broken = True  # leading pictures of the first entry, or of a splice (BLA), are never output
+        for i, kind in enumerate(kinds):
+            if entry[i]:
+                starts_broken = i == 0 or kind in _HEVC_BLA
+            elif kind in _HEVC_RASL and starts_broken:
+                shown[i] = False
+    entry[0] = True
+    return Pictures(pts, entry, closed, reference, shown)
+
+
+def _nal_headers(data: bytes, length_size: int) -> list[bytes]:
+    """The first two bytes of each NAL unit of a packet; `length_size` 0 means Annex B start codes."""
+    headers, at = [], 0
+    if length_size:
+        while at + length_size < len(data):
+            length = int.from_bytes(data[at : at + length_size], "big")
+            headers.append(data[at + length_size : at + length_size + 2])
+            at += length_size + length
+    else:
+        while (at := data.find(b"\0\0\1", at)) >= 0:
+            headers.append(data[at + 3 : at + 5])
+            at += 3
+    return [h for h in headers if len(h) == 2]
+
+
+def pack(pictures: Pictures, size: int) -> str:
+    """Pictures as a text of some 100 characters; `size`: bytes of them all, by which unpack() tells another file.
+
+    Times are kept as their ranks.
+    """
+    count = len(pictures.pts)
+    rank = np.empty(count, np.int32)
+    rank[np.argsort(pictures.pts, kind="stable")] = np.arange(count)
+    flags = sum(getattr(pictures, name).astype(np.uint8) << bit for bit, name in enumerate(_FLAGS))
+    content = (rank - np.arange(count)).astype("<i4").tobytes() + np.asarray(flags, np.uint8).tobytes()
+    return base64.b85encode(_HEAD.pack(count, size) + zlib.compress(content, 9)).decode()
+
+
+def unpack(table: str) -> tuple[Pictures, int]:
+    """-> what pack() was given."""
+    data = base64.b85decode(table)
+    count, size = _HEAD.unpack_from(data)
+    content = zlib.decompress(data[_HEAD.size :])
+    rank = np.frombuffer(content, "<i4", count).astype(np.int64) + np.arange(count)
+    flags = np.frombuffer(content, np.uint8, count, 4 * count)
+    return Pictures(rank, *(flags >> bit & 1 == 1 for bit in range(len(_FLAGS)))), size

@@ -1,0 +1,163 @@
+"""Videos in tar shards of WebDataset's layout: which there are, where their bytes lie, and of which class they are.
+
+Samples are members of one key, the name up to the first dot of its last part: key.mp4 beside key.cls (a number or a
+name) or key.json (an object with `cls`, `label` or `class`). The members of every shard are kept beside the list, in
+LIST.shards.jsonl, so that a shard is walked through once.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import io
+import json
+import re
+import sys
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import fsspec
+
+from pipelines import places
+from pipelines.kept import Reading, refresh
+
+VERSION = 1  # of what a shard says
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_LABELS = ("cls", "label", "class")  # of key.json
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tar: for each video its path (`places.member_path`) and its label; empty if the sample has none."""
+
+    path: str
+    size: int = 0
+    changed: int = 0
+    videos: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    error: str = ""  # what is wrong with it; if there are videos, behind them
+    version: int = 0
+
+
+def is_sharded(path: str) -> bool:
+    """Whether a list is tars: a.tar, train-{000..099}.tar, s3://bucket/train-*.tar."""
+    return path.endswith(".tar")
+
+
+def expand(path: str) -> list[str]:
+    """The tars that it stands for: {000..099} counts, * and ? match. Raises ValueError where there is none."""
+    tars: list[str] = []
+    for plain in _counted(path):
+        if not set("*?[") & set(plain):
+            tars.append(plain)
+        elif places.is_remote(plain):
+            fs, pattern = fsspec.core.url_to_fs(plain)
+            tars += sorted(fs.unstrip_protocol(name) for name in fs.glob(pattern))
+        else:
+            tars += sorted(glob.glob(plain))
+    if not tars:
+        raise ValueError(f"{path}: no such tar")
+    return tars
+
+
+def read_shards(path: str, cache: Path) -> Iterator[tuple[str, str]]:
+    """(path, label) of every video, in the order of the tars.
+
+    Raises ValueError for a tar that is missing or no tar, and for a video without a label. One that is cut short is
+    named on stderr; what is in it before counts.
+    """
+    tars = expand(path)
+    shards = refresh(tars, cache, Reading(Shard, VERSION, read_shard, _unread, "shards", pool_from=2))
+    for tar in tars:
+        shard = shards[tar]
+        if shard.error and not shard.videos:
+            raise ValueError(f"{tar}: {shard.error}")
+        if shard.error:
+            _say(f"{tar}: {shard.error}, after {len(shard.videos)} videos")
+        for video, label in zip(shard.videos, shard.labels, strict=True):
+            if not label:
+                raise ValueError(
+                    f"{video}: no label beside it: expected KEY.cls, or KEY.json with {', '.join(_LABELS)}"
+                )
+            yield video, label
+
+
+def read_shard(tar: str) -> Shard:
+    """Walk through a tar's headers; what lies between is not read. Never raises for a bad tar."""
+    size, changed = places.file_stamp(tar)
+    videos: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    error = ""
+    try:
+        with tarfile.open(fileobj=_opened(tar), mode="r:") as members:
+            for member in members:
+                folder, _, name = member.name.rpartition("/")
+                stem, dot, suffix = name.partition(".")
+                key = f"{folder}/{stem}"
+                if not member.isreg() or not stem:
+                    continue
+                kind = suffix.rpartition(".")[2].lower()
+                if f".{kind}" in places.VIDEO_SUFFIXES:
+                    if key in videos:
+                        raise ValueError(
+                            f"two videos of one sample: {places.place_of(videos[key]).name} and {member.name}"
+                        )
+                    videos[key] = places.member_path(tar, member.name, member.offset_data, member.size)
+                elif kind in ("cls", "json"):
+                    held = members.extractfile(member)
+                    label = _label(held.read() if held else b"", kind)
+                    labels[key] = label or labels.get(key, "")
+    except tarfile.TarError as reason:
+        error = f"not a whole tar without compression: {reason}"
+    except (ValueError, OSError) as reason:
+        videos.clear()
+        error = str(reason).removeprefix(f"{tar}: ")
+    if not videos and not error:
+        error = "no videos in it"
+    return Shard(
+        tar, size, changed, tuple(videos.values()), tuple(labels.get(key, "") for key in videos), error, VERSION
+    )
+
+
+def _unread(tar: str, reason: str) -> Shard:
+    return Shard(tar, *places.file_stamp(tar), error=reason, version=VERSION)
+
+
+def _opened(tar: str) -> BinaryIO:
+    """Headers are small and far from each other; a local file is read unbuffered, so that nothing else is."""
+    size = places.size_of(tar)
+    if places.is_remote(tar):
+        return io.BufferedReader(places.Slice(tar, size, block=1 << 13))
+    return open(tar, "rb", buffering=1 << 11)
+
+
+def _label(data: bytes, kind: str) -> str:
+    text = data.decode("utf-8", "replace").strip()
+    if kind == "cls":
+        return text
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return ""
+    found = [values[key] for key in _LABELS if key in values] if isinstance(values, dict) else []
+    return str(found[0]) if found else ""
+
+
+def _counted(path: str) -> list[str]:
+    match = _RANGE.search(path)
+    if not match:
+        return [path]
+    first, last = int(match[1]), int(match[2])
+    if first > last:
+        raise ValueError(f"{path}: {match[0]} counts downwards")
+    numbers = (f"{number:0{len(match[1])}}" for number in range(first, last + 1))
+    return [whole for number in numbers for whole in _counted(f"{path[: match.start()]}{number}{path[match.end() :]}")]
+
+
+@functools.cache
+def _say(line: str) -> None:
+    """Once, however often the list is read."""
+    print(line, file=sys.stderr)

@@ -1,0 +1,162 @@
+"""places: the bytes of files, members and addresses; tables: videos opened without demuxing them, to the bit."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import os
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines import places
+from pipelines.host import decode_views
+from pipelines.index import read_row
+from pipelines.pictures import Pictures, pack, unpack
+from pipelines.trim import trim
+from pipelines.video import Video
+
+
+@pytest.fixture(params=["file", "member", "address", "member of an address"])
+def stored(request, video, tmp_path):
+    """stored(kind): the same video in one of the places; with the plain file's path."""
+
+    def put(kind: str, *shape: int) -> tuple[str, str]:
+        file = video(kind, *shape)
+        plain = shutil.copy(file, tmp_path / f"{kind}.mp4")
+        tar = tmp_path / f"{kind}.tar"
+        with tarfile.open(tar, "w") as members:
+            members.add(video("vp9", 40), "a/before.mp4")
+            members.add(file, "a/it.mp4")
+            members.add(video("vp9", 40), "a/behind.mp4")
+        with tarfile.open(tar) as members:
+            found = members.getmember("a/it.mp4")
+        member = places.member_path(str(tar), found.name, found.offset_data, found.size)
+        path = {"file": plain, "member": member, "address": f"file://{plain}"}.get(request.param, f"file://{member}")
+        return str(path), str(plain)
+
+    return put
+
+
+@pytest.mark.parametrize("kind", ["h264_bframes", "hevc", "vp9", "mjpeg"])
+def test_a_video_is_the_same_wherever_it_lies(stored, kind):
+    path, plain = stored(kind)
+    here, there = read_row(plain), read_row(path)
+    assert here.table and (here.table, here.num_frames, here.keyframes) == (
+        there.table, there.num_frames, there.keyframes)  # fmt: skip
+    frames, box = np.array([[3, 40, 41, 70, 70]]), np.array([[0, 0, 64, 80]], np.float32)
+    expected = decode_views(plain, frames, box, 32)
+    for table in ("", here.table):
+        assert trim(path, frames[0], table=table)[1].tolist() == trim(plain, frames[0])[1].tolist()
+        assert np.array_equal(decode_views(path, frames, box, 32, table=table), expected)
+        assert np.array_equal(decode_views(trim(path, frames[0], table=table)[0],
+                                           trim(plain, frames[0])[1][None], box, 32), expected)  # fmt: skip
+
+
+def test_only_what_a_clip_needs_is_read(stored, monkeypatch):
+    path, plain = stored("mjpeg", 200, 160, 128)
+    table, size = read_row(plain).table, os.path.getsize(plain)
+    read, fetch = [], places._fetch
+
+    def counted(place, spans):
+        read.append(sum(end - start for start, end in spans))
+        return fetch(place, spans)
+
+    monkeypatch.setattr(places, "_fetch", counted)
+    monkeypatch.setattr(places, "_BLOCK", 1 << 12)
+    monkeypatch.setattr(places, "_GAPS", {False: 0, True: 0})
+    with Video(path, table=table) as v:
+        packets = sum(packet.size for packet in v.packets([30, 31, 33]))
+        assert sum(packet.size for packet in v.packets(range(200))) < size
+        assert packets < size / 5
+    read.clear()
+    trim(path, [100, 101, 102], table=table)
+    assert 0 < sum(read) < size / 2
+
+
+def test_packets_that_are_read_have_zeros_behind_them(video):
+    """FFmpeg's decoders read on past the end: MPEG-4 decoded wrong pictures now and then without them."""
+    path = str(video("h264", 75))
+    with Video(path, table=read_row(path).table) as v:
+        packets = v.packets(range(75))
+        assert all(ctypes.string_at(p.buffer_ptr + p.size, 32) == bytes(32) for p in packets)
+
+
+def test_a_file_that_has_changed_since_is_refused(video, tmp_path):
+    path = str(shutil.copy(video("h264", 75), tmp_path / "x.mp4"))
+    table = read_row(path).table
+    for kind in ("h264_bframes", "vp9", "mjpeg"):
+        shutil.copy(video(kind, 75), path)
+        with pytest.raises(ValueError, match="changed since it was indexed"):
+            trim(path, [0], table=table)
+    shutil.copy(video("h264", 75), path)
+    assert trim(path, [0], table=table)
+    with open(path, "r+b") as file:
+        file.truncate(os.path.getsize(path) // 2)
+    with pytest.raises(ValueError, match=r"x\.mp4: "):
+        trim(path, [0, 74], table=table)
+
+
+@given(
+    st.lists(st.tuples(st.integers(-(2**62), 2**62), *[st.booleans()] * 4), min_size=1, max_size=400),
+    st.integers(0, 2**60),
+)
+def test_a_table_holds_everything_but_the_clock(rows, size):
+    times, *flags = (np.array(column) for column in zip(*rows, strict=True))
+    pictures = Pictures(times, *flags)
+    found, found_size = unpack(pack(pictures, size))
+    assert found_size == size and np.array_equal(found.frames, pictures.frames)
+    assert np.array_equal(np.argsort(found.pts), np.argsort(times, kind="stable"))
+    for name in ("entry", "closed", "reference", "shown"):
+        assert np.array_equal(getattr(found, name), getattr(pictures, name))
+
+
+@given(st.binary(min_size=1, max_size=3000), st.data())
+def test_ranges_are_the_bytes_of_the_file(tmp_path_factory, content, data):
+    file = tmp_path_factory.getbasetemp() / "bytes.tar"
+    file.write_bytes(content)
+    start = data.draw(st.integers(0, len(content) - 1))
+    size = data.draw(st.integers(1, len(content) - start))
+    cuts = sorted(data.draw(st.lists(st.integers(0, size), min_size=2, max_size=20)))
+    ranges = list(zip(cuts[::2], cuts[1::2], strict=False))
+    member = places.member_path(str(file), "a b@1+2#c.mp4", start, size)
+    held = content[start : start + size]
+    for path in (member, f"file://{member}"):
+        assert places.place_of(path)[1:] == (start, size, "a b@1+2#c.mp4")
+        assert places.read(path) == [held]
+        assert places.read(path, ranges) == [held[a:b] for a, b in ranges]
+    sliced = io.BufferedReader(places.Slice(f"file://{member}", size, block=16), 64)
+    at = data.draw(st.integers(0, size))
+    assert (sliced.seek(at), sliced.read(), sliced.seek(-1, 2), sliced.read()) == (at, held[at:], size - 1, held[-1:])
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_what_is_not_there_is_named(tmp_path, scheme):
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "short.tar").write_bytes(bytes(1000))
+    for name, reason in {
+        "none.mp4": "no such file", "empty.mp4": "empty file", "short.tar#a.mp4@900+200": "ends before byte",
+        "none.tar#a.mp4@0+9": "no such file",
+    }.items():  # fmt: skip
+        path = f"{scheme}{tmp_path}/{name}"
+        row = read_row(path)
+        assert reason in row.error or "not a readable video" in row.error and ".tar#" in path, row.error
+        assert "No such file" not in row.error and row.missing == (reason == "no such file")
+    with pytest.raises(ValueError, match="ends before byte 200"):
+        places.read(f"{scheme}{tmp_path}/short.tar#a.mp4@900+200")
+    with pytest.raises(ValueError, match="nosuch://a/b.mp4: "):
+        trim("nosuch://a/b.mp4", [0])
+
+
+def test_joining_and_relating_paths():
+    assert places.join("s3://bucket/k400/", "train/a.mp4") == "s3://bucket/k400/train/a.mp4"
+    assert places.join("s3://bucket", "/data/a.mp4") == "/data/a.mp4"
+    assert places.join("/data", "gs://b/a.mp4") == "gs://b/a.mp4"
+    assert places.join("", "a.mp4") == "a.mp4" and places.join("/data/", "a/b.mp4") == "/data/a/b.mp4"
+    assert places.relative("/data/x/a.mp4", "/data") == "x/a.mp4"
+    assert places.relative("/data/t-01.tar#n01/a.mp4@512+9", "/data") == "t-01/n01/a.mp4"
+    assert places.relative("s3://b/t/01.tar#a.mp4@512+9", "s3://b/t") == "01/a.mp4"

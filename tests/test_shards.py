@@ -1,0 +1,195 @@
+"""shards: tars of WebDataset's layout as lists, and training from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs import schema
+from pipelines import places, prepare, shards
+from pipelines.index import main as index
+from pipelines.index import read_row
+from pipelines.listfiles import plain_name
+from pipelines.lists import class_names, read_list
+from pipelines.loader import build_loader
+from pipelines.world import World
+
+
+def write(tar: Path, *members: tuple[str, bytes | str | Path], **more) -> Path:
+    with tarfile.open(tar, "w", **more) as file:
+        for name, content in members:
+            data = content.read_bytes() if isinstance(content, Path) else content
+            data = data.encode() if isinstance(data, str) else data
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return tar
+
+
+@pytest.fixture
+def sharded(video, tmp_path):
+    """sharded(n, tars): tars of n videos side by side with a list of the same files; their two list names."""
+
+    def make(n: int = 7, tars: int = 3, scheme: str = "") -> tuple[str, str]:
+        files = [video("vp9", 40, 80 + 8 * (i % 3), 64, i) for i in range(n)]
+        for number in range(tars):
+            members = []
+            for i in range(number, n, tars):
+                label = (
+                    (f"s{i:02}.cls", str(i % 6))
+                    if i % 2
+                    else (f"s{i:02}.json", json.dumps({"label": i % 6, "id": "x"}))
+                )
+                members += [(f"s{i:02}.mp4", files[i]), label, (f"s{i:02}.txt", "a caption")]
+            write(tmp_path / f"t-{number:03}.tar", *members)
+        rows = [i for number in range(tars) for i in range(number, n, tars)]
+        (tmp_path / "list.txt").write_text("".join(f"{files[i]} {i % 6}\n" for i in rows))
+        return f"{scheme}{tmp_path}/t-{{000..{tars - 1:03}}}.tar", str(tmp_path / "list.txt")
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def batches(path: str, *overrides: str, split: str = "train") -> list[tuple[list[int], torch.Tensor]]:
+    cfg = schema.load(None, [
+        f"data.train={path}", f"data.val={path}", "data.frames=4", "data.stride=3", "data.size=32", "data.batch=3",
+        "data.workers=0", "data.threads=1", *overrides,
+    ])  # fmt: skip
+    loader = build_loader(cfg, split, [str(i) for i in range(6)], World(), torch.device("cpu"))
+    return [(batch.label.tolist(), batch.video.clone()) for batch in loader]
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize("decoder", ["dali", "host"])
+def test_the_stream_is_that_of_the_single_files(sharded, scheme, decoder):
+    tars, plain = sharded(scheme=scheme)
+    for split, workers in (("train", 0), ("train", 2), ("val", 0)):
+        here, there = (
+            batches(p, f"data.decoder={decoder}", f"data.workers={workers}", split=split) for p in (plain, tars)
+        )
+        assert len(here) == len(there) > 0
+        assert all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in zip(here, there, strict=True))
+
+
+def test_names_and_numbers(video, tmp_path):
+    clip = video("vp9", 40)
+    tar = write(
+        tmp_path / "a.tar",
+        ("k/x y.mp4", clip),
+        ("k/x y.cls", "riding a bike\n"),
+        ("-u.b.json", '{"class": "juggling_balls"}'),
+        ("-u.b.webm", clip),
+        ("k/", ""),
+        ("readme.txt", "no sample"),
+    )
+    assert class_names(tar) == ["juggling_balls", "riding a bike"]
+    found = read_list(tar, classes=["riding a bike", "juggling balls"])
+    assert [(places.place_of(c.path).name, c.label) for c in found] == [("k/x y.mp4", 0), ("-u.b.webm", 1)]
+    assert all(read_row(c.path).num_frames == 40 for c in found)
+    assert [c.label for c in read_list(tar, classes=["juggling balls"], subset=True)] == [0]
+    with pytest.raises(ValueError, match=r"a\.tar#k/x y\.mp4: label 'riding a bike' is none of"):
+        read_list(tar, classes=["juggling balls", "riding a bicycle"])
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_and_foreign_names_in_every_form_of_tar(video, tmp_path, form):
+    names = ["a" * 60 + "/" + "b" * 90, "plain"] + ["ü" * 70 + "/日本"] * (form != tarfile.USTAR_FORMAT)
+    members = [pair for n in names for pair in ((f"{n}.mp4", video("h264", 40)), (f"{n}.cls", "3"))]
+    found = read_list(write(tmp_path / "x.tar", *members, format=form))
+    assert [places.place_of(c.path).name for c in found] == [f"{n}.mp4" for n in names]
+    assert {(read_row(c.path).num_frames, c.label) for c in found} == {(40, 3)}
+
+
+def test_patterns(tmp_path):
+    for name in ("t-08", "t-09", "t-10", "v-1"):
+        write(tmp_path / f"{name}.tar")
+    name = str(tmp_path)
+    assert [Path(p).name for p in shards.expand(f"{name}/t-{{08..10}}.tar")] == ["t-08.tar", "t-09.tar", "t-10.tar"]
+    assert [Path(p).name for p in shards.expand(f"{name}/t-1?.tar")] == ["t-10.tar"]
+    assert [p.rpartition("/")[2] for p in shards.expand(f"file://{name}/t-*.tar")] == [
+        "t-08.tar",
+        "t-09.tar",
+        "t-10.tar",
+    ]
+    assert shards.expand("s3://b/{1..2}/{08..09}.tar") == [f"s3://b/{a}/{b}.tar" for a in "12" for b in ("08", "09")]
+    for pattern, reason in {f"{name}/none*.tar": "no such tar", f"{name}/t-{{10..08}}.tar": "counts downwards"}.items():
+        with pytest.raises(ValueError, match=reason):
+            shards.expand(pattern)
+    with pytest.raises(ValueError, match=r"t-11\.tar: no such file"):
+        read_list(f"{name}/t-{{11..12}}.tar")
+    with pytest.raises(ValueError, match=r"v-1\.tar: no videos in it"):
+        read_list(f"{name}/v-1.tar")
+    assert plain_name(f"{name}/t-*.tar") == f"{name}/t-all.tar"
+    assert plain_name("s3://b/k 400/t-{0..9}.tar") == f"{name}/cache/clipline/s3_b_k_400_t-{{0..9}}.tar"
+
+
+def test_damaged_tars(video, tmp_path, capsys):
+    clip = video("vp9", 40)
+    sample = [("a.mp4", clip), ("a.cls", "0"), ("b.mp4", clip), ("b.cls", "1"), ("c.cls", "1"), ("c.mp4", clip)]
+    whole = write(tmp_path / "whole.tar", *sample)
+    (tmp_path / "cut.tar").write_bytes(whole.read_bytes()[: -clip.stat().st_size])
+    found = read_list(tmp_path / "cut.tar")
+    read_list(tmp_path / "cut.tar")
+    assert capsys.readouterr().err.count("cut.tar: not a whole tar") == 1
+    assert [c.label for c in found] == [0, 1, 1] and not read_row(found[1].path).error
+    assert read_row(found[2].path).error  # the member that is cut
+    refused = {
+        "gz.tar": ("not a whole tar without compression", None),
+        "text.tar": ("not a whole tar", b"no tar at all" * 100),
+        "empty.tar": ("not a whole tar", b""),
+        "bare.tar": (r"bare\.tar#b\.mp4.*: no label beside it", [*sample[:3]]),
+        "odd.tar": (r"odd\.tar#a\.mp4.*: no label beside it", [sample[0], ("a.json", '["label"]')]),
+        "twice.tar": ("two videos of one sample: a.mp4 and a.2.webm", [sample[0], ("a.2.webm", clip)]),
+    }
+    with tarfile.open(tmp_path / "gz.tar", "w:gz") as file:
+        file.add(clip, "a.mp4")
+    for name, (reason, content) in refused.items():
+        if isinstance(content, list):
+            write(tmp_path / name, *content)
+        elif content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=reason):
+            read_list(tmp_path / name)
+
+
+def test_a_shard_is_walked_through_once_and_again_when_it_changes(sharded, monkeypatch):
+    tars, plain = sharded()
+    first = read_list(tars)
+    monkeypatch.setattr(shards, "read_shard", lambda tar: pytest.fail(f"{tar} is read again"))
+    assert read_list(tars) == first
+    monkeypatch.undo()
+    tar = shards.expand(tars)[1]
+    write(Path(tar), ("new.mp4", Path(read_list(plain)[0].path)), ("new.cls", "5"))
+    again = read_list(tars)
+    assert [places.place_of(c.path).name for c in again if c not in first] == ["new.mp4"]
+    assert len(again) == len(first) - 2 + 1
+
+
+def test_index_and_prepare_commands(sharded, tmp_path, capsys):
+    tars, plain = sharded(4, 2, "file://")
+    assert index([tars, "--verify"]) == 0
+    assert "4 videos, 4 found" in capsys.readouterr().out
+    assert prepare.main([tars, str(tmp_path / "small"), "short=32", "codec=vp9", "workers=1"]) == 0
+    prepared = read_list(tmp_path / "small" / "t-{000..001}.txt")
+    assert [c.label for c in prepared] == [c.label for c in read_list(plain)]
+    assert sorted(p.relative_to(tmp_path / "small").as_posix() for p in (tmp_path / "small").glob("*/*.mp4")) == [
+        "t-000/s00.mp4", "t-000/s02.mp4", "t-001/s01.mp4", "t-001/s03.mp4"]  # fmt: skip
+
+
+def test_a_shard_that_is_replaced_while_training_is_no_silent_fault(sharded):
+    tars, _ = sharded(3, 1)
+    row = read_row(read_list(tars)[0].path)
+    tar = Path(shards.expand(tars)[0])
+    tar.write_bytes(tar.read_bytes()[512:] + bytes(512))
+    changed = read_row(row.path)
+    assert changed.error and dataclasses.replace(changed, error="") != row
