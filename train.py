@@ -13,28 +13,36 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from configs import schema
-from configs.runs import RunFolder, draw_curves, find_checkpoint, load_checkpoint, read_metrics
-from configs.steps import Meter, Stop, log_line
+from configs.profile import profiled
+from configs.runs import RunFolder, find_checkpoint, is_best, read_metrics, summary
+from configs.steps import Clock, Meter, Stop, log_line
 from eval import autocast, choose_device, choose_dtype, draw_hog, evaluate, pretraining_loss
 from networks import weights
-from networks.configured import build_network, build_task, freeze, initialise
-from networks.optim import build_optimizer, cosine_lr
+from networks.configured import build_learner, build_network, build_task, freeze, initialise, set_rates
+from networks.optim import clip_gradients
+from networks.parallel import network_state, synchronised, whole
+from networks.state import Learner
 from networks.tasks import MaskFeat
 from pipelines.lists import class_names
 from pipelines.loader import Batch, VideoLoader, build_loader
 from pipelines.mixing import Mixing
+from pipelines.order import torch_seed
 from pipelines.show import draw_strips
 from pipelines.source import Unreadable
 from pipelines.world import World
+
+LESS_MEMORY = (
+    "What takes less: a smaller data.batch (optim.batch=N keeps the clips of a step, in several batches), "
+    "model.args.checkpoint_blocks=N, run.amp=bf16, fewer data.frames, or on several GPUs run.shard=full."
+)
 
 
 def train(cfg: schema.Config) -> int:
@@ -43,7 +51,7 @@ def train(cfg: schema.Config) -> int:
     device = choose_device(cfg.run.device, world)
     dtype = choose_dtype(cfg.run.amp, device)
     torch.set_num_threads(cfg.run.threads or max(1, len(os.sched_getaffinity(0)) - 1))
-    if world.size > 1:
+    if world.size > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
     classes = class_names(cfg.data.train, cfg.data.classes)
@@ -51,107 +59,90 @@ def train(cfg: schema.Config) -> int:
     loader = build_loader(cfg, "train", classes, world, device, half)
     val_loader = build_loader(cfg, "val", classes, world, device, half) if cfg.data.val else None
 
-    checkpoint = find_checkpoint(cfg)
+    resumed = find_checkpoint(cfg)
     torch.manual_seed(cfg.run.seed)
     network = build_network(cfg, len(classes))
     if cfg.model.freeze:
-        freeze(network)
-    report = initialise(network, cfg, classes) if cfg.model.init and not checkpoint else ""
-    network.to(device)
-    compiled = cfg.run.compile == "yes" or (cfg.run.compile == "auto" and device.type == "cuda")
-    if compiled:
-        network.compile()
-    model = network if world.size == 1 else DistributedDataParallel(network, gradient_as_bucket_view=True)
+        freeze(network, cfg.model.freeze)
+    report = initialise(network, cfg, classes) if cfg.model.init and not resumed else ""
+    learner, compiled = build_learner(cfg, network.to(device), world.size, dtype, loader.source.accumulate)
     task = build_task(cfg, network, compiled)
     mix = Mixing(len(classes), cfg.data.mixup, cfg.data.cutmix, cfg.data.erase)
-    o = cfg.optim
-    optimizer = build_optimizer(network, o.name, o.lr, o.weight_decay, o.betas, fused=True, layer_decay=o.layer_decay)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
-    torch.manual_seed(cfg.run.seed + 1 + world.rank)  # dropout differs between ranks, the weights do not
 
     folder = RunFolder(cfg) if world.is_first else None
     say = folder.say if folder else lambda line: None
     step = 0
-    if checkpoint:
-        state = load_checkpoint(checkpoint)
-        try:
-            restore(state, network, optimizer, scaler, loader)
-        except ValueError as error:
-            raise ValueError(f"{checkpoint}: {error}") from None
-        step = state["step"]
-        say(f"resumed from {checkpoint}: epoch {loader.epoch}, step {step}")
-        for line in schema.changes(schema.load_text(state["config"]), cfg):
-            say(f"  changed since: {line}")
-        if folder:
-            folder.forget_after(step)
+    if resumed:
+        step = restore(resumed, learner, loader, cfg, folder)
     elif folder:
         folder.start_over()
+        folder.board.add_text("config", f"```yaml\n{schema.dump(cfg)}```")
         if report:
             say(report)
 
-    total_steps, warmup_steps = o.epochs * len(loader), round(o.warmup_epochs * len(loader))
-    millions = sum(p.numel() for p in network.parameters()) / 1e6
-    say(f"{cfg.model.name}: {millions:.2f} M parameters; {device}, {str(dtype).split('.')[1]}; "
-        f"{len(loader)} steps an epoch; run folder {folder.path if folder else ''}")  # fmt: skip
+    o, accumulate = cfg.optim, loader.source.accumulate
+    epoch_steps, clips = len(loader) // accumulate, accumulate * cfg.data.batch * world.size
+    peak = o.lr * (clips / int(o.lr_per) if o.lr_per != "none" else 1)
+    total_steps = step + (o.epochs - loader.epoch) * epoch_steps - loader.step // accumulate
+    say(describe(cfg, network, device, dtype, world, accumulate, epoch_steps, peak, folder))
 
     def save() -> None:
+        state = {**learner.state(), "loader": loader.state_dict(), "step": step, "config": schema.dump(cfg),
+                 "bad": {row: why for part in world.gather(dict(loader.bad)) for row, why in part.items()}}  # fmt: skip
         if folder:
-            folder.save_last(snapshot(cfg, network, optimizer, scaler, loader, step))
-            folder.write_bad_videos((loader.source.clips[row].path, why) for row, why in sorted(loader.bad.items()))
+            folder.save_last(state)
+            folder.write_bad_videos((loader.source.clips[row].path, why) for row, why in sorted(state["bad"].items()))
 
     def validate() -> None:
         if val_loader and isinstance(task, MaskFeat):
-            loss, baseline, _ = pretraining_loss(network, task, val_loader, world, dtype)
+            loss, baseline, _ = pretraining_loss(learner.best, task, val_loader, world, dtype)
             say(f"epoch {loader.epoch}  val: loss {loss:.4f}  mean HOG {baseline:.4f}")
-            before = [r["loss"] for r in read_metrics(folder.path) if r["kind"] == "val"] if folder else []
-            if folder:
-                folder.record("val", step, epoch=loader.epoch, loss=loss, baseline=baseline)
-            if loss > min(before, default=loss):
-                return
+            found = {"loss": loss, "baseline": baseline}
         elif val_loader:
-            scores = evaluate(network, val_loader, world, dtype)
-            best_before = (
-                max((r["top1"] for r in read_metrics(folder.path) if r["kind"] == "val"), default=-1) if folder else 0
-            )
+            scores = evaluate(learner.best, val_loader, world, dtype)
             say(f"epoch {loader.epoch}  val: top-1 {100 * scores.topk(1):.2f} %  top-5 {100 * scores.topk(5):.2f} %  "
                 f"loss {scores.loss:.4f}  {scores.coverage()}")  # fmt: skip
-            if folder:
-                folder.record(
-                    "val", step, epoch=loader.epoch, loss=scores.loss, top1=scores.topk(1), top5=scores.topk(5)
-                )
-            if scores.topk(1) < best_before:
-                return
+            found = {"loss": scores.loss, "top1": scores.topk(1), "top5": scores.topk(5)}
+        else:
+            found = {}
+        weights_now = network_state(learner.best)  # asked of all processes, where each holds a part
         if folder:
-            weights.save(folder.path / "best", network, cfg.model.name, description(cfg, classes))
+            if not found or is_best(found, read_metrics(folder.path)):
+                about = description(cfg, classes)
+                folder.save_best(lambda place: weights.save(place, learner.best, cfg.model.name, about, weights_now))
+            if found:
+                folder.record("val", step, epoch=loader.epoch, **found)
 
-    stop = Stop()
-    with stop:
-        if checkpoint and step and not loader.step and not world.gather(validated(folder, step))[0]:
+    stop, clock = Stop(), Clock(cfg.run.save_minutes)
+    with stop, profiled(cfg.run.profile, folder and folder.path / "profile", say) as profiler_step:
+        if resumed and step and not loader.step and not world.gather(validated(folder, step))[0]:
             validate()  # the run was stopped between the end of the epoch and its validation
         for epoch in range(loader.epoch, o.epochs):
             meter = Meter(device)
             for batch in meter.waiting(progress(loader, f"epoch {epoch + 1}/{o.epochs}", world)):
                 # --- the training step ----------------------------------------------------------------------------
-                rate = cosine_lr(step, total_steps, warmup_steps, o.lr, o.min_lr)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * group.get("lr_scale", 1.0)
+                torch.manual_seed(torch_seed(cfg.run.seed, epoch, loader.step, world.rank))  # dropout
+                last = loader.step % accumulate == 0
                 batch = mix(batch) if mix else batch
-                with autocast(device, dtype):
-                    out = task(model, batch)
-                scaler.scale(out["loss"]).backward()
-                scaler.unscale_(optimizer)
-                norm = clip_grad_norm_(network.parameters(), o.clip_grad or float("inf"))
-                if not scaler.is_enabled():  # the fused step leaves everything as it is where found_inf is 1
-                    optimizer.found_inf = (~norm.isfinite()).float()
-                scaler.step(optimizer)
-                scaler.update()
-                optimizer.zero_grad()
-                step += 1
+                with synchronised(learner.model, last), autocast(device, dtype):
+                    out = task(learner.model, batch)
+                    learner.scaler.scale(out["loss"] / accumulate).backward()
+                norm = None
+                if last:
+                    at = epoch * epoch_steps + loader.step // accumulate - 1
+                    rate = set_rates(learner.optimizer, o, at, epoch_steps, peak)
+                    learner.scaler.unscale_(learner.optimizer)
+                    norm = whole(clip_gradients(network.parameters(), o.clip_grad, o.clip == "each"))
+                    learner.update(norm)
+                    step += 1
                 # --------------------------------------------------------------------------------------------------
                 meter.add(out, batch, norm)
+                if not last:
+                    continue
+                profiler_step()
                 due = meter.steps == cfg.run.log_every or loader.step == len(loader)
                 if due:
-                    row = {"lr": rate, **meter.read()}
+                    row = {"lr": rate, **meter.read(world.size)}
                     if folder:
                         folder.record("train", step, epoch=epoch + 1, **row)
                     say(f"epoch {epoch + 1}  step {step}/{total_steps}  " + log_line(row))
@@ -160,34 +151,21 @@ def train(cfg: schema.Config) -> int:
                             f"the loss was not finite for {row['bad_in_a_row']:.0f} steps in a row "
                             f"(run.max_bad_steps={cfg.run.max_bad_steps}); lower optim.lr"
                         )
-                if stop.agreed(world.gather, due or world.size == 1):
-                    break
+                if due or world.size == 1:
+                    if stop.agreed(world.gather):
+                        break
+                    if world.gather(clock.due())[0]:
+                        save()
             save()
             if stop.signal:
                 break
-            if folder and isinstance(task, MaskFeat):
-                if epoch + 1 == o.epochs or epoch % cfg.task.show_epochs == 0:
-                    show(folder, "clips", draw_hog(batch, out, cfg.data.mean, cfg.data.std), step)
-            elif folder and (epoch + 1 == o.epochs or epoch % max(1, o.epochs // 5) == 0):
-                show(folder, "clips", draw_guesses(cfg, batch, out["logits"], classes), step)
-            with stop.at_once():
+            if folder and (epoch + 1 == o.epochs or epoch % max(1, o.epochs // 5) == 0):
+                pictures(folder, cfg, batch, out, classes, step)
+            with stop.at_once(alone=world.size == 1):
                 validate()
             if folder:
-                draw_curves(folder.path)
-    if loader.bad:
-        say(f"{len(loader.bad)} videos could not be read and were replaced, see bad_videos.csv")
-    if stop.signal:
-        say(f"stopped by {stop.signal.name} at step {step}; the same command continues from the last checkpoint")
-    elif folder:
-        for name, what in (("best", "network: model.safetensors, config.json"), ("curves.png", "loss and accuracy"),
-                           ("clips.png", "training clips and what was predicted"), ("metrics.jsonl", "every figure"),
-                           ("tb", "TensorBoard: tensorboard --logdir " + str(folder.path))):  # fmt: skip
-            say(f"  {folder.path / name}  {what}")
-    if folder:
-        folder.close()
-    if world.size > 1:
-        torch.distributed.destroy_process_group()
-    return 128 + stop.signal if stop.signal else 0
+                folder.draw_curves()
+    return finish(folder, loader, stop, step, world)
 
 
 def description(cfg: schema.Config, classes: Sequence[str]) -> dict:
@@ -199,47 +177,84 @@ def description(cfg: schema.Config, classes: Sequence[str]) -> dict:
     }  # fmt: skip
 
 
-def snapshot(
-    cfg: schema.Config,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    loader: VideoLoader,
-    step: int,
-) -> dict:
-    """All that the rest of the run depends on."""
-    return {
-        "network": network.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
-        "loader": loader.state_dict(), "bad": dict(loader.bad), "step": step, "config": schema.dump(cfg),
-        "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }  # fmt: skip
-
-
 def restore(
-    state: dict, network: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, loader: VideoLoader
-) -> None:
-    """Undo snapshot(). Raises ValueError if the checkpoint is of another network or no checkpoint of a run at all."""
-    missing = {"network", "optimizer", "scaler", "loader", "bad", "rng", "cuda_rng", "step", "config"} - state.keys()
-    if missing:
-        raise ValueError(f"not the checkpoint of a training run: it lacks {', '.join(sorted(missing))}")
-    weights.load_state(network, state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    scaler.load_state_dict(state["scaler"])
+    found: tuple[Path, dict], learner: Learner, loader: VideoLoader, cfg: schema.Config, folder: RunFolder | None
+) -> int:
+    """Go on from a checkpoint; returns how many steps were made."""
+    path, state = found
+    try:
+        if missing := {"loader", "bad", "step", "config"} - state.keys():
+            raise ValueError(f"not the checkpoint of a training run: it lacks {', '.join(sorted(missing))}")
+        learner.load(state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     loader.load_state_dict(state["loader"])
     loader.bad.update(state["bad"])
-    torch.set_rng_state(state["rng"])
-    if state["cuda_rng"] and len(state["cuda_rng"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
+    if folder:
+        folder.say(f"resumed from {path}: epoch {loader.epoch}, step {state['step']}")
+        for line in schema.changes(schema.load_text(state["config"]), cfg):
+            folder.say(f"  changed since: {line}")
+        folder.forget_after(state["step"])
+    return state["step"]
+
+
+def describe(
+    cfg: schema.Config, network: nn.Module, device: torch.device, dtype: torch.dtype, world: World, accumulate: int,
+    epoch_steps: int, peak: float, folder: RunFolder | None,
+) -> str:  # fmt: skip
+    """What is going to be trained, and what a step is."""
+    o, sizes = cfg.optim, [p.numel() for p in network.parameters()]
+    learned = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    frozen = f" ({learned / 1e6:.2f} M trained)" if learned < sum(sizes) else ""
+    clips = cfg.data.batch * world.size * accumulate
+    parts = " x ".join(f"{n} {what}" for n, what in ((cfg.data.batch, "clips"), (world.size, "processes"),
+                                                     (accumulate, "batches")) if n > 1)  # fmt: skip
+    lr = f"lr {peak:.3g}" + (f" = {o.lr:g} x {clips} / {o.lr_per}" if o.lr_per != "none" else "")
+    return (
+        f"{cfg.model.name}: {sum(sizes) / 1e6:.2f} M parameters{frozen}; {device}, {str(dtype).split('.')[1]}; "
+        f"run folder {folder.path if folder else ''}\n"
+        f"{epoch_steps} steps an epoch, each of {clips} clips ({parts or 'one clip'}); {o.name}, {lr}"
+    )
+
+
+def pictures(
+    folder: RunFolder, cfg: schema.Config, batch: Batch, out: dict[str, Tensor], classes: Sequence[str], step: int
+) -> None:
+    """clips.png: what the network saw of the last batch, and what it made of it."""
+    if "prediction" in out:
+        figure = draw_hog(batch, out, cfg.data.mean, cfg.data.std)
+    else:
+        figure = draw_guesses(cfg, batch, out["logits"], classes)
+    folder.show("clips", figure, step)
+
+
+def finish(folder: RunFolder | None, loader: VideoLoader, stop: Stop, step: int, world: World) -> int:
+    """The last lines; returns the exit status."""
+    status = 128 + stop.signal if stop.signal else 0
+    if folder:
+        if stop.signal:
+            folder.say(
+                f"stopped by {stop.signal.name} at step {step}; the same command continues from the last checkpoint"
+            )
+        else:
+            folder.say(summary(read_metrics(folder.path)))
+            for name, what in (("best", "network: model.safetensors, config.json"), ("curves.png", "loss and accuracy"),
+                               ("clips.png", "what was learned from, and predicted"), ("metrics.jsonl", "every figure"),
+                               ("tb", f"TensorBoard: tensorboard --logdir {folder.path}")):  # fmt: skip
+                folder.say(f"  {folder.path / name}  {what}")
+        if loader.bad:
+            folder.say(f"{len(loader.bad)} videos could not be read and were replaced, see bad_videos.csv")
+        if folder.trouble:
+            folder.say(f"not all of it could be written: {', '.join(sorted(folder.trouble))}")
+            status = status or 1
+        folder.close()
+    if world.size > 1:
+        torch.distributed.destroy_process_group()
+    return status
 
 
 def validated(folder: RunFolder | None, step: int) -> bool:
     return folder is None or any(r["kind"] == "val" and r["step"] == step for r in read_metrics(folder.path))
-
-
-def show(folder: RunFolder, name: str, figure: Figure, step: int) -> None:
-    """NAME.png in the run folder, and TensorBoard."""
-    figure.savefig(folder.path / f"{name}.png", dpi=90)
-    folder.board.add_figure(name, figure, step)
 
 
 def draw_guesses(cfg: schema.Config, batch: Batch, logits: Tensor, classes: Sequence[str]) -> Figure:
@@ -273,6 +288,11 @@ def main(arguments: Sequence[str]) -> int:
         return train(schema.load(recipe, arguments[1:] if recipe else arguments))
     except (ValueError, Unreadable) as error:
         print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        print(f"train.py: out of memory: {str(error).splitlines()[0]}\n{LESS_MEMORY}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("train.py: interrupted before the first step", file=sys.stderr)

@@ -93,7 +93,7 @@ class Model:
     name: str = _key("vivit_b", "a name that networks.build knows")
     args: dict[str, Any] = _key({}, "keyword arguments of the network, e.g. model.args.depth=4")
     init: str = _key("", "weights to start from: a checkpoint of any known format, a run, timm:NAME or hf:OWNER/NAME")
-    freeze: str = _key("", "backbone: train the head alone, a linear probe", ("", "backbone"))
+    freeze: str = _key("", "what is not trained: backbone (a linear probe), or parts: patch_embed,blocks.0-5")
     init_args: dict[str, Any] = _key(
         {}, "how they are fitted: inflation=central|average, temporal=copy|zero, head=auto|new, source_grid=[t,h,w]"
     )
@@ -115,15 +115,28 @@ class Task:
 
 @dataclass(frozen=True)
 class Optim:
-    name: str = _key("adamw", "the optimiser", ("adamw", "sgd"))
-    lr: float = _key(1e-3, "peak learning rate, used as it stands: no scaling with the batch")
-    min_lr: float = _key(1e-6, "learning rate at the end of the cosine")
+    name: str = _key("adamw", "the optimiser; lamb and lion are timm's", ("adamw", "sgd", "lamb", "lion"))
+    batch: int = _key(
+        0,
+        "clips an optimiser step, over all devices: data.batch of each, several times where that is less "
+        "(0: data.batch of each, once)",
+    )
+    lr: float = _key(1e-3, "peak learning rate")
+    lr_per: str = _key("none", "clips a step that lr is for, and is scaled from linearly; none: used as it stands")
+    min_lr: float = _key(1e-6, "learning rate at the start of the warm-up and the end of the cosine")
+    schedule: str = _key("cosine", "of the learning rate, step by step", ("cosine", "step", "constant"))
+    drops: tuple[float, ...] = _key((), "schedule=step: epochs at which the rate is multiplied by gamma")
+    gamma: float = _key(0.1, "schedule=step: the factor")
     weight_decay: float = _key(0.05, "on weights with two or more dimensions only")
-    betas: tuple[float, float] = _key((0.9, 0.999), "AdamW's two averages (sgd: Nesterov momentum 0.9 instead)")
+    weight_decay_end: float = _key(-1.0, "where a cosine takes it by the last step (-1: it stays)")
+    betas: tuple[float, float] = _key((0.9, 0.999), "the two averages of adamw, lamb and lion")
+    momentum: float = _key(0.9, "of sgd, Nesterov's")
     layer_decay: float = _key(1.0, "learning rate of each block as a multiple of the next one's, embeddings before all")
     epochs: int = _key(30, "passes over the training list")
     warmup_epochs: float = _key(2.0, "epochs of linear warm-up, counted in steps")
-    clip_grad: float = _key(1.0, "largest global gradient norm (0: no clipping)")
+    clip_grad: float = _key(1.0, "largest gradient norm (0: no clipping)")
+    clip: str = _key("global", "the norm is of all gradients together, or of each parameter's", ("global", "each"))
+    ema: float = _key(0.0, "decay of an average of the weights, which is then what is evaluated and saved (0: none)")
 
 
 @dataclass(frozen=True)
@@ -156,7 +169,12 @@ class Run:
     )
     compile: str = _key("auto", "torch.compile the network; auto does on a GPU", ("auto", "yes", "no"))
     resume: str = _key("auto", "auto continues from last.pt if there is one, no starts over, a path must exist")
+    save_minutes: float = _key(0, "minutes between two checkpoints within an epoch (0: only at its end)")
     log_every: int = _key(20, "steps between two log lines")
+    profile: int = _key(0, "steps that are profiled: RUN/profile/trace.json.gz and the costliest operators")
+    shard: str = _key(
+        "no", "full: weights, gradients and optimiser are spread over the processes (FSDP)", ("no", "full")
+    )
     max_bad_steps: int = _key(10, "steps in a row whose loss is not finite that stop the run")
     threads: int = _key(0, "torch threads on a CPU (0: all cores but one, which decoding needs)")
 
@@ -203,6 +221,15 @@ def check_ranges(cfg: Config) -> None:
         0 <= min(cfg.optim.betas) <= max(cfg.optim.betas) < 1, "optim.betas", cfg.optim.betas, "numbers of 0 to below 1"
     )
     need(0 < cfg.task.mask_ratio < 1, "task.mask_ratio", cfg.task.mask_ratio, "a share between 0 and 1")
+    need(0 <= cfg.optim.ema < 1, "optim.ema", cfg.optim.ema, "0 to below 1")
+    need(0 <= cfg.optim.momentum < 1, "optim.momentum", cfg.optim.momentum, "0 to below 1")
+    need(cfg.optim.lr_per == "none" or cfg.optim.lr_per.isdecimal() and int(cfg.optim.lr_per) > 0, "optim.lr_per",
+         cfg.optim.lr_per, "none, or a number of clips, 256 for instance")  # fmt: skip
+    end = cfg.optim.weight_decay_end
+    need(end == -1 or end >= 0, "optim.weight_decay_end", end, "0 or more, or -1 for none")
+    need(cfg.optim.schedule == "step" or not cfg.optim.drops, "optim.drops", list(cfg.optim.drops),
+         "none unless optim.schedule=step")  # fmt: skip
+    need(not (cfg.optim.ema and cfg.run.shard == "full"), "optim.ema", cfg.optim.ema, "0 with run.shard=full")
     need(0 < cfg.optim.layer_decay <= 1, "optim.layer_decay", cfg.optim.layer_decay, "above 0, at most 1")
     need(min(cfg.data.std) > 0, "data.std", cfg.data.std, "numbers above 0")
     need(
@@ -248,8 +275,17 @@ _AT_LEAST: dict[str, dict[str, float]] = {
         "threads": 1,
         "prefetch": 1,
     },
-    "optim": {"lr": 0, "min_lr": 0, "weight_decay": 0, "epochs": 1, "warmup_epochs": 0, "clip_grad": 0},
+    "optim": {
+        "lr": 0,
+        "min_lr": 0,
+        "weight_decay": 0,
+        "epochs": 1,
+        "warmup_epochs": 0,
+        "clip_grad": 0,
+        "batch": 0,
+        "gamma": 0,
+    },
     "eval": {"clips": 1, "batch": 1},
-    "run": {"seed": 0, "log_every": 1, "max_bad_steps": 1, "threads": 0},
+    "run": {"seed": 0, "log_every": 1, "max_bad_steps": 1, "threads": 0, "save_minutes": 0, "profile": 0},
     "task": {"label_smoothing": 0, "hog_window": 0, "show_epochs": 1},
 }

@@ -1,10 +1,11 @@
 """The folder of a run: what is written into it while it trains, and read back to resume or evaluate it.
 
-runs/NAME/config.yaml  env.json  metrics.jsonl  log.txt  tb/  last.pt  best/  curves.png  clips.png  bad_videos.csv
+runs/NAME/config.yaml  env.json  metrics.jsonl  log.txt  tb/  last.pt  previous.pt  best/  curves.png  clips.png  ...
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -15,19 +16,22 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from safetensors import SafetensorError
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from configs import schema
 from configs.schema import Config
 
+LAST, PREVIOUS = "last.pt", "previous.pt"
+_CANNOT_WRITE = (OSError, RuntimeError, SafetensorError)  # torch.save raises RuntimeError where the disk is full
 # What torch.load raises, by the way in which a file is damaged.
 _DAMAGE = (OSError, EOFError, RuntimeError, ValueError, LookupError, pickle.UnpicklingError, zipfile.BadZipFile)
 _PACKAGES = ("torch", "nvidia-dali-cuda120", "av", "timm", "einops", "kornia", "numpy")
@@ -38,77 +42,131 @@ def run_path(cfg: Config) -> Path:
 
 
 class RunFolder:
-    """Writes lines, metrics, scalars and checkpoints. Raises ValueError if the folder cannot be written."""
+    """Writes lines, metrics, scalars and checkpoints. Raises ValueError if the folder cannot be written at the start;
+    a disk that is full later costs what it cannot hold, not the run: `trouble` says what, once for each kind of file.
+    """
 
     def __init__(self, cfg: Config):
         self.path = run_path(cfg)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / "config.yaml").write_text(schema.dump(cfg))
-            (self.path / "env.json").write_text(json.dumps(environment(), indent=1) + "\n")
+            replace_text(self.path / "config.yaml", schema.dump(cfg))
+            replace_text(self.path / "env.json", json.dumps(environment(), indent=1) + "\n")
             self._log = open(self.path / "log.txt", "a", buffering=1)
+            self.board = SummaryWriter(str(self.path / "tb"))
         except OSError as error:
             raise ValueError(f"run folder {self.path}: cannot be written: {error.strerror}") from None
-        self.board = SummaryWriter(str(self.path / "tb"))
+        self.trouble: set[str] = set()
 
     def say(self, line: str) -> None:
         """A line on the terminal (around a progress bar) and in log.txt."""
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
-        self._log.write(line + "\n")
+        with self._spared("log.txt"):
+            self._log.write(line + "\n")
+
+    @contextlib.contextmanager
+    def _spared(self, name: str) -> Iterator[None]:
+        try:
+            yield
+            self.trouble.discard(name)
+        except _CANNOT_WRITE as error:
+            if name not in self.trouble:
+                self.trouble.add(name)
+                reason = getattr(error, "strerror", None) or (str(error) or type(error).__name__).splitlines()[0]
+                self.say(f"{self.path / name}: cannot be written: {reason}; training goes on")
 
     def record(self, kind: str, step: int, **values: float) -> None:
         """One line of metrics.jsonl, and the same numbers as TensorBoard scalars `kind/name`."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no nan
-        with open(self.path / "metrics.jsonl", "a") as file:
+        with self._spared("metrics.jsonl"), open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"kind": kind, "step": step, **finite}) + "\n")
-        for name, value in values.items():
-            self.board.add_scalar(f"{kind}/{name}", value, step)
+        with self._spared("tb"):
+            for name, value in values.items():
+                self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    def show(self, name: str, figure: Figure, step: int) -> None:
+        """NAME.png in the run folder, and TensorBoard."""
+        with self._spared(f"{name}.png"):
+            figure.savefig(self.path / f"{name}.png", dpi=90)
+            self.board.add_figure(name, figure, step)
 
     def start_over(self) -> None:
         """Drop what an earlier run of this name left."""
         self.board.close()
-        for name in ("metrics.jsonl", "last.pt", "curves.png", "clips.png", "bad_videos.csv"):
+        for name in ("metrics.jsonl", LAST, PREVIOUS, "curves.png", "clips.png", "attention.png", "bad_videos.csv"):
             (self.path / name).unlink(missing_ok=True)
-        for name in ("tb", "best", "eval"):
+        for name in ("tb", "best", "eval", "profile"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         self.board = SummaryWriter(str(self.path / "tb"))
 
     def forget_after(self, step: int) -> None:
         """Drop metrics of later steps than the checkpoint a run resumes from: they will be made again."""
         kept = [row for row in read_metrics(self.path) if row["step"] <= step]
-        (self.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+        with self._spared("metrics.jsonl"):
+            replace_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
 
     def save_last(self, state: Mapping[str, Any]) -> None:
-        """last.pt, written to a temporary name and renamed: a run that dies while saving keeps the one before."""
+        """last.pt, written to a temporary name and renamed: a run that dies while saving keeps the one before, and
+        previous.pt is kept for a disk that spoils the last."""
+        for left in self.path.glob(".last.pt.*.tmp"):  # of a run that was killed while it saved
+            left.unlink(missing_ok=True)
         temporary = self.path / f".last.pt.{os.getpid()}.tmp"
-        try:
-            torch.save(dict(state), temporary)
-            temporary.replace(self.path / "last.pt")
-        finally:
-            temporary.unlink(missing_ok=True)
+        with self._spared(LAST):
+            try:
+                torch.save(dict(state), temporary)
+                with contextlib.suppress(FileNotFoundError):
+                    (self.path / LAST).replace(self.path / PREVIOUS)
+                temporary.replace(self.path / LAST)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def save_best(self, save: Callable[[Path], None]) -> None:
+        """best/, by what writes into a folder."""
+        with self._spared("best"):
+            save(self.path / "best")
 
     def write_bad_videos(self, bad: Iterable[tuple[str, str]]) -> None:
         """bad_videos.csv: path and reason of every video that could not be read."""
-        write_csv(self.path / "bad_videos.csv", ("path", "reason"), bad)
+        with self._spared("bad_videos.csv"):
+            write_csv(self.path / "bad_videos.csv", ("path", "reason"), bad)
+
+    def draw_curves(self) -> None:
+        """curves.png, of metrics.jsonl."""
+        with self._spared("curves.png"):
+            draw_curves(self.path)
 
     def close(self) -> None:
-        self.board.close()
+        with self._spared("tb"):
+            self.board.close()
         self._log.close()
 
 
-def find_checkpoint(cfg: Config) -> Path | None:
-    """What run.resume means: auto is the run's own last.pt if there is one; a path must exist."""
-    last = run_path(cfg) / "last.pt"
+def find_checkpoint(cfg: Config, say: Callable[[str], None] = print) -> tuple[Path, dict[str, Any]] | None:
+    """What run.resume means, read: auto is the run's own last.pt if there is one, and where that cannot be read, said,
+    previous.pt; a path must exist."""
     if cfg.run.resume == "no":
         return None
-    if cfg.run.resume == "auto":
-        return last if last.exists() else None
-    path = Path(cfg.run.resume)
-    path = path / "last.pt" if path.is_dir() else path
-    if not path.exists():
-        raise ValueError(f"run.resume={cfg.run.resume}: no such checkpoint (expected auto, no, or an existing path)")
-    return path
+    folder = run_path(cfg) if cfg.run.resume == "auto" else Path(cfg.run.resume)
+    if not folder.is_dir():
+        if cfg.run.resume == "auto":
+            return None
+        if not folder.exists():
+            raise ValueError(
+                f"run.resume={cfg.run.resume}: no such checkpoint (expected auto, no, or an existing path)"
+            )
+        return folder, load_checkpoint(folder)
+    there = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
+    if not there and cfg.run.resume != "auto":
+        raise ValueError(f"run.resume={cfg.run.resume}: no {LAST} in it")
+    for path in there:
+        try:
+            return path, load_checkpoint(path)
+        except ValueError as error:
+            if path == there[-1]:
+                raise
+            say(f"{error}; going on from {PREVIOUS}")
+    return None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -118,6 +176,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except _DAMAGE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path}: not a readable checkpoint: {reason}") from None
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -130,6 +198,34 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def is_best(found: dict[str, float], rows: list[dict]) -> bool:
+    """Whether a validation is at least as good as all before."""
+    before = [row for row in rows if row["kind"] == "val"]
+    if "top1" in found:
+        return found["top1"] >= max((row["top1"] for row in before), default=0)
+    return found["loss"] <= min((row["loss"] for row in before if row["loss"] is not None), default=math.inf)
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """A finished run in a line: its best epoch, time an epoch, clips/s, share of waiting."""
+    train, val = ([row for row in rows if row["kind"] == kind] for kind in ("train", "val"))
+    parts = []
+    if any("top1" in row for row in val):
+        best = max(val, key=lambda row: row["top1"])
+        parts.append(f"best epoch {best['epoch']}: top-1 {100 * best['top1']:.2f} %")
+    elif val:
+        best = min(val, key=lambda row: math.inf if row["loss"] is None else row["loss"])
+        parts.append(f"best epoch {best['epoch']}: loss {best['loss']:.4f}")
+    seconds = sum(row["seconds"] for row in train)
+    if seconds:
+        waited = sum(row["data"] * row["seconds"] for row in train) / seconds
+        epochs = len({row["epoch"] for row in train})
+        clips = sum(row["clips"] for row in train)
+        parts.append(f"{epochs} epochs of {seconds / epochs:.1f} s, {clips / seconds:.1f} clips/s, "
+                     f"{100 * waited:.0f} % of the time waiting for data")  # fmt: skip
+    return "; ".join(parts)
 
 
 def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:

@@ -160,8 +160,10 @@ def _set(values: dict[str, dict[str, Any]], key: str, value: Any) -> None:
 def _convert(value: Any, hint: Any, key: str) -> Any:
     origin = typing.get_origin(hint)
     if origin is tuple:
-        parts = [p.strip() for p in value.strip("[]() ").split(",")] if isinstance(value, str) else value
+        parts = [p.strip() for p in value.strip("[]() ").split(",") if p.strip()] if isinstance(value, str) else value
         inner = typing.get_args(hint)
+        if inner[1:] == (...,) and isinstance(parts, (list, tuple)):
+            inner = inner[:1] * len(parts)
         if not isinstance(parts, (list, tuple)) or len(parts) != len(inner):
             raise ValueError(f"{key}={value}: expected {len(inner)} numbers, for instance [0.5, 1.0]")
         return tuple(_convert(p, t, key) for p, t in zip(parts, inner, strict=True))

@@ -33,9 +33,9 @@ class Meter:
         self._restart()
 
     def _restart(self) -> None:
-        # loss and how often finite, gradient norm likewise, hits, baseline
+        # loss and how often finite, hits, baseline; gradient norm and how often finite
         self.sums = torch.zeros(6, device=self.device)
-        self.steps, self.clips, self.data = 0, 0, 0.0
+        self.batches, self.steps, self.clips, self.data = 0, 0, 0, 0.0
         self.start = time.perf_counter()
         self.spans: list[tuple[Any, Any]] = []  # begin and end of each step: CUDA events, or seconds
 
@@ -51,25 +51,28 @@ class Meter:
             self.begin = self._now()
             yield batch
 
-    def add(self, out: dict[str, Tensor], batch: Labelled, norm: Tensor) -> None:
-        """Count a step; computing ends here."""
+    def add(self, out: dict[str, Tensor], batch: Labelled, norm: Tensor | None) -> None:
+        """Count a batch, whose computing ends here, and the step if it has one: `norm` () of the gradients."""
         self.classifies = "logits" in out
         hits = (out["logits"].argmax(-1) == batch.classes).sum() if self.classifies else self.zero
-        loss, good = out["loss"].detach().float(), norm.isfinite()  # an overflow in fp16 spoils the gradients alone
-        values = torch.stack([loss, loss.isfinite().float(), norm.detach().float(), good.float(), hits.float(),
-                              out.get("baseline", self.zero)])  # fmt: skip
-        self.sums += values.nan_to_num(0, 0, 0)
-        run = (self.bad_run[0] + 1) * ~good
-        self.bad_run = torch.stack([run, torch.maximum(run, self.bad_run[1])])
-        self.steps += 1
+        loss = out["loss"].detach().float()
+        values = [loss, loss.isfinite().float(), hits.float(), out.get("baseline", self.zero), self.zero, self.zero]
+        if norm is not None:
+            good = norm.isfinite()  # an overflow in fp16 spoils the gradients alone
+            values[4:] = [norm.detach().float(), good.float()]
+            run = (self.bad_run[0] + 1) * ~good
+            self.bad_run = torch.stack([run, torch.maximum(run, self.bad_run[1])])
+            self.steps += 1
+        self.sums += torch.stack(values).nan_to_num(0, 0, 0)
+        self.batches += 1
         self.clips += len(batch.label)
         self.spans.append((self.begin, self._now()))
 
-    def read(self) -> dict[str, float]:
-        """Means over the interval (of what was finite), clips/s of this process, shares of time; then starts anew."""
+    def read(self, processes: int = 1) -> dict[str, float]:
+        """Means over the interval (of what was finite), clips/s of all processes, shares of time; then starts anew."""
         sums = torch.cat([self.sums, self.bad_run[1:]]).tolist()  # the interval's one sync
-        loss, finite, norm, good, hits, baseline, bad_run = sums
-        score = {"top1": hits / self.clips} if self.classifies else {"baseline": baseline / self.steps}
+        loss, finite, hits, baseline, norm, good, bad_run = sums
+        score = {"top1": hits / self.clips} if self.classifies else {"baseline": baseline / self.batches}
         on_gpu = self.device.type == "cuda"
         compute = sum(a.elapsed_time(b) / 1000 if on_gpu else b - a for a, b in self.spans)
         wall = time.perf_counter() - self.start
@@ -77,10 +80,12 @@ class Meter:
         data = min(self.data, max(wall - compute, 0)) if on_gpu else self.data
         row = {
             "loss": loss / finite if finite else float("nan"), "grad_norm": norm / good if good else float("nan"),
-            **score, "clips_per_s": self.clips / wall,
+            **score, "clips_per_s": processes * self.clips / wall,
             "data": data / wall, "compute": compute / wall, "other": max(0.0, 1 - (data + compute) / wall),
-            "bad_steps": self.steps - good, "bad_in_a_row": bad_run,
+            "bad_steps": self.steps - good, "bad_in_a_row": bad_run, "clips": processes * self.clips, "seconds": wall,
         }  # fmt: skip
+        if on_gpu:
+            row["gpu_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         self._restart()
         return row
 
@@ -95,12 +100,27 @@ class Meter:
 def log_line(row: dict[str, float]) -> str:
     """A training row of metrics.jsonl for people."""
     bad = f"  {row['bad_steps']:.0f} steps skipped, gradients not finite" if row["bad_steps"] else ""
+    memory = f"  {row['gpu_gib']:.1f} GiB" if "gpu_gib" in row else ""
     score = f"top-1 {100 * row['top1']:.1f} %" if "top1" in row else f"mean HOG {row['baseline']:.4f}"
     return (
         f"loss {row['loss']:.4f}  {score}  lr {row['lr']:.2e}  "
         f"{row['clips_per_s']:.1f} clips/s (waiting for data {100 * row['data']:.0f} %, "
-        f"computing {100 * row['compute']:.0f} %, other {100 * row['other']:.0f} %){bad}"
+        f"computing {100 * row['compute']:.0f} %, other {100 * row['other']:.0f} %){memory}{bad}"
     )
+
+
+class Clock:
+    """Says when so many minutes are over; 0 means never."""
+
+    def __init__(self, minutes: float):
+        self.seconds, self.start = 60 * minutes, time.monotonic()
+
+    def due(self) -> bool:
+        """Whether they are, since the last time that they were."""
+        if not self.seconds or time.monotonic() - self.start < self.seconds:
+            return False
+        self.start = time.monotonic()
+        return True
 
 
 class Stop:
@@ -123,19 +143,21 @@ class Stop:
         return kind is KeyboardInterrupt and self.signal is not None
 
     @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Inside, nothing is lost by stopping at once."""
+    def at_once(self, alone: bool) -> Iterator[None]:
+        """Inside, nothing is lost by stopping at once; but a process that others wait for is not `alone`."""
+        if not alone:
+            yield
+            return
         self._wait = False
         if self.signal:
             raise KeyboardInterrupt
         yield
         self._wait = True
 
-    def agreed(self, gather: Callable[[signal.Signals | None], list[signal.Signals | None]], due: bool) -> bool:
-        """Whether the run stops after this step. One rank knows by itself; several ask each other where it is `due`."""
-        if due:
-            self.signal = next((s for s in gather(self.signal) if s), None)
-        return bool(self.signal) and due
+    def agreed(self, gather: Callable[[signal.Signals | None], list[signal.Signals | None]]) -> bool:
+        """Whether the run stops after this step, for all processes to ask together: a signal to one stops all."""
+        self.signal = next((s for s in gather(self.signal) if s), None)
+        return bool(self.signal)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         second, self.signal = self.signal is not None, signal.Signals(number)

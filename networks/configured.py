@@ -1,12 +1,21 @@
 """What a configuration says of networks, made: the network, its weights to start from, the task."""
 
+import difflib
+import re
 from collections.abc import Sequence
 
+import torch
+from timm.layers import DropPath
+from timm.utils import ModelEmaV3
 from torch import nn
 
+from configs.keys import Optim
 from configs.schema import Config
 from networks import PRETRAINING, VARIANTS, build, weights
 from networks.maskfeat import MaskFeat as MaskFeatNetwork
+from networks.optim import build_optimizer, decay_at, rate_at
+from networks.parallel import distribute
+from networks.state import Learner
 from networks.tasks import Classify, MaskFeat
 
 
@@ -48,9 +57,84 @@ def build_task(cfg: Config, network: nn.Module, compiled: bool = False) -> Class
     return MaskFeat(network, t.mask, t.mask_ratio, t.hog_window, t.hog_gradient, compiled)
 
 
-def freeze(network: nn.Module) -> None:
-    """A linear probe: all but the head stays as it is. Raises ValueError if there is no head."""
-    if not any(name.startswith("head.") for name, _ in network.named_parameters()):
+def freeze(network: nn.Module, what: str) -> None:
+    """Leave parts of a network as they are: `backbone`, all but the head (a linear probe), or names of parameters'
+    beginnings with commas between, blocks.0-5 for six of them. Nothing is dropped at random in them either.
+
+    Raises ValueError for a part that there is not, and if nothing is left to train.
+    """
+    names = [name for name, _ in network.named_parameters()]
+    heads = [name for name in names if name.startswith("head.")]
+    if what == "backbone" and not heads:
         raise ValueError("model.freeze=backbone: the network has no head for classes to train")
+    if what == "backbone":
+        frozen = set(names) - set(heads)
+    else:
+        frozen = {name for part in _parts(what) for name in _beginning_with(part, names)}
+    if len(frozen) == len(names):
+        raise ValueError(f"model.freeze={what}: nothing is left to train")
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name.startswith("head."))
+        parameter.requires_grad_(name not in frozen)
+    for module in network.modules():
+        of_it = [parameter.requires_grad for parameter in module.parameters()]
+        if of_it and not any(of_it):
+            for dropping in module.modules():
+                if isinstance(dropping, DropPath):
+                    dropping.drop_prob = 0.0
+                elif isinstance(dropping, nn.Dropout):
+                    dropping.p = 0.0
+
+
+def _parts(what: str) -> list[str]:
+    """patch_embed,blocks.0-2 -> patch_embed, blocks.0, blocks.1, blocks.2"""
+    parts = []
+    for part in filter(None, (part.strip() for part in what.split(","))):
+        numbers = re.fullmatch(r"(.+\.)(\d+)-(\d+)", part)
+        if numbers:
+            parts += [f"{numbers[1]}{number}" for number in range(int(numbers[2]), int(numbers[3]) + 1)]
+        else:
+            parts.append(part)
+    return parts
+
+
+def _beginning_with(part: str, names: Sequence[str]) -> list[str]:
+    found = [name for name in names if name == part or name.startswith(f"{part}.")]
+    if not found:
+        tops = list(dict.fromkeys(re.sub(r"(blocks\.\d+|[^.]+)\..*", r"\1", name) for name in names))
+        near = difflib.get_close_matches(part, tops, n=1)
+        raise ValueError(
+            f"model.freeze: the network has no {part}"
+            + (f"; did you mean {near[0]}?" if near else f": {', '.join(tops)}")
+        )
+    return found
+
+
+def build_learner(
+    cfg: Config, network: nn.Module, processes: int, dtype: torch.dtype, accumulate: int
+) -> tuple[Learner, bool]:
+    """Everything around a network that is trained, and whether it is compiled."""
+    o, device = cfg.optim, next(network.parameters()).device
+    sharded = cfg.run.shard == "full"
+    if sharded and dtype is torch.float16:
+        raise ValueError("run.amp=fp16: expected bf16 or fp32 with run.shard=full")
+    ema = ModelEmaV3(network, o.ema) if o.ema else None
+    compiled = cfg.run.compile == "yes" or (cfg.run.compile == "auto" and device.type == "cuda")
+    if compiled:
+        for module in (network, *([ema.module] if ema else [])):
+            module.compile()
+    model = distribute(network, processes, device, sharded, accumulate)
+    optimizer = build_optimizer(network, o.name, o.lr, o.weight_decay, o.betas, not sharded, o.layer_decay, o.momentum)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+    return Learner(network, model, optimizer, scaler, ema), compiled
+
+
+def set_rates(optimizer: torch.optim.Optimizer, o: Optim, at: int, epoch_steps: int, peak: float) -> float:
+    """Learning rate and weight decay of optimiser step `at`, counted from the first epoch; returns the rate."""
+    total, drops = o.epochs * epoch_steps, [epoch * epoch_steps for epoch in o.drops]
+    warmup = round(o.warmup_epochs * epoch_steps)
+    rate = rate_at(at, total, warmup, peak, min(o.min_lr, peak), o.schedule, drops, o.gamma)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+        if o.weight_decay_end >= 0:
+            group["weight_decay"] = group["decays"] * decay_at(at, total, o.weight_decay, o.weight_decay_end)
+    return rate

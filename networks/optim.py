@@ -1,11 +1,17 @@
-"""Parameter groups, the optimiser and the learning rate of each step."""
+"""Parameter groups, optimisers, how gradients are clipped, and the learning rate and weight decay of each step."""
 
 import math
 import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from timm.optim import Lamb, Lion
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+OPTIMIZERS = ("adamw", "sgd", "lamb", "lion")
+SCHEDULES = ("cosine", "step", "constant")
 
 # Whole words of a parameter's own name: matches temporal_pos_embed and pos_embed_spatial, not pos_embedding.
 LEARNED_TOKENS = re.compile(r"(?:^|_)(?:cls_token|mask_token|pos_embed|time_embed|rel_pos)(?:_|$)")
@@ -17,12 +23,19 @@ def takes_weight_decay(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and own_name != "bias" and not LEARNED_TOKENS.search(own_name)
 
 
-def layer_of(name: str, depth: int) -> int:
-    """0 for embeddings and tokens, 1 to depth for the blocks, depth + 1 for what follows them."""
-    block = re.match(r"(?:backbone\.)?blocks\.(\d+)\.", name)
+def layer_of(name: str, depths: Sequence[int]) -> int:
+    """0 for embeddings and tokens, from 1 on for the blocks, then what follows them.
+
+    `depths` are the numbers of blocks of the encoder and, in a factorised one, of the temporal encoder behind it; the
+    first one's norm, the second one's token and positions lie between them.
+    """
+    block = re.match(r"(?:backbone\.)?(temporal_)?blocks\.(\d+)\.", name)
+    own_name = name.rpartition(".")[2]
     if block:
-        return int(block[1]) + 1
-    return 0 if LEARNED_TOKENS.search(name.rpartition(".")[2]) or "patch_embed" in name else depth + 1
+        return int(block[2]) + 1 + (depths[0] if block[1] else 0)
+    if len(depths) > 1 and (own_name in ("temporal_cls_token", "temporal_pos_embed") or name.startswith("norm.")):
+        return depths[0]
+    return 0 if LEARNED_TOKENS.search(own_name) or "patch_embed" in name else sum(depths) + 1
 
 
 def parameter_groups(network: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
@@ -31,13 +44,15 @@ def parameter_groups(network: nn.Module, weight_decay: float, layer_decay: float
     layer_decay < 1 makes a pair for each layer: `lr_scale` is layer_decay to the power of the number of layers that
     follow (BEiT's rule, as MaskFeat's fine-tuning has it).
     """
-    depth = len(network.blocks) if layer_decay < 1.0 else 0  # type: ignore[arg-type]
+    depths = [len(getattr(network, name)) for name in ("blocks", "temporal_blocks") if hasattr(network, name)]
+    layers = sum(depths) + 1
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            layer = layer_of(name, depth) if layer_decay < 1.0 else depth + 1
+            layer = layer_of(name, depths) if layer_decay < 1.0 else layers
             decays = takes_weight_decay(name, parameter)
-            new = {"params": [], "weight_decay": weight_decay * decays, "lr_scale": layer_decay ** (depth + 1 - layer)}
+            new = {"params": [], "weight_decay": weight_decay * decays, "decays": decays,
+                   "lr_scale": layer_decay ** (layers - layer)}  # fmt: skip
             groups.setdefault((layer, decays), new)["params"].append(parameter)
     return [groups[key] for key in sorted(groups, reverse=True)]
 
@@ -50,17 +65,62 @@ def build_optimizer(
     betas: tuple[float, float] = (0.9, 0.999),
     fused: bool = False,
     layer_decay: float = 1.0,
+    momentum: float = 0.9,
 ) -> torch.optim.Optimizer:
-    """adamw, or sgd with Nesterov momentum 0.9 (which does not read `betas`)."""
+    """adamw, sgd (Nesterov, `momentum` instead of `betas`), or timm's lamb and lion, which are never fused."""
     groups = parameter_groups(network, weight_decay, layer_decay)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=fused)
-    raise ValueError(f"unknown optimiser {name!r}: expected adamw or sgd")
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
+    if name == "lamb":  # without its own clipping: clip_gradients() is there for all
+        return Lamb(groups, lr=lr, betas=betas, max_grad_norm=None, decoupled_decay=True)
+    if name == "lion":
+        return Lion(groups, lr=lr, betas=betas)
+    raise ValueError(f"unknown optimiser {name!r}: expected one of {', '.join(OPTIMIZERS)}")
 
 
-def cosine_lr(step: int, total_steps: int, warmup_steps: int, lr: float, min_lr: float = 0.0) -> float:
+def clip_gradients(parameters: Iterable[nn.Parameter], largest: float, each: bool = False) -> Tensor:
+    """Scale gradients whose norm is above `largest` (0: none are) and return the norm () of them all before.
+
+    The norm is that of all gradients together or, with `each`, of every parameter's by itself (as DINO clips).
+    """
+    held = [p for p in parameters if p.grad is not None]
+    if not each or not largest:
+        return clip_grad_norm_(held, largest or float("inf"))
+    grads = [p.grad for p in held if p.grad is not None]
+    norms = torch._foreach_norm(grads)
+    torch._foreach_mul_(grads, [(largest / (norm + 1e-6)).clamp(max=1.0) for norm in norms])
+    return torch.linalg.vector_norm(torch.stack(list(norms)))
+
+
+def rate_at(
+    place: float,
+    total: float,
+    warmup: float,
+    lr: float,
+    min_lr: float = 0.0,
+    schedule: str = "cosine",
+    drops: Sequence[float] = (),
+    gamma: float = 0.1,
+) -> float:
+    """The learning rate of 0-based step `place` of `total`: linear warm-up from min_lr, then the schedule.
+
+    cosine: half a cosine down to min_lr (`cosine_lr`); step: lr, times gamma from each of `drops` on; constant: lr.
+    """
+    if schedule == "cosine":
+        return cosine_lr(place, total, warmup, lr, min_lr)
+    if place < warmup:
+        return min_lr + (place + 1) / (warmup + 1) * (lr - min_lr)
+    return lr * gamma ** sum(place >= drop for drop in drops) if schedule == "step" else lr
+
+
+def decay_at(place: float, total: float, weight_decay: float, end: float) -> float:
+    """The weight decay of 0-based step `place`: half a cosine from weight_decay to `end` (DINO, section 5)."""
+    return end + 0.5 * (weight_decay - end) * (1.0 + math.cos(math.pi * min(place / total, 1.0)))
+
+
+def cosine_lr(step: float, total_steps: float, warmup_steps: float, lr: float, min_lr: float = 0.0) -> float:
     """The learning rate of 0-based `step`: linear from min_lr up to lr, then half a cosine down to min_lr.
 
     It is lr at step == warmup_steps and min_lr from step == total_steps on; the ends that would be min_lr itself,

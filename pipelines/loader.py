@@ -45,7 +45,8 @@ class Batch(NamedTuple):
 
 
 class VideoLoader:
-    """Iterates over epochs of a source; `state_dict()` is (epoch, step) and restores the exact stream.
+    """Iterates over epochs of a source; `state_dict()` is (epoch, samples seen) and restores the exact stream; on
+    another number of ranks it goes on with samples that the epoch has not seen.
 
     `bad` maps rows to the reason why they could not be read: replaced in training, not scored in evaluation.
     """
@@ -69,10 +70,12 @@ class VideoLoader:
 
     def state_dict(self) -> dict[str, int]:
         epochs, step = divmod(self.step, len(self))  # between the last step and the next epoch they are the same place
-        return {"epoch": self.epoch + epochs, "step": step}
+        return {"epoch": self.epoch + epochs, "seen": step * self.source.batch * self.source.world.size}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.epoch, self.step = state["epoch"], state["step"]
+        s = self.source
+        done = order.steps_done(state["seen"], s.batch, s.world.size, s.accumulate)
+        self.epoch, self.step = (state["epoch"], done) if done < len(self) else (state["epoch"] + 1, 0)
         self._readers = None
 
     def _next(self) -> Batch:
@@ -204,6 +207,7 @@ def build_loader(
         host,
         fill=mean_colour(data.mean),
         seconds=data.seconds,
+        accumulate=order.accumulation(cfg.optim.batch, data.batch, world.size) if train else 1,
     )
     unusable = [row for row in rows if row.error]
     if train and len(unusable) > data.max_bad * len(rows):
@@ -213,7 +217,8 @@ def build_loader(
         )
     if train and not source.steps:
         raise ValueError(
-            f"{path}: {len(clips)} videos do not fill one batch of data.batch={data.batch} on {world.size} process(es)"
+            f"{path}: {len(clips)} videos do not fill one step of data.batch={data.batch} on {world.size} process(es)"
+            + (f", {source.accumulate} times (optim.batch={cfg.optim.batch})" if source.accumulate > 1 else "")
         )
     if world.is_first:
         print(f"{split}: {describe(clips, rows)}; decoder: {why}", flush=True)

@@ -7,9 +7,29 @@ from functools import lru_cache
 import numpy as np
 
 
-def train_steps(num_samples: int, batch: int, world_size: int) -> int:
-    """Steps an epoch; what does not fill a batch on every rank is left out (another part each epoch)."""
-    return num_samples // (batch * world_size)
+def accumulation(total: int, batch: int, world_size: int) -> int:
+    """Batches of each rank that make an optimiser step of `total` clips (0: one). Raises ValueError if none do."""
+    each = batch * world_size
+    if total % each:
+        raise ValueError(
+            f"optim.batch={total}: expected a multiple of data.batch={batch} on {world_size} processes, that is {each}"
+        )
+    return total // each or 1
+
+
+def train_steps(num_samples: int, batch: int, world_size: int, accumulate: int = 1) -> int:
+    """Batches an epoch, a multiple of `accumulate`; the samples left over are left out (others each epoch)."""
+    return num_samples // (batch * world_size * accumulate) * accumulate
+
+
+def steps_done(seen: int, batch: int, world_size: int, accumulate: int = 1) -> int:
+    """After how many batches of an epoch none of its first `seen` samples comes again."""
+    return -(-seen // (batch * world_size * accumulate)) * accumulate
+
+
+def torch_seed(seed: int, epoch: int, step: int, rank: int) -> int:
+    """For what torch itself draws in a step (dropout); weights are drawn from `seed` itself."""
+    return int(np.random.SeedSequence([seed, epoch, step, rank, 2]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def eval_steps(num_samples: int, batch: int, world_size: int) -> int:

@@ -90,12 +90,14 @@ class Source:
     start: int = 0
     fill: tuple[int, int, int] = (0, 0, 0)  # RGB around letterboxed frames
     seconds: float = math.inf  # that a file may take
+    accumulate: int = 1  # batches of an optimiser step, of which an epoch has whole ones
 
     @property
     def steps(self) -> int:
-        """Steps an epoch."""
-        steps = order.train_steps if self.views.train else order.eval_steps
-        return steps(len(self.clips), self.batch, self.world.size)
+        """Batches an epoch."""
+        if self.views.train:
+            return order.train_steps(len(self.clips), self.batch, self.world.size, self.accumulate)
+        return order.eval_steps(len(self.clips), self.batch, self.world.size)
 
     def __call__(self, place: Any) -> tuple[np.ndarray, ...]:
         end_with_parent()

@@ -267,7 +267,7 @@ def test_no_readable_video_at_all(tmp_path):
 
 
 def test_fewer_videos_than_a_batch(clips_folder, tmp_path):
-    with pytest.raises(ValueError, match="2 videos do not fill one batch of data.batch=3"):
+    with pytest.raises(ValueError, match="2 videos do not fill one step of data.batch=3"):
         make(clips_folder(tmp_path, 2))
 
 

@@ -1,13 +1,23 @@
 """networks/optim.py: parameter groups, optimisers, the schedule."""
 
 import pytest
+import timm.optim
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 import networks
-from networks.optim import build_optimizer, cosine_lr, parameter_groups, takes_weight_decay
+from networks.optim import (
+    build_optimizer,
+    clip_gradients,
+    cosine_lr,
+    decay_at,
+    layer_of,
+    parameter_groups,
+    rate_at,
+    takes_weight_decay,
+)
 
 torch.set_num_threads(1)
 
@@ -111,8 +121,81 @@ def test_optimisers():
     sgd = build_optimizer(network, "sgd", lr=0.1, weight_decay=0.0, fused=True)
     assert isinstance(sgd, torch.optim.SGD)
     assert all(group["nesterov"] and group["momentum"] == 0.9 and group["fused"] for group in sgd.param_groups)
-    with pytest.raises(ValueError, match="'lion'"):
-        build_optimizer(network, "lion")
+    assert build_optimizer(network, "sgd", momentum=0.0).param_groups[0]["nesterov"] is False
+    with pytest.raises(ValueError, match="'adam': expected one of adamw, sgd, lamb, lion"):
+        build_optimizer(network, "adam")
+
+
+@pytest.mark.parametrize("name", ["lamb", "lion"])
+def test_timms_optimisers_are_what_they_are_at_timm(name):
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+    theirs.load_state_dict(ours.state_dict())
+    more = {"max_grad_norm": None, "decoupled_decay": True} if name == "lamb" else {}
+    pair = build_optimizer(ours, name, 0.1, 0.2, (0.9, 0.95)), timm.optim.create_optimizer_v2(
+        theirs.parameters(), name, lr=0.1, weight_decay=0.2, betas=(0.9, 0.95), **more)  # fmt: skip
+    for _ in range(3):
+        for network, optimizer in zip((ours, theirs), pair, strict=True):
+            optimizer.zero_grad()
+            network(torch.arange(6.0).view(2, 3)).square().sum().backward()
+            optimizer.step()
+    assert torch.equal(ours.weight, theirs.weight)
+
+
+def test_layers_of_a_factorised_encoder_follow_each_other():
+    with torch.device("meta"):
+        network = networks.build("vivit_fe_tiny", num_classes=3)
+    depths = [len(network.blocks), len(network.temporal_blocks)]
+    layers = {name: layer_of(name, depths) for name, _ in network.named_parameters()}
+    assert {layers[n] for n in layers if n.startswith("blocks.")} == set(range(1, depths[0] + 1))
+    assert {layers[n] for n in layers if n.startswith("temporal_blocks.")} == set(range(depths[0] + 1, sum(depths) + 1))
+    assert layers["temporal_pos_embed"] == depths[0] and layers["pos_embed"] == layers["patch_embed.proj.weight"] == 0
+    assert layers["norm.weight"] == depths[0] and layers["temporal_norm.weight"] == sum(depths) + 1
+    assert layers["head.weight"] == sum(depths) + 1
+
+
+@pytest.mark.parametrize("name", networks.VARIANTS)
+def test_layer_decay_gives_each_layer_its_rate(name):
+    with torch.device("meta"):
+        network = networks.build(name, num_classes=3)
+    scales = sorted({group["lr_scale"] for group in parameter_groups(network, 0.1, 0.5)})
+    blocks = len(network.blocks) + len(getattr(network, "temporal_blocks", ()))
+    assert scales == [0.5 ** (blocks + 1 - layer) for layer in range(blocks + 2)]
+
+
+@given(st.lists(st.integers(0, 20), max_size=4), st.integers(0, 5), st.integers(0, 30))
+def test_step_and_constant_schedules(drops, warmup, place):
+    rates = {kind: rate_at(place, 30, warmup, 2.0, 0.5, kind, drops, 0.1) for kind in ("step", "constant")}
+    if place < warmup:
+        assert rates["step"] == rates["constant"] == pytest.approx(0.5 + 1.5 * (place + 1) / (warmup + 1))
+    else:
+        assert rates["constant"] == 2.0
+        assert rates["step"] == pytest.approx(2.0 * 0.1 ** len([d for d in drops if d <= place]))
+
+
+def test_weight_decay_goes_from_one_to_the_other():
+    values = [decay_at(step, 10, 0.04, 0.4) for step in range(12)]
+    assert (
+        values[0] == pytest.approx(0.04)
+        and values[5] == pytest.approx(0.22)
+        and values[10:] == pytest.approx([0.4] * 2)
+    )
+    assert all(a < b for a, b in zip(values[:10], values[1:11], strict=True))
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_clipping(each):
+    parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
+    for parameter, grad in zip(parameters[:2], ([3.0, 4.0], [0.5]), strict=True):
+        parameter.grad = torch.tensor(grad)
+    norm = clip_gradients(parameters, 1.0, each)
+    assert norm.item() == pytest.approx(25.25**0.5)
+    expected = ([0.6, 0.8], [0.5]) if each else ([3 / 25.25**0.5, 4 / 25.25**0.5], [0.5 / 25.25**0.5])
+    for parameter, grad in zip(parameters[:2], expected, strict=True):
+        assert parameter.grad.tolist() == pytest.approx(grad, rel=1e-4)
+    assert clip_gradients(parameters, 0.0, each).item() == pytest.approx(parameters[0].grad.norm().item(), rel=0.5)
+    parameters[0].grad[0] = float("nan")
+    assert clip_gradients(parameters, 1.0, each).isnan()
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])

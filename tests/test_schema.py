@@ -146,7 +146,7 @@ def test_a_configuration_cannot_be_changed():
         ("data.scale=a,1", "data.scale=a: expected a number"),
         ("data.short=loob", "data.short=loob: expected one of loop, edge; did you mean 'loop'?"),
         ("data.decoder=xyz", "data.decoder=xyz: expected one of auto, dali, host"),
-        ("optim.name=adam", "optim.name=adam: expected one of adamw, sgd; did you mean 'adamw'?"),
+        ("optim.name=adam", "optim.name=adam: expected one of adamw, sgd, lamb, lion; did you mean 'adamw'?"),
         ("run.compile=true", "run.compile=true: expected one of auto, yes, no"),
         ("model.args=4", "model.args=4: expected keys and values, for instance {depth: 4}"),
         ("model.args={depth", "model.args={depth: expected keys and values, for instance {depth: 4}"),

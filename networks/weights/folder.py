@@ -13,8 +13,15 @@ from networks import build
 from networks.weights.checkpoint import CONFIG, WEIGHTS, read_json, read_safetensors, shorten
 
 
-def save(folder: str | Path, network: nn.Module, name: str, extra: Mapping[str, Any] | None = None) -> None:
-    """Writes what `load` reads. `extra` (id2label, input normalisation, ...) goes beside name and kwargs.
+def save(
+    folder: str | Path,
+    network: nn.Module,
+    name: str,
+    extra: Mapping[str, Any] | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Writes what `load` reads. `extra` (id2label, input normalisation, ...) goes beside name and kwargs; `state` are
+    the weights, where the network itself holds only some of them.
 
     Each file is written to a temporary name and renamed: an interrupted save leaves the old file, never half a new one.
     """
@@ -22,7 +29,7 @@ def save(folder: str | Path, network: nn.Module, name: str, extra: Mapping[str, 
     clash = sorted(config.keys() & (extra or {}).keys())
     if clash:
         raise ValueError(f"extra may not hold {', '.join(clash)}: save writes these itself")
-    write_folder(Path(folder), network.state_dict(), {CONFIG: config | dict(extra or {})})
+    write_folder(Path(folder), network.state_dict() if state is None else state, {CONFIG: config | dict(extra or {})})
 
 
 def write_folder(
