@@ -36,6 +36,7 @@ from networks import weights
 from networks.configured import build_network, build_task, initialise
 from networks.hog import draw_cells
 from networks.tasks import MaskFeat
+from pipelines.listfiles import is_there
 from pipelines.lists import Clip, class_names
 from pipelines.loader import Batch, VideoLoader, build_loader
 from pipelines.show import draw_rows, pixels
@@ -240,7 +241,7 @@ def load_run(source: Path, overrides: Sequence[str]) -> tuple[schema.Config, Pat
         if not cfg.model.init:
             raise ValueError(f"{source}: a recipe has no weights; give model.init=CHECKPOINT, or a run folder")
         lists = [path for path in (cfg.data.train, cfg.data.test, cfg.data.val) if path]
-        classes = class_names(next(filter(os.path.exists, lists), cfg.data.train), cfg.data.classes)
+        classes = class_names(next(filter(is_there, lists), cfg.data.train), cfg.data.classes)
         torch.manual_seed(cfg.run.seed)  # for what the checkpoint leaves as initialised
         network = build_network(cfg, len(classes)).eval()
         print(initialise(network, cfg, classes, whole=True))

@@ -54,7 +54,7 @@ def train(cfg: schema.Config) -> int:
     if world.size > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
-    classes = class_names(cfg.data.train, cfg.data.classes)
+    classes = world.first(lambda: class_names(cfg.data.train, cfg.data.classes))
     half = dtype is not torch.float32
     loader = build_loader(cfg, "train", classes, world, device, half)
     val_loader = build_loader(cfg, "val", classes, world, device, half) if cfg.data.val else None

@@ -18,7 +18,7 @@ from pathlib import Path
 from pipelines.kept import Reading, refresh
 from pipelines.listfiles import plain_name
 from pipelines.lists import Clip, read_list
-from pipelines.places import stamp
+from pipelines.places import is_remote, stamp
 from pipelines.verify import verify, write_findings
 from pipelines.video import Video
 
@@ -64,12 +64,17 @@ def build_index(clips: Sequence[Clip], cache: str | Path, workers: int | None = 
 
 
 def reading() -> Reading[Row]:
-    return Reading(Row, VERSION, read_row, bad_row, "index")
+    return Reading(Row, VERSION, read_row, bad_row, "index", holds=_stands)
+
+
+def _stands(row: Row) -> bool:
+    """What could not be read from an address is tried again: the network may have been the reason."""
+    return not (row.error and is_remote(row.path))
 
 
 def bad_row(path: str, reason: str) -> Row:
     """Of a file that cannot be used."""
-    return Row(path, *stamp(path), error=reason.removeprefix(f"{path}: "), version=VERSION)
+    return Row(path, *stamp(path), error=reason.removeprefix(f"{path}: ") or "unreadable", version=VERSION)
 
 
 def cache_path(list_path: str | Path, kind: str = "index.jsonl") -> Path:

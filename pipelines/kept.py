@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import sys
@@ -20,7 +19,7 @@ from typing import Any, Generic, Protocol, TextIO, TypeVar
 
 from tqdm import tqdm
 
-from pipelines.places import file_stamp, stamp
+from pipelines.places import file_stamps, place_of, stamp
 from pipelines.world import worker_pool
 
 
@@ -61,11 +60,11 @@ def refresh(paths: Sequence[str], cache: Path, reading: Reading[F], workers: int
     distinct = list(dict.fromkeys(paths))
     known = {fact.path: fact for fact in _read(cache, reading) if fact.version == reading.version}
 
-    once = functools.cache(file_stamp)  # many paths may be of one tar
+    stamps = file_stamps(place_of(path).file for path in distinct)  # many paths may be of one tar
 
     def stands(path: str) -> bool:
         fact = known.get(path)
-        return fact is not None and stamp(path, once) == (fact.size, fact.changed) and reading.holds(fact)
+        return fact is not None and stamp(path, stamps.__getitem__) == (fact.size, fact.changed) and reading.holds(fact)
 
     stale = [path for path in distinct if not stands(path)]
     if stale:

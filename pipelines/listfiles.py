@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.places import VIDEO_SUFFIXES, is_remote, place_of, read
-from pipelines.shards import is_sharded, read_shards
+from pipelines.shards import expand, is_sharded, read_shards
 
 _UCF = re.compile(r"(?:.*/)?(\w+)/v_\1_g\d+_c\d+\.\w+(?: +([1-9]\d*))?", re.IGNORECASE)
 _HMDB = re.compile(r"(.*_test_split\d\.txt):(train|test)")
@@ -63,8 +63,16 @@ def read_entries(path: str) -> list[Entry]:
     return entries
 
 
+def is_there(path: str) -> bool:
+    """Whether a list can be read, as far as that is known without reading it: of an address it is taken for granted."""
+    try:
+        return is_remote(path) or bool(_HMDB.fullmatch(path)) or all(map(os.path.exists, expand(path)))
+    except ValueError:
+        return False
+
+
 def base_folder(path: str, root: str | Path = "") -> str:
-    """The folder or address that relative paths are under: of a class folder itself; of shards that of the first; else
+    """The folder or address that relative paths are under: of a class folder itself; of shards their own; else
     `root`, or the list's own folder, and above annotations/ if that is its name."""
     if Path(path).is_dir():
         return path

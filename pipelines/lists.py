@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pipelines.labels import choose_names, named_by_list, number_labels
 from pipelines.listfiles import Entry, base_folder, read_entries
-from pipelines.places import VIDEO_SUFFIXES, files_below, join
+from pipelines.places import VIDEO_SUFFIXES, files_below, is_remote, join
 
 
 class Clip(NamedTuple):
@@ -53,7 +53,7 @@ class _Finder:
     """Videos below a folder by their names without suffix; the folder is walked once."""
 
     def __init__(self, base: str):
-        self.base = base
+        self.base = base = base.rstrip("/") if is_remote(base) else os.path.normpath(base)
         self.paths: dict[str, list[str]] = {}
         self.replacements: dict[str, str] = {}  # YouTube id -> file of CVDF's replacement/ folder
         for path in files_below(base):

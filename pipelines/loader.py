@@ -175,10 +175,10 @@ def build_loader(
     path = {"train": data.train, "val": data.val, "test": data.test or data.val}[split]
     if not path:
         raise ValueError(f"data.{split}: no list given")
-    clips = read_list(path, data.root, classes, is_subset(data.classes))
+    clips = world.first(lambda: read_list(path, data.root, classes, is_subset(data.classes)))
     if per_class := data.per_class if train else data.eval_per_class:
         clips = first_of_each_class(clips, per_class)
-    rows = world.gather(build_index(clips, cache_path(path)) if world.is_first else [])[0]
+    rows = world.first(lambda: build_index(clips, cache_path(path)))
     good = [row for row in rows if not row.error]
     if not good:
         raise ValueError(

@@ -9,11 +9,14 @@ A path names them all:
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Any, BinaryIO, NamedTuple
@@ -24,6 +27,8 @@ from fsspec.caching import BlockCache
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".ts", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp"}
 _MEMBER = re.compile(r"(.+?\.tar)#(.+)@(\d+)\+(\d+)", re.DOTALL)
 _BLOCK = 1 << 14  # bytes that are fetched from an address at least
+_MINUTE = 60  # seconds
+_CHANGES = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "md5Hash", "created")  # of an info
 _GAPS = {False: 1 << 12, True: 1 << 14}  # bytes between two ranges that are cheaper to read than to leave out
 
 
@@ -50,8 +55,8 @@ def is_remote(path: str) -> bool:
 
 
 def join(base: str | Path, path: str) -> str:
-    """A path that is relative to a folder or address, or absolute."""
-    if is_remote(path) or (path.startswith("/") and is_remote(str(base))):
+    """A path that is relative to a folder or address, or absolute; a member's is never relative."""
+    if is_remote(path) or place_of(path).name or (path.startswith("/") and is_remote(str(base))):
         return path
     return f"{str(base).rstrip('/')}/{path}" if is_remote(str(base)) else str(Path(base) / path)
 
@@ -59,14 +64,16 @@ def join(base: str | Path, path: str) -> str:
 def relative(path: str, base: str) -> str:
     """A path as seen from a folder or address; of a member TAR/NAME, as if the tar had been unpacked there."""
     place = place_of(path)
-    file = f"{place.file.removesuffix('.tar')}/{place.name}" if place.name else place.file
+    file = place.file
+    if place.name:  # which may begin with ../ and must not lead out of the folder
+        file = file.removesuffix(".tar") + os.path.normpath(f"/{place.name}")
     return file.removeprefix(base).lstrip("/") if is_remote(file) else os.path.relpath(file, base or ".")
 
 
 def files_below(base: str) -> Iterator[str]:
     """The paths of all files below a folder or address, sorted folder by folder; links are followed."""
     if is_remote(base):
-        with _reported(base):
+        with reported(base):
             fs, name = fsspec.core.url_to_fs(base)
             yield from sorted(fs.unstrip_protocol(file) for file in fs.find(name))
         return
@@ -84,14 +91,30 @@ def files_below(base: str) -> Iterator[str]:
 def file_stamp(file: str) -> tuple[int, int]:
     """(bytes, nanoseconds of its last change) of a file; at an address, another number that changes with the file.
     (0, 0): there is none."""
-    with contextlib.suppress(ValueError), _reported(file):
+    with contextlib.suppress(ValueError), reported(file):
         if is_remote(file):
-            fs, name = fsspec.core.url_to_fs(file)
-            digest = hashlib.sha256(str(fs.ukey(name)).encode()).digest()
-            return int(fs.info(name)["size"] or 0), int.from_bytes(digest[:7], "big")
+            return _remote_stamp(file, int(time.monotonic()) // _MINUTE)
         stat = os.stat(file)
         return stat.st_size, stat.st_mtime_ns
     return 0, 0
+
+
+@functools.lru_cache(4096)  # a list is read more than once at the start, and each file asked for through the network
+def _remote_stamp(file: str, minute: int) -> tuple[int, int]:
+    fs, name = fsspec.core.url_to_fs(file)
+    info = fs.info(name)
+    known = [str(info[key]) for key in _CHANGES if info.get(key)]
+    digest = hashlib.sha256("".join(known).encode()).digest()
+    return int(info["size"] or 0), int.from_bytes(digest[:7], "big")
+
+
+def file_stamps(files: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """file_stamp() of many; of those at addresses side by side."""
+    distinct = list(dict.fromkeys(files))
+    far = [file for file in distinct if is_remote(file)]
+    with ThreadPoolExecutor(32) as pool:
+        stamps = dict(zip(far, pool.map(file_stamp, far), strict=True))
+    return stamps | {file: file_stamp(file) for file in distinct if file not in stamps}
 
 
 def stamp(path: str, of_file: Callable[[str], tuple[int, int]] = file_stamp) -> tuple[int, int]:
@@ -102,7 +125,7 @@ def stamp(path: str, of_file: Callable[[str], tuple[int, int]] = file_stamp) -> 
 
 
 def read(path: str, ranges: Sequence[tuple[int, int]] | None = None) -> list[bytes]:
-    """The bytes (start, end) of each range, ascending, or all; neighbours are read together.
+    """The bytes (start, end) of each range, or all; neighbours are read together.
 
     Raises ValueError for a file that is not there or ends before.
     """
@@ -110,19 +133,19 @@ def read(path: str, ranges: Sequence[tuple[int, int]] | None = None) -> list[byt
     if ranges is None:
         ranges = [(0, size_of(path))]
     spans: list[list[int]] = []
-    for start, end in ranges:
+    within: dict[tuple[int, int], int] = {}  # range -> its span
+    for start, end in sorted(ranges):  # pictures need not lie in the order in which they are decoded
         if spans and start - spans[-1][1] <= _GAPS[is_remote(path)]:
-            spans[-1][1] = end
+            spans[-1][1] = max(spans[-1][1], end)
         else:
             spans.append([start, end])
-    with _reported(path):
+        within[start, end] = len(spans) - 1
+    with reported(path):
         blocks = _fetch(place, spans)
     held: list[bytes] = []
-    number = 0
     for start, end in ranges:
-        while spans[number][1] < end:
-            number += 1
-        held.append(blocks[number][start - spans[number][0] : end - spans[number][0]])
+        first = spans[within[start, end]][0]
+        held.append(blocks[within[start, end]][start - first : end - first])
         if len(held[-1]) != end - start:
             raise ValueError(f"{path}: it ends before byte {end}")
     return held
@@ -152,7 +175,7 @@ class Slice(io.RawIOBase):
         self._size, self._at = size, 0
 
         def fetch(start: int, end: int) -> bytes:
-            with _reported(path):
+            with reported(path):
                 return _fetch(place, [[start, end]])[0]
 
         self._blocks = BlockCache(block, fetch, size)
@@ -180,7 +203,7 @@ class Slice(io.RawIOBase):
 def size_of(path: str) -> int:
     """Bytes. Raises ValueError for what is missing, a folder, or a pipe, which would be waited for."""
     place = place_of(path)
-    with _reported(path):
+    with reported(path):
         if is_remote(place.file):
             fs, name = fsspec.core.url_to_fs(place.file)
             return place.size if place.size is not None else int(fs.info(name)["size"])
@@ -196,18 +219,27 @@ def _fetch(place: Place, spans: Sequence[Sequence[int]]) -> list[bytes]:
         fs, name = fsspec.core.url_to_fs(place.file)
         return fs.cat_ranges([name] * len(spans), starts, ends, on_error="raise")  # side by side, where it can
     with open(place.file, "rb", buffering=0) as file:
-        return [os.pread(file.fileno(), end - start, start) for start, end in zip(starts, ends, strict=True)]
+        return [_pread(file.fileno(), start, end) for start, end in zip(starts, ends, strict=True)]
+
+
+def _pread(file: int, start: int, end: int) -> bytes:
+    """Linux reads 2 GiB at a time at most."""
+    parts = []
+    while start < end and (part := os.pread(file, end - start, start)):
+        parts.append(part)
+        start += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 @contextlib.contextmanager
-def _reported(path: str) -> Iterator[None]:
+def reported(path: str) -> Iterator[None]:
     """Whatever a file system raises, as a ValueError with the path."""
     try:
         yield
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from None
+        raise ValueError(f"{path}: {error.strerror or str(error) or type(error).__name__}") from None
     except Exception as error:
         if not is_remote(path) or str(error).startswith(path):
             raise

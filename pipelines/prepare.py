@@ -254,7 +254,7 @@ def main(arguments: Sequence[str]) -> int:
             kept = {os.path.relpath(targets[path], target) for path in good}
             text = "".join(f"{path}\t{label}\n" for path, label in lines if path in kept)
             with replacing(target / name) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+                temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
             print(f"written: {target / name}")
     except (ValueError, OSError) as error:
         print(f"pipelines.prepare: {error}", file=sys.stderr)

@@ -43,6 +43,8 @@ def uniform_clips(
 
 def random_segments(num_frames: int, frames: int, rng: np.random.Generator) -> np.ndarray:
     """(frames,) int64: a frame drawn from each of as many equal parts of the video (TSN, section 3.1)."""
+    if num_frames < 1:
+        raise ValueError(f"num_frames={num_frames}: a clip needs a video of at least one frame")
     edges = num_frames * np.arange(frames + 1) // frames
     return edges[:-1] + rng.integers(np.maximum(np.diff(edges), 1))
 

@@ -11,6 +11,8 @@ import functools
 import glob
 import io
 import json
+import os
+import posixpath
 import re
 import sys
 import tarfile
@@ -26,6 +28,7 @@ from pipelines.kept import Reading, refresh
 
 VERSION = 1  # of what a shard says
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_PADDING = 1 << 16  # bytes behind the last member that are looked at
 _LABELS = ("cls", "label", "class")  # of key.json
 
 
@@ -49,13 +52,18 @@ def is_sharded(path: str) -> bool:
 
 def expand(path: str) -> list[str]:
     """The tars that it stands for: {000..099} counts, * and ? match. Raises ValueError where there is none."""
+    if not is_sharded(path):
+        return [path]
     tars: list[str] = []
-    for plain in _counted(path):
-        if not set("*?[") & set(plain):
+    for plain in [path] if os.path.exists(path) else _counted(path):
+        if not set("*?[") & set(plain) or os.path.exists(plain):
             tars.append(plain)
         elif places.is_remote(plain):
-            fs, pattern = fsspec.core.url_to_fs(plain)
-            tars += sorted(fs.unstrip_protocol(name) for name in fs.glob(pattern))
+            if "::" in plain:
+                raise ValueError(f"{path}: a chain of addresses takes no * or ?; count the tars, {{000..099}}")
+            with places.reported(path):
+                fs, pattern = fsspec.core.url_to_fs(plain)
+                tars += sorted(fs.unstrip_protocol(name) for name in fs.glob(pattern))
         else:
             tars += sorted(glob.glob(plain))
     if not tars:
@@ -70,7 +78,8 @@ def read_shards(path: str, cache: Path) -> Iterator[tuple[str, str]]:
     named on stderr; what is in it before counts.
     """
     tars = expand(path)
-    shards = refresh(tars, cache, Reading(Shard, VERSION, read_shard, _unread, "shards", pool_from=2))
+    reading = Reading(Shard, VERSION, read_shard, _unread, "shards", pool_from=2, holds=_stands)
+    shards = refresh(tars, cache, reading)
     for tar in tars:
         shard = shards[tar]
         if shard.error and not shard.videos:
@@ -92,34 +101,74 @@ def read_shard(tar: str) -> Shard:
     labels: dict[str, str] = {}
     error = ""
     try:
-        with tarfile.open(fileobj=_opened(tar), mode="r:") as members:
-            for member in members:
-                folder, _, name = member.name.rpartition("/")
-                stem, dot, suffix = name.partition(".")
-                key = f"{folder}/{stem}"
-                if not member.isreg() or not stem:
-                    continue
-                kind = suffix.rpartition(".")[2].lower()
-                if f".{kind}" in places.VIDEO_SUFFIXES:
-                    if key in videos:
-                        raise ValueError(
-                            f"two videos of one sample: {places.place_of(videos[key]).name} and {member.name}"
-                        )
-                    videos[key] = places.member_path(tar, member.name, member.offset_data, member.size)
-                elif kind in ("cls", "json"):
-                    held = members.extractfile(member)
-                    label = _label(held.read() if held else b"", kind)
-                    labels[key] = label or labels.get(key, "")
+        with _opened(tar) as file:
+            with tarfile.open(fileobj=file, mode="r:") as members:
+                for member in _members(members):
+                    folder, _, name = member.name.rpartition("/")
+                    stem, _, suffix = name.partition(".")
+                    key, kind = f"{folder}/{stem}", suffix.rpartition(".")[2].lower()
+                    if f".{kind}" in places.VIDEO_SUFFIXES and stem:
+                        if key in videos:
+                            first = places.place_of(videos[key]).name
+                            raise ValueError(f"two videos of one sample: {first} and {member.name}")
+                        start, length = _place(members, member)
+                        videos[key] = places.member_path(tar, member.name, start, length)
+                    elif kind in ("cls", "json") and stem and (kind == "cls" or key not in labels):
+                        held = members.extractfile(member)
+                        label = _label(held.read() if held else b"", kind)
+                        labels |= {key: label} if label else {}
+                end = members.offset
+            error = _behind(file, end)
     except tarfile.TarError as reason:
         error = f"not a whole tar without compression: {reason}"
-    except (ValueError, OSError) as reason:
+    except Exception as reason:  # tarfile raises many kinds for what was no tar to begin with
         videos.clear()
-        error = str(reason).removeprefix(f"{tar}: ")
+        error = str(reason).removeprefix(f"{tar}: ") or type(reason).__name__
     if not videos and not error:
         error = "no videos in it"
-    return Shard(
-        tar, size, changed, tuple(videos.values()), tuple(labels.get(key, "") for key in videos), error, VERSION
-    )
+    found = tuple(labels.get(key, "") for key in videos)
+    return Shard(tar, size, changed, tuple(videos.values()), found, error, VERSION)
+
+
+def _members(members: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Files and links to files. Raises ValueError for what no tar of videos has."""
+    for member in members:
+        if member.size < 0:
+            raise ValueError(f"{member.name} has a size of {member.size} bytes")
+        if member.issparse():
+            raise ValueError(f"{member.name} is kept sparsely; pack it without tar -S")
+        if member.isreg() or member.islnk() or member.issym():
+            yield member
+
+
+def _place(members: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[int, int]:
+    """Where its bytes begin, and how many there are; of a link those of the file before it that it stands for."""
+    names = {member.name}
+    while member.islnk() or member.issym():
+        target = member.linkname
+        if member.issym():
+            target = posixpath.normpath(posixpath.join(posixpath.dirname(member.name), target))
+        try:
+            member = members.getmember(target)
+        except KeyError:
+            raise ValueError(f"{member.name} is a link to {target}, which is not in it") from None
+        if member.name in names:
+            raise ValueError(f"{member.name} is a link to itself")
+        names.add(member.name)
+    return member.offset_data, member.size
+
+
+def _behind(file: BinaryIO, end: int) -> str:
+    """What is wrong behind the last member: tarfile takes a damaged header for the end."""
+    file.seek(end)
+    rest = file.read(_PADDING)
+    damaged = len(rest) - len(rest.lstrip(b"\0"))
+    return f"damaged, or another tar, from byte {end + damaged} on" if rest.strip(b"\0") else ""
+
+
+def _stands(shard: Shard) -> bool:
+    """What could not be read from an address is tried again: the network may have been the reason."""
+    return not (shard.error and places.is_remote(shard.path))
 
 
 def _unread(tar: str, reason: str) -> Shard:
@@ -135,15 +184,20 @@ def _opened(tar: str) -> BinaryIO:
 
 
 def _label(data: bytes, kind: str) -> str:
-    text = data.decode("utf-8", "replace").strip()
+    text = data.decode("utf-8-sig", "replace").strip()
     if kind == "cls":
         return text
     try:
         values = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
-    found = [values[key] for key in _LABELS if key in values] if isinstance(values, dict) else []
-    return str(found[0]) if found else ""
+    for key in _LABELS:
+        value = values.get(key) if isinstance(values, dict) else None
+        if isinstance(value, str) and value.strip():
+            return value.strip()
+        if isinstance(value, int | float) and not isinstance(value, bool) and value == int(value):
+            return str(int(value))
+    return ""
 
 
 def _counted(path: str) -> list[str]:

@@ -20,8 +20,9 @@ from pipelines.augment import Augment
 from pipelines.host import decode_views
 from pipelines.index import Row
 from pipelines.lists import Clip
-from pipelines.places import read
+from pipelines.places import is_remote, read, stamp
 from pipelines.trim import trim
+from pipelines.video import CHANGED
 from pipelines.world import World, end_with_parent
 
 _MOST_REPLACEMENTS = 100  # videos in a row that cannot be read: no longer a few bad files
@@ -179,6 +180,8 @@ class Source:
 
     def _load(self, row: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         v, known, path = self.views, self.rows[row], self.clips[row].path
+        if not is_remote(path) and stamp(path) != (known.size, known.changed):
+            raise ValueError(f"{path}: {'no such file' if stamp(path) == (0, 0) else CHANGED}")
         frames = self.choose_frames(row, rng)
         if v.train:
             drawn = [(self.choose_box(row, rng), geometry.flip(v.flip, rng)) for _ in range(v.repeats)]

@@ -18,7 +18,6 @@ import av
 import numpy as np
 
 from pipelines.pictures import Pictures
-from pipelines.places import read
 from pipelines.video import Video
 
 _HELD = {"h264", "hevc", "av1", "vp9", "vp8", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "h263", "ffv1"}
@@ -43,8 +42,7 @@ def trim(
         if not video.ordered or video.codec not in _HELD:
             last = len(video.pictures.frames) - 1
             wanted_pictures(video.pictures, frames)  # for its errors
-            data = source if isinstance(source, bytes) else read(os.fspath(source))[0]
-            return data, np.minimum(np.asarray(frames, np.int32), last)
+            return video.content(), np.minimum(np.asarray(frames, np.int32), last)
         keep, positions = needed(video.pictures, frames)
         return _remux(video, keep), positions
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import math
 import os
+import struct
 import time
 from collections.abc import Sequence
 from fractions import Fraction
@@ -23,6 +25,8 @@ av.logging.set_level(av.logging.PANIC)
 
 # Titles in other encodings than UTF-8 are no reason to refuse a video; PyAV 19 no longer asks.
 _ANY_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+CHANGED = "it has changed since it was indexed"
+_COMPARED = 32  # packets at a time
 _TIMELESS = {"avi", "h264", "hevc", "m4v", "mpegvideo"}
 
 
@@ -39,6 +43,7 @@ class Video:
     def __init__(self, source: str | os.PathLike[str] | bytes, seconds: float = math.inf, table: str = ""):
         self.seconds, self._opened = seconds, time.monotonic()
         self.name = f"<{len(source)} bytes>" if isinstance(source, bytes) else os.fspath(source)
+        self._whole = source if isinstance(source, bytes) else None  # the file, where it is in memory
         self.container = self._open(source, whole=not table)
         try:
             if not self.container.streams.video:
@@ -51,14 +56,14 @@ class Video:
                 raise ValueError(f"{self.name}: the video stream is of a codec that FFmpeg does not know")
             self.codec = self.stream.codec_context.codec.canonical_name
             self.width, self.height = self.stream.codec_context.width, self.stream.codec_context.height
+            self._ranges = self._indexed()  # before demuxing, which may find more than opening does
             self._packets = [] if table else self._demux()
             if not (self._packets or table) or not self.width or not self.height:
                 raise ValueError(f"{self.name}: the video stream has no pictures")
             if table:
                 self.pictures, size = unpack(table)
-                self._ranges = self._indexed()
                 if (len(self._ranges), sum(e - s for s, e in self._ranges)) != (len(self.pictures.pts), size):
-                    raise ValueError(f"{self.name}: it has changed since it was indexed")
+                    raise ValueError(f"{self.name}: {CHANGED}")
             else:
                 self.pictures = of_packets(self._packets, self.codec, self.stream.codec_context.extradata or b"")
         except BaseException:
@@ -71,6 +76,7 @@ class Video:
             chosen = [self._packets[number] for number in numbers]
         else:
             data = places.read(self.name, [self._ranges[number] for number in numbers])
+            self.in_time()
             chosen = [av.Packet(len(picture)) for picture in data]
             for packet, picture in zip(chosen, data, strict=True):
                 packet.update(picture)  # a packet made of bytes has no zeros behind them, and decoders read on
@@ -80,15 +86,42 @@ class Video:
         return chosen
 
     def table(self) -> str:
-        """What lets the file be opened without demuxing it; empty if its packets are not plain ranges of its bytes."""
-        if not self.ordered or any(True for packet in self._packets for _ in packet.iter_sidedata()):
+        """What lets the file be opened without demuxing it; empty if its packets are not plain ranges of its bytes, or
+        where they lie is not known until all of it is read."""
+        packets, ranges = self._packets, self._ranges
+        if not self.ordered or any(True for packet in packets for _ in packet.iter_sidedata()):
             return ""
-        ranges = self._indexed()
-        if [packet.size for packet in self._packets] != [end - start for start, end in ranges]:
+        if [packet.size for packet in packets] != [end - start for start, end in ranges] or self._in_fragments():
             return ""
-        if any(bytes(p) != held for p, held in zip(self._packets, places.read(self.name, ranges), strict=True)):
-            return ""
-        return pack(self.pictures, sum(packet.size for packet in self._packets))
+        for first in range(0, len(packets), _COMPARED):
+            here = slice(first, first + _COMPARED)
+            if any(bytes(p) != held for p, held in zip(packets[here], self._bytes(ranges[here]), strict=True)):
+                return ""
+        return pack(self.pictures, sum(packet.size for packet in packets))
+
+    def content(self) -> bytes:
+        """The whole file."""
+        return places.read(self.name)[0] if self._whole is None else self._whole
+
+    def _bytes(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        if self._whole is None:
+            return places.read(self.name, ranges)
+        return [self._whole[start:end] for start, end in ranges]
+
+    def _in_fragments(self) -> bool:
+        """Of an MP4: whether its pictures are listed bit by bit all over the file (moof boxes)."""
+        at = 0
+        with contextlib.suppress(ValueError, struct.error):  # the end of the file
+            while "mp4" in self.container.format.name:
+                size, kind = struct.unpack(">I4s", self._bytes([(at, at + 8)])[0])
+                if kind == b"moof":
+                    return True
+                if size == 1:
+                    (size,) = struct.unpack(">Q", self._bytes([(at + 8, at + 16)])[0])
+                if size < 8:  # it goes on to the end
+                    break
+                at += size
+        return False
 
     def _indexed(self) -> list[tuple[int, int]]:
         """(start, end) of each packet in the file, as the container's own index has it."""
@@ -139,6 +172,8 @@ class Video:
         if source == b"":
             raise ValueError(f"{self.name}: empty file")
         where = io.BytesIO(source) if isinstance(source, bytes) else places.source(self.name, whole)
+        if isinstance(where, io.BytesIO):
+            self._whole = where.getvalue()
         try:
             return av.open(where, "r", **_ANY_METADATA)
         except av.error.FFmpegError as error:

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -37,6 +37,10 @@ class World:
     @property
     def is_first(self) -> bool:
         return self.rank == 0
+
+    def first(self, make: Callable[[], T]) -> T:
+        """What the first process makes, on all of them."""
+        return self.gather(make() if self.is_first else None)[0]  # type: ignore[return-value]
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value, in the order of ranks, on every rank."""

@@ -13,6 +13,7 @@ from hypothesis import settings
 
 from pipelines.encode import encode
 from pipelines.synthetic import render
+from tests.runs import SMALL
 
 settings.register_profile("clipline", deadline=None)  # the machine may be busy: slow is no fault here
 settings.load_profile("clipline")
@@ -53,6 +54,14 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return path
 
     return get
+
+
+@pytest.fixture
+def arguments(clips_folder: Callable[[Path, int], Path], tmp_path: Path) -> list[str]:
+    """Of a run over 13 small videos that takes a second."""
+    (tmp_path / "data").mkdir()
+    path = clips_folder(tmp_path / "data", 13)
+    return [f"data.train={path}", f"data.val={path}", f"run.folder={tmp_path}", *SMALL]
 
 
 @pytest.fixture(scope="session")

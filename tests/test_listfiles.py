@@ -35,6 +35,14 @@ def short(clips, base):
     return [(os.path.relpath(path, base), label) for path, label in clips]
 
 
+@pytest.mark.parametrize("root", ["{base}/", "{base}", "{base}/./", "file://{base}/"])
+def test_however_the_root_is_spelt_the_split_is_the_rows_own(tree, root):
+    csv = HEADER + "x,01234567890,0,10,train,0\n"
+    base = tree("train/01234567890_000000_000010.mp4", "test/01234567890_000000_000010.mp4", lists={"l.csv": csv})
+    ((path, _),) = read_list(base / "l.csv", root.format(base=base))
+    assert path.endswith("/train/01234567890_000000_000010.mp4")
+
+
 # --- Kinetics -----------------------------------------------------------------------------------------------------
 
 

@@ -7,16 +7,25 @@ import io
 import os
 import shutil
 import tarfile
+import time
+from fractions import Fraction
+from typing import ClassVar
 
+import av
+import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import places
+from pipelines.encode import encode
 from pipelines.host import decode_views
-from pipelines.index import read_row
+from pipelines.index import build_index, read_row
+from pipelines.lists import Clip
 from pipelines.pictures import Pictures, pack, unpack
+from pipelines.synthetic import render
 from pipelines.trim import trim
 from pipelines.video import Video
 
@@ -121,8 +130,8 @@ def test_ranges_are_the_bytes_of_the_file(tmp_path_factory, content, data):
     file.write_bytes(content)
     start = data.draw(st.integers(0, len(content) - 1))
     size = data.draw(st.integers(1, len(content) - start))
-    cuts = sorted(data.draw(st.lists(st.integers(0, size), min_size=2, max_size=20)))
-    ranges = list(zip(cuts[::2], cuts[1::2], strict=False))
+    cuts = data.draw(st.lists(st.tuples(st.integers(0, size), st.integers(0, size)), min_size=1, max_size=20))
+    ranges = [(min(cut), max(cut)) for cut in cuts]  # in any order, over each other, twice
     member = places.member_path(str(file), "a b@1+2#c.mp4", start, size)
     held = content[start : start + size]
     for path in (member, f"file://{member}"):
@@ -132,6 +141,86 @@ def test_ranges_are_the_bytes_of_the_file(tmp_path_factory, content, data):
     sliced = io.BufferedReader(places.Slice(f"file://{member}", size, block=16), 64)
     at = data.draw(st.integers(0, size))
     assert (sliced.seek(at), sliced.read(), sliced.seek(-1, 2), sliced.read()) == (at, held[at:], size - 1, held[-1:])
+
+
+def test_reading_goes_on_where_the_system_stops_short(tmp_path, monkeypatch):
+    """Linux reads no more than 2 GiB at a time."""
+    (tmp_path / "x").write_bytes(bytes(range(256)) * 10)
+    real = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, at: real(file, min(size, 7), at))
+    assert places.read(str(tmp_path / "x")) == [bytes(range(256)) * 10]
+    with pytest.raises(ValueError, match="ends before byte 2561"):
+        places.read(str(tmp_path / "x"), [(0, 2561)])
+
+
+@pytest.mark.parametrize("flags", ["frag_keyframe+empty_moov", "frag_keyframe+dash"])
+def test_fragments_and_lost_indices_are_demuxed_each_time(video, tmp_path, flags):
+    """Where pictures lie is not known from the file's head: what the index may know later is not known at opening."""
+    path = tmp_path / "x.mp4"
+    with av.open(str(video("h264_bframes", 75))) as old, av.open(str(path), "w", options={"movflags": flags}) as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                new.mux(packet)
+    row = read_row(str(path))
+    assert (row.num_frames, row.table) == (75, "")
+    assert trim(path, [3, 70])[1].tolist() == trim(video("h264_bframes", 75), [3, 70])[1].tolist()
+
+
+def test_an_avi_that_lost_its_index_is_demuxed_each_time(tmp_path):
+    frames = render(0, 0, 1, 300, 64, 48)
+    encode(tmp_path / "x.mp4", frames, Fraction(25), "mjpeg")
+    with av.open(str(tmp_path / "x.mp4")) as old, av.open(str(tmp_path / "x.avi"), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                new.mux(packet)
+    whole = (tmp_path / "x.avi").read_bytes()
+    assert read_row(str(tmp_path / "x.avi")).table
+    (tmp_path / "cut.avi").write_bytes(whole[: whole.rindex(b"idx1")])
+    row = read_row(str(tmp_path / "cut.avi"))
+    assert row.num_frames == 300 and not row.table and len(trim(tmp_path / "cut.avi", [0, 299])[1]) == 2
+
+
+class Flaky(LocalFileSystem):
+    """Fails as often as it is told to; counts what it gives."""
+
+    protocol = "flaky"
+    failures: ClassVar[list[Exception]] = []
+    given: ClassVar[list[int]] = []
+
+    def cat_file(self, path, start=None, end=None, **kwargs):
+        if self.failures:
+            raise self.failures.pop()
+        self.given.append(0)
+        data = super().cat_file(path, start, end, **kwargs)
+        self.given[-1] = len(data)
+        return data
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), ConnectionResetError("by peer"), KeyError("secret")])
+def test_what_the_network_fails_at_is_tried_again(video, tmp_path, error):
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    file = video("h264", 75)
+    clips = [Clip(f"flaky://{file}", 0)]
+    Flaky.failures.append(error)
+    (row,) = build_index(clips, tmp_path / "i.jsonl")
+    assert row.error and not row.missing and row.num_frames == 0
+    Flaky.given.clear()
+    (row,) = build_index(clips, tmp_path / "i.jsonl")
+    assert (row.error, row.num_frames) == ("", 75) and Flaky.given == [file.stat().st_size], "fetched once"
+    build_index(clips, tmp_path / "i.jsonl")
+    assert len(Flaky.given) == 1, "and not again"
+
+
+def test_time_is_kept_where_packets_are_read_by_ranges(video, monkeypatch):
+    path = str(video("h264", 75))
+    table, real = read_row(path).table, places.read
+    monkeypatch.setattr(places, "read", lambda *a: time.sleep(0.2) or real(*a))
+    with pytest.raises(ValueError, match=r"not read within 0\.1 seconds"):
+        trim(path, [3], 0.1, table)
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
@@ -160,3 +249,4 @@ def test_joining_and_relating_paths():
     assert places.relative("/data/x/a.mp4", "/data") == "x/a.mp4"
     assert places.relative("/data/t-01.tar#n01/a.mp4@512+9", "/data") == "t-01/n01/a.mp4"
     assert places.relative("s3://b/t/01.tar#a.mp4@512+9", "s3://b/t") == "01/a.mp4"
+    assert places.relative("/data/t.tar#../../etc/a.mp4@512+9", "/data") == "t/etc/a.mp4"

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from configs import schema
 from pipelines import places, prepare, shards
 from pipelines.index import main as index
 from pipelines.index import read_row
-from pipelines.listfiles import plain_name
+from pipelines.listfiles import is_there, plain_name
 from pipelines.lists import class_names, read_list
 from pipelines.loader import build_loader
+from pipelines.source import Unreadable
 from pipelines.world import World
+from tests.runs import SMALL
 
 
 def write(tar: Path, *members: tuple[str, bytes | str | Path], **more) -> Path:
@@ -186,10 +190,102 @@ def test_index_and_prepare_commands(sharded, tmp_path, capsys):
         "t-000/s00.mp4", "t-000/s02.mp4", "t-001/s01.mp4", "t-001/s03.mp4"]  # fmt: skip
 
 
-def test_a_shard_that_is_replaced_while_training_is_no_silent_fault(sharded):
-    tars, _ = sharded(3, 1)
-    row = read_row(read_list(tars)[0].path)
+def test_a_shard_that_is_replaced_while_training_is_no_silent_fault(sharded, tmp_path):
+    """The members' places hold other videos: their labels would be wrong."""
+    tars, _ = sharded(6, 1)
+    cfg = schema.load(None, [f"data.train={tars}", *SMALL, "data.batch=2", "data.max_bad=1"])
+    loader = build_loader(cfg, "train", [str(i) for i in range(6)], World(), torch.device("cpu"))
     tar = Path(shards.expand(tars)[0])
-    tar.write_bytes(tar.read_bytes()[512:] + bytes(512))
-    changed = read_row(row.path)
-    assert changed.error and dataclasses.replace(changed, error="") != row
+    tar.write_bytes(tar.read_bytes())
+    with pytest.raises(Unreadable, match="100 videos in a row cannot be read"):
+        next(iter(loader))
+    assert loader.source.reason(0) == "it has changed since it was indexed"
+    tar.unlink()
+    assert loader.source.reason(0) == "no such file"
+
+
+def test_relative_paths(sharded, tmp_path, monkeypatch):
+    sharded(3, 2)
+    monkeypatch.chdir(tmp_path.parent)
+    for pattern in (f"{tmp_path.name}/t-*.tar", f"./{tmp_path.name}/t-{{000..001}}.tar"):
+        assert [read_row(c.path).error for c in read_list(pattern, root="elsewhere")] == [""] * 3
+    monkeypatch.chdir(tmp_path)
+    assert [read_row(c.path).error for c in read_list("t-000.tar")] == [""] * 2
+    (tmp_path / "[x]{1..2}").mkdir()
+    shutil.copy("t-000.tar", "[x]{1..2}/t.tar")
+    assert len(read_list("[x]{1..2}/t.tar")) == 2, "a name that is there is no pattern"
+    there = ("t-000.tar", "t-*.tar", "list.txt", "s3://b/t-*.tar")
+    for path in (*there, "x*.tar", "t-{000..002}.tar", "none.txt"):
+        assert is_there(path) == (path in there), path
+
+
+def test_what_lies_behind_a_damaged_header_is_not_lost_in_silence(video, tmp_path, capsys):
+    sample = [(f"{n}.{kind}", content) for n in "abc" for kind, content in (("mp4", video("vp9", 40)), ("cls", "1"))]
+    whole = write(tmp_path / "whole.tar", *sample).read_bytes()
+    with tarfile.open(tmp_path / "whole.tar") as tar:
+        third = tar.getmember("b.mp4").offset
+    for name, content in {
+        "flipped": whole[: third + 9] + b"x" + whole[third + 10 :], "cut": whole[: third + 100], "two": whole + whole,
+    }.items():  # fmt: skip
+        (tmp_path / f"{name}.tar").write_bytes(content)
+        assert len(read_list(tmp_path / f"{name}.tar")) == (3 if name == "two" else 1)
+        assert "from byte" in capsys.readouterr().err
+    (tmp_path / "bare.tar").write_bytes(whole.rstrip(b"\0") + bytes(-len(whole.rstrip(b"\0")) % 512))
+    assert len(read_list(tmp_path / "bare.tar")) == 3 and capsys.readouterr().err == "", "zeros at the end may lack"
+
+
+def test_links_within_a_tar(video, tmp_path):
+    write(tmp_path / "x.tar", ("k/a.mp4", video("vp9", 40)), ("k/a.cls", "1"))
+    with tarfile.open(tmp_path / "x.tar", "a") as tar:
+        for name, kind, target in (
+            ("b.mp4", tarfile.LNKTYPE, "k/a.mp4"),
+            ("b.cls", tarfile.LNKTYPE, "k/a.cls"),
+            ("k/c.mp4", tarfile.SYMTYPE, "../b.mp4"),
+            ("k/c.cls", tarfile.SYMTYPE, "a.cls"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            tar.addfile(info)
+    found = read_list(tmp_path / "x.tar")
+    assert [(places.place_of(c.path).name, c.label, read_row(c.path).num_frames) for c in found] == [
+        ("k/a.mp4", 1, 40), ("b.mp4", 1, 40), ("k/c.mp4", 1, 40)]  # fmt: skip
+    with tarfile.open(tmp_path / "x.tar", "a") as tar:
+        info = tarfile.TarInfo("d.mp4")
+        info.type, info.linkname = tarfile.SYMTYPE, "/videos/d.mp4"
+        tar.addfile(info)
+    with pytest.raises(ValueError, match=r"d\.mp4 is a link to /videos/d\.mp4, which is not in it"):
+        read_list(tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize(
+    ("beside", "label"),
+    [
+        ({"json": '{"cls": null, "label": 4}'}, "4"),
+        ({"json": '{"label": 3.0}'}, "3"),
+        ({"json": '{"label": [3]}'}, ""),
+        ({"json": '{"label": true}'}, ""),
+        ({"json": "[" * 100_000}, ""),
+        ({"json": '{"label": 3}', "cls": "7"}, "7"),
+        ({"cls": "7", "json": '{"label": 3}'}, "7"),
+        ({"cls": "\ufeff5"}, "5"),
+    ],
+)
+def test_labels(video, tmp_path, beside, label):
+    write(tmp_path / "x.tar", ("a.mp4", video("vp9", 40)), *((f"a.{kind}", text) for kind, text in beside.items()))
+    assert shards.read_shard(str(tmp_path / "x.tar")).labels == (label,)
+
+
+@given(st.data())
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_tar_never_raises_or_hangs(video, tmp_path, data):
+    whole = bytearray(write(tmp_path / "w.tar", ("a.mp4", video("vp9", 40)), ("a.cls", "1")).read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.one_of(st.integers(0, 511), st.integers(0, len(whole) - 1)))
+        whole[at] = data.draw(st.sampled_from([0, 0x20, 0x2D, 0x37, 0x4C, 0x53, 0x78, 0x80, 0xFF]))
+    if data.draw(st.booleans()):  # with a checksum that fits
+        whole[148:156] = b" " * 8
+        whole[148:156] = b"%06o\0 " % sum(whole[:512])
+    (tmp_path / "x.tar").write_bytes(whole)
+    found = shards.read_shard(str(tmp_path / "x.tar"))
+    assert found.error or found.videos
+    assert all(read_row(path).path == path for path in found.videos)
