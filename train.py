@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from configs import schema
 from configs.profile import profiled
-from configs.runs import RunFolder, find_checkpoint, is_best, read_metrics, summary
+from configs.runs import LAST, PREVIOUS, RunFolder, find_checkpoint, is_best, load_checkpoint, read_metrics, summary
 from configs.steps import Clock, Meter, Stop, log_line
 from eval import autocast, choose_device, choose_dtype, draw_hog, evaluate, pretraining_loss
 from networks import weights
@@ -59,7 +59,9 @@ def train(cfg: schema.Config) -> int:
     loader = build_loader(cfg, "train", classes, world, device, half)
     val_loader = build_loader(cfg, "val", classes, world, device, half) if cfg.data.val else None
 
-    resumed = find_checkpoint(cfg)
+    resumed = find_checkpoint(cfg) if world.is_first else None
+    if (path := world.first(lambda: resumed and resumed[0])) and not resumed:
+        resumed = path, load_checkpoint(path)
     torch.manual_seed(cfg.run.seed)
     network = build_network(cfg, len(classes))
     if cfg.model.freeze:
@@ -113,7 +115,7 @@ def train(cfg: schema.Config) -> int:
             if found:
                 folder.record("val", step, epoch=loader.epoch, **found)
 
-    stop, clock = Stop(), Clock(cfg.run.save_minutes)
+    stop, clock = Stop(alone=world.size == 1), Clock(cfg.run.save_minutes)
     with stop, profiled(cfg.run.profile, folder and folder.path / "profile", say) as profiler_step:
         if resumed and step and not loader.step and not world.gather(validated(folder, step))[0]:
             validate()  # the run was stopped between the end of the epoch and its validation
@@ -161,7 +163,7 @@ def train(cfg: schema.Config) -> int:
                 break
             if folder and (epoch + 1 == o.epochs or epoch % max(1, o.epochs // 5) == 0):
                 pictures(folder, cfg, batch, out, classes, step)
-            with stop.at_once(alone=world.size == 1):
+            with stop.at_once():
                 validate()
             if folder:
                 folder.draw_curves()
@@ -191,6 +193,8 @@ def restore(
     loader.load_state_dict(state["loader"])
     loader.bad.update(state["bad"])
     if folder:
+        if path == folder.path / PREVIOUS:  # and not the unreadable one becomes the next that is kept
+            (folder.path / LAST).unlink(missing_ok=True)
         folder.say(f"resumed from {path}: epoch {loader.epoch}, step {state['step']}")
         for line in schema.changes(schema.load_text(state["config"]), cfg):
             folder.say(f"  changed since: {line}")

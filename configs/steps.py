@@ -124,13 +124,16 @@ class Clock:
 
 
 class Stop:
-    """Turns Ctrl-C and SIGTERM into `signal`, read after each step; a second one, or one inside at_once(), interrupts.
+    """Turns Ctrl-C and SIGTERM into `signal`, read after each step; of a process that is `alone` a second Ctrl-C, or a
+    signal inside at_once(), interrupts. Others are waited for, and torchrun passes on what the processes got already.
 
     Leaving the block swallows that interruption: all that matters was saved before.
     """
 
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
+    def __init__(self, alone: bool = True) -> None:
+        self.alone = alone
+        self.signal: signal.Signals | None = None  # that all processes know of
+        self._received: signal.Signals | None = None
         self._wait = True
 
     def __enter__(self) -> Stop:
@@ -143,23 +146,24 @@ class Stop:
         return kind is KeyboardInterrupt and self.signal is not None
 
     @contextlib.contextmanager
-    def at_once(self, alone: bool) -> Iterator[None]:
-        """Inside, nothing is lost by stopping at once; but a process that others wait for is not `alone`."""
-        if not alone:
-            yield
-            return
-        self._wait = False
-        if self.signal:
-            raise KeyboardInterrupt
+    def at_once(self) -> Iterator[None]:
+        """Inside, nothing is lost by stopping at once."""
+        self._wait = not self.alone
+        if self._received and self.alone:
+            self._interrupt()
         yield
         self._wait = True
 
     def agreed(self, gather: Callable[[signal.Signals | None], list[signal.Signals | None]]) -> bool:
         """Whether the run stops after this step, for all processes to ask together: a signal to one stops all."""
-        self.signal = next((s for s in gather(self.signal) if s), None)
+        self.signal = next((s for s in gather(self._received) if s), None)
         return bool(self.signal)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        second, self.signal = self.signal is not None, signal.Signals(number)
-        if second or not self._wait:
-            raise KeyboardInterrupt
+        second, self._received = self._received is not None, signal.Signals(number)
+        if self.alone and (second and number == signal.SIGINT or not self._wait):
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        self.signal = self._received
+        raise KeyboardInterrupt

@@ -110,10 +110,13 @@ def pack(pictures: Pictures, size: int) -> str:
 
 
 def unpack(table: str) -> tuple[Pictures, int]:
-    """-> what pack() was given."""
-    data = base64.b85decode(table)
-    count, size = _HEAD.unpack_from(data)
-    content = zlib.decompress(data[_HEAD.size :])
-    rank = np.frombuffer(content, "<i4", count).astype(np.int64) + np.arange(count)
-    flags = np.frombuffer(content, np.uint8, count, 4 * count)
+    """-> what pack() was given. Raises ValueError for what it did not make."""
+    try:
+        data = base64.b85decode(table)
+        count, size = _HEAD.unpack_from(data)
+        content = zlib.decompress(data[_HEAD.size :])
+        rank = np.frombuffer(content, "<i4", count).astype(np.int64) + np.arange(count)
+        flags = np.frombuffer(content, np.uint8, count, 4 * count)
+    except (ValueError, struct.error, zlib.error) as error:
+        raise ValueError(f"a damaged table of pictures: {error}") from None
     return Pictures(rank, *(flags >> bit & 1 == 1 for bit in range(len(_FLAGS)))), size

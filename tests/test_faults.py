@@ -72,7 +72,7 @@ def test_killed_at_any_moment_the_run_ends_as_if_it_had_not_been(arguments, tmp_
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_preemption_saves_first(arguments, tmp_path, number):
-    arguments = [*arguments, *STEADY, *LONG, "run.log_every=1"]
+    arguments = [*arguments, *STEADY, *LONG, "optim.epochs=300"]
     for command in ([sys.executable, "train.py", *arguments, "run.name=a"], torchrun([*arguments, "run.name=b"])):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
                                    start_new_session=True)  # fmt: skip
@@ -84,7 +84,7 @@ def test_preemption_saves_first(arguments, tmp_path, number):
         out, _ = process.communicate(timeout=60)
         assert process.returncode != 0 and "stopped by" in out
         steps = last(tmp_path / command[-1].partition("=")[2])["step"]
-        assert f"at step {steps}" in out and 2 <= steps < 24
+        assert f"at step {steps}" in out and 2 <= steps < 600
 
 
 def test_a_full_disk_costs_the_checkpoint_not_the_run(arguments, tmp_path, monkeypatch, capsys):

@@ -27,21 +27,18 @@ def run(arguments: list[str], name: str, *more: str) -> Path:
 
 def test_a_step_in_several_batches_is_the_same_step(arguments):
     """To rounding; in fp32 the mean over six clips is not added up in the same order."""
-    once = run([*arguments, *STEADY], "once", "data.batch=6", "optim.batch=6")
-    parts = run([*arguments, *STEADY], "parts", "data.batch=2", "optim.batch=6")
+    plain = [*arguments, *STEADY, "optim.name=sgd", "optim.batch=6"]
+    once, parts = run(plain, "once", "data.batch=6"), run(plain, "parts", "data.batch=2")
     assert len(losses(once)) == len(losses(parts)) == 4
     for a, b in zip(losses(once), losses(parts), strict=True):
         assert a == pytest.approx(b, abs=1e-5)
     a, b = last(once), last(parts)
-    assert a["loader"] == b["loader"] and all(
-        torch.allclose(a["network"][k], b["network"][k], atol=1e-5) for k in a["network"]
-    )
+    assert a["loader"] == b["loader"]
+    assert all(torch.allclose(a["network"][key], b["network"][key], atol=1e-5) for key in a["network"])
 
 
-@given(
-    st.integers(1, 500), st.integers(1, 8), st.integers(1, 4), st.integers(1, 4), st.integers(1, 8), st.integers(1, 4)
-)
-def test_an_epoch_goes_on_behind_what_it_has_seen(n, batch, ranks, times, new_batch, new_ranks):
+@given(st.integers(1, 500), *[st.integers(1, 8), st.integers(1, 4)] * 2, st.integers(1, 4))
+def test_an_epoch_goes_on_behind_what_it_has_seen(n, batch, ranks, new_batch, new_ranks, times):
     """On another number of ranks: no sample again, and less than a step of them left out."""
     for step in range(0, train_steps(n, batch, ranks, times) + 1, times):
         seen = step * batch * ranks
@@ -159,7 +156,7 @@ def test_a_profile_and_the_summary(arguments, capsys):
     folder = run(arguments, "a", "run.profile=2", "optim.epochs=3", "data.val=")
     assert (folder / "profile" / "trace.json.gz").stat().st_size > 1000
     table = (folder / "profile" / "operators.txt").read_text()
-    assert "Self CPU" in table and len([line for line in table.splitlines() if line.startswith("  ")]) >= 10
+    assert "Self CPU" in table and len([line for line in table.splitlines() if "%  " in line]) >= 10
     out = capsys.readouterr().out
     assert "open the trace in Perfetto" in out and "3 epochs of" in out and "of the time waiting for data" in out
     rows = [{"kind": "train", "epoch": e, "seconds": 2.0, "clips": 10, "data": 0.25} for e in (1, 1, 2, 2)] + [

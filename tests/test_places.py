@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import io
 import os
@@ -122,6 +123,12 @@ def test_a_table_holds_everything_but_the_clock(rows, size):
     assert np.array_equal(np.argsort(found.pts), np.argsort(times, kind="stable"))
     for name in ("entry", "closed", "reference", "shown"):
         assert np.array_equal(getattr(found, name), getattr(pictures, name))
+
+
+@given(st.text(max_size=200) | st.binary(max_size=99).map(lambda b: base64.b85encode(b).decode()))
+def test_what_is_no_table_is_refused(text):
+    with pytest.raises(ValueError, match="a damaged table of pictures"):
+        unpack(text)
 
 
 @given(st.binary(min_size=1, max_size=3000), st.data())
