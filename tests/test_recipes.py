@@ -1,0 +1,71 @@
+"""Every recipe: it loads, builds at full size, says what it is, and trains at toy size."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import train as training
+from configs import schema
+from configs.runs import read_metrics
+from networks.configured import build_network
+from tests.runs import ROOT
+
+PATHS = sorted((ROOT / "configs").glob("*.yaml"))
+RECIPES = [path for path in PATHS if not path.stem.startswith("demo")]
+# What makes a network small, whatever its recipe asks of it.
+TOY = {
+    "timesformer": ["model.args.width=32", "model.args.depth=2", "model.args.heads=2", "data.size=32"],
+    "vivit": ["model.args.width=32", "model.args.depth=2", "model.args.heads=2", "data.size=32"],
+    "videomae": ["model.args.width=32", "model.args.depth=2", "model.args.heads=2", "data.size=32"],
+    "mvit_v1": ["model.name=mvit_v1_tiny", "data.size=64"],
+    "mvit_v2": ["model.name=mvit_v2_tiny", "data.size=64"],
+    "maskfeat": ["model.name=maskfeat_tiny", "data.size=64"],
+}
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_a_recipe_builds_and_says_what_it_is(path):
+    cfg = schema.load(path)
+    with torch.device("meta"):
+        network = build_network(cfg, 400)
+    assert sum(p.numel() for p in network.parameters()) > 0
+    if path.stem.startswith("demo"):
+        return
+    comment = " ".join(line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#"))
+    assert re.search(r"\d[\d.]* % top-1|[Nn]o accuracy was published|was never published|No published figure", comment)
+    assert "et al., 20" in comment or "VideoTransformer-pytorch" in comment or ".yaml" in comment, "its source"
+    if cfg.model.init.startswith("runs/"):
+        assert (ROOT / "configs" / f"{Path(cfg.model.init).name}.yaml").exists(), "the recipe it goes on from"
+    assert cfg.optim.batch and cfg.optim.batch % cfg.data.batch == 0, "the clips of a step are explicit"
+    named = re.fullmatch(r"\w+?_(\d+)(?:x(\d+))?_(k400|ssv2)(_\w+)?", path.stem)
+    assert named and int(named[1]) == cfg.data.frames
+    assert int(named[2]) == cfg.data.stride if named[2] else cfg.data.sampling == "segments"
+    assert cfg.data.flip == 0 or named[3] != "ssv2", "left and right are classes there"
+
+
+def slow_graphs(path: Path) -> object:
+    """DALI builds the graph of RandAugment in 2-5 s."""
+    return pytest.param(path, marks=[pytest.mark.slow] if schema.load(path).data.rand_augment else [], id=path.stem)
+
+
+@pytest.mark.parametrize("path", map(slow_graphs, RECIPES))
+def test_a_recipe_trains_two_steps_at_toy_size(path, clips_folder, tmp_path):
+    data = clips_folder(tmp_path, 8)
+    cfg = schema.load(path)
+    toy = next(values for kind, values in TOY.items() if cfg.model.name.startswith(kind))
+    frames = 8 if cfg.model.name.startswith(("mvit", "maskfeat")) else 4
+    batch = 4 * cfg.data.repeats
+    small = [
+        f"data.train={data}", f"data.val={data}", "data.root=", "data.classes=", f"data.frames={frames}", "model.init=",
+        "data.batch=2", f"optim.batch={batch}", "data.workers=0", "data.threads=1", "data.short_sides=64,80",
+        f"run.folder={tmp_path}", "run.device=cpu", "run.name=x", "run.threads=1", "run.log_every=1",
+        "optim.epochs=1", "optim.warmup_epochs=0", "optim.drops=",
+    ]  # fmt: skip
+    assert training.main([str(path), *small, *toy]) == 0
+    rows = read_metrics(tmp_path / "x")
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2]
+    assert all(row["loss"] is not None and row["bad_steps"] == 0 for row in rows if row["kind"] == "train")
