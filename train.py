@@ -80,7 +80,7 @@ def train(cfg: schema.Config) -> int:
         folder.start_over()
         folder.board.add_text("config", f"```yaml\n{schema.dump(cfg)}```")
         if report:
-            say(report)
+            say(f"weights of {cfg.model.init}\n{report}")
 
     o, accumulate = cfg.optim, loader.source.accumulate
     epoch_steps, clips = len(loader) // accumulate, accumulate * cfg.data.batch * world.size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import torch
 import train as training
 from configs import schema
 from configs.runs import read_metrics
+from networks import weights
 from networks.configured import build_network
+from tests.foreign import ENTRIES, write_checkpoint
 from tests.runs import ROOT
 
 PATHS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -69,3 +72,50 @@ def test_a_recipe_trains_two_steps_at_toy_size(path, clips_folder, tmp_path):
     rows = read_metrics(tmp_path / "x")
     assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2]
     assert all(row["loss"] is not None and row["bad_steps"] == 0 for row in rows if row["kind"] == "train")
+
+
+# --- from every kind of weights ---------------------------------------------------------------------------------------
+
+FAST = ("timesformer_divided", "slowfast_mvit_v2", "timm_vit_npz")
+CHECKPOINTS = [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in ENTRIES]
+
+
+def two_steps(tmp_path: Path, data: Path, name: str, *more: str) -> str:
+    small = [f"data.train={data}", "data.batch=4", "data.workers=0", "data.threads=1", f"run.folder={tmp_path}",
+             "run.device=cpu", f"run.name={name}", "run.threads=1", "run.log_every=1", "optim.epochs=1",
+             "optim.warmup_epochs=0", "optim.lr=1e-5", "data.flip=0"]  # fmt: skip
+    assert training.main([*small, *more]) == 0
+    rows = read_metrics(tmp_path / name)
+    assert [(row["step"], row["bad_steps"]) for row in rows] == [(1, 0), (2, 0)]
+    return (tmp_path / name / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_training_starts_from_every_kind_of_checkpoint(name, clips_folder, tmp_path):
+    data = clips_folder(tmp_path, 8)
+    path, entry = write_checkpoint(name, tmp_path), ENTRIES[name]
+    if entry["given"] is None:  # of images: any plain video network takes it
+        depth = max(len(numbers) for _, numbers, _ in entry["keys"] if numbers)
+        model, frames, size = "vivit_tiny", 4, 32
+        kwargs = {"width": 32, "depth": depth, "heads": 4, "patch_size": 8}
+    else:
+        network, config, _ = weights.convert(path, **entry["given"])
+        model, kwargs = config["name"], network.kwargs
+        _, _, frames, size, _ = entry.get("clip") or (0, 0, kwargs["num_frames"], kwargs["image_size"], 0)
+        size = size if isinstance(size, int) else size[0]
+    kwargs = {key: value for key, value in kwargs.items() if key not in ("num_classes", "num_frames", "image_size")}
+    more = ["task.name=maskfeat"] if model.startswith("maskfeat") else []
+    more += [f"model.args={json.dumps(kwargs)}", f"data.frames={frames}", f"data.size={size}", "data.stride=2"]
+    log = two_steps(tmp_path, data, "x", f"model.name={model}", f"model.init={path}", *more)
+    assert path.name in log, "the report of what became of its keys"
+
+
+def test_training_starts_from_runs_of_our_own(clips_folder, tmp_path):
+    """A classifier's run, one of MaskFeat, and a converted folder."""
+    data = clips_folder(tmp_path, 8)
+    tiny = ["model.name=mvit_v2_tiny", "data.frames=8", "data.size=64", "data.stride=2"]
+    two_steps(tmp_path, data, "pretrained", *tiny, "task.name=maskfeat", "model.name=maskfeat_tiny")
+    fine = [*tiny, "model.args={width_change: mlp, pooling: fc_norm}"]
+    assert "head" in two_steps(tmp_path, data, "tuned", *fine, f"model.init={tmp_path}/pretrained")
+    two_steps(tmp_path, data, "again", *fine, f"model.init={tmp_path}/tuned", "model.freeze=backbone")
+    two_steps(tmp_path, data, "folder", *fine, f"model.init={tmp_path}/tuned/best")

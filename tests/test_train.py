@@ -358,3 +358,30 @@ def test_training_on_a_gpu(arguments, tmp_path):
             name = f"{amp}_{compile}"
             assert training.main([*on_gpu, f"run.name={name}", f"run.amp={amp}", f"run.compile={compile}"]) == 0
             assert all(loss == loss for _, loss, _ in losses(tmp_path / name))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "task", [[], AUGMENT, EVERYTHING, PRETRAIN], ids=["plain", "augment", "everything", "maskfeat"]
+)
+def test_the_hot_path_never_waits_for_the_device(arguments, tmp_path, task, monkeypatch):
+    """From the third batch on torch raises where the host waits for the GPU, but for reading the meter."""
+    add, read, batches = training.Meter.add, training.Meter.read, []
+
+    def counted(self, *values):
+        add(self, *values)
+        batches.append(1)
+        torch.cuda.set_sync_debug_mode("error" if len(batches) > 2 else "default")
+
+    def reading(self, *values):
+        torch.cuda.set_sync_debug_mode("default")
+        return read(self, *values)
+
+    monkeypatch.setattr(training.Meter, "add", counted)
+    monkeypatch.setattr(training.Meter, "read", reading)
+    on_gpu = [a for a in arguments if a != "run.device=cpu"] + ["run.device=cuda", "run.log_every=1000", "data.val="]
+    try:
+        assert training.main([*on_gpu, *task, "run.name=a", "optim.epochs=3"]) == 0
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(batches) > 3
