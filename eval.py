@@ -18,7 +18,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,46 +30,19 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from configs import schema
-from configs.runs import run_path, write_csv
+from configs.report import Scores, write_report
+from configs.runs import run_path
 from networks import weights
+from networks.attention import attended
 from networks.configured import build_network, build_task, initialise
 from networks.hog import draw_cells
 from networks.tasks import MaskFeat
 from pipelines.listfiles import is_there
-from pipelines.lists import Clip, class_names
+from pipelines.lists import class_names
 from pipelines.loader import Batch, VideoLoader, build_loader
-from pipelines.show import draw_rows, pixels
+from pipelines.show import draw_rows, draw_strips, pixels, warmed
 from pipelines.source import Unreadable
 from pipelines.world import World
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Class probabilities of each video, (n, classes) float32 on the host; `scored` (n,) bool: False if it failed."""
-
-    probability: Tensor
-    label: Tensor  # (n,) int64
-    scored: Tensor
-    failed: dict[int, str]  # row of the list -> reason
-    padded: int  # places of the last batch that no video was left for
-
-    def topk(self, k: int) -> float:
-        """Share of all videos, unreadable ones included as wrong, whose label is among the k best."""
-        best = self.probability.topk(min(k, self.probability.shape[1])).indices
-        hit = (best == self.label[:, None]).any(1) & self.scored
-        return hit.double().mean().item()
-
-    @property
-    def loss(self) -> float:
-        """Mean negative log probability of the label over the videos that were scored."""
-        chosen = self.probability[self.scored, self.label[self.scored]]
-        return -chosen.clamp_min(1e-12).log().mean().item()
-
-    def coverage(self) -> str:
-        n = len(self.label)
-        return (
-            f"coverage: {int(self.scored.sum())} of {n} videos scored, {len(self.failed)} failed, {self.padded} padded"
-        )
 
 
 @torch.inference_mode()
@@ -156,6 +128,19 @@ def draw_hog(
     return draw_rows(rows, ["masked input", "predicted HOG", "original HOG", "frame"])
 
 
+def draw_attention(
+    network: nn.Module, video: Tensor, titles: Sequence[str], mean: Sequence[float], std: Sequence[float],
+    rollout: bool = False,
+) -> Figure:  # fmt: skip
+    """Clips (B, C, T, H, W), and below each what the network looks at in it."""
+    frames = pixels(video, mean, std)
+    training = network.training
+    heat = attended(network.eval(), video.float(), rollout).cpu().numpy()
+    network.train(training)
+    rows = np.stack([frames, warmed(frames, heat)], axis=1).reshape(-1, *frames.shape[1:])
+    return draw_strips(rows, [line for title in titles for line in (title, "attention")])
+
+
 def evaluate_pretraining(
     cfg: schema.Config, network: nn.Module, loader: VideoLoader, world: World, folder: Path, dtype: torch.dtype
 ) -> str:
@@ -195,42 +180,6 @@ def choose_dtype(amp: str, device: torch.device) -> torch.dtype:
     if amp == "auto":
         amp = "bf16" if device.type == "cuda" else "fp32"
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[amp]
-
-
-def write_report(folder: Path, scores: Scores, clips: Sequence[Clip], classes: Sequence[str], views: str) -> str:
-    """summary.json, predictions.csv and per_class.csv in `folder`; returns the lines to print."""
-    folder.mkdir(parents=True, exist_ok=True)
-    best = scores.probability.topk(min(5, len(classes)))
-    rows = []
-    for row, clip in enumerate(clips):
-        guesses = zip(best.indices[row].tolist(), best.values[row].tolist(), strict=True)
-        named = [text for number, share in guesses for text in (classes[number], f"{share:.4f}")]
-        state = "scored" if scores.scored[row] else f"failed: {scores.failed.get(row, 'unknown')}"
-        rows.append([clip.path, classes[clip.label], state, *(named if scores.scored[row] else [])])
-    guess_columns = [f"{what}{i + 1}" for i in range(best.indices.shape[1]) for what in ("class", "score")]
-    write_csv(folder / "predictions.csv", ["video", "label", "state", *guess_columns], rows)
-
-    right = (best.indices[:, 0] == scores.label) & scores.scored
-    per_class = []
-    for number, name in enumerate(classes):
-        of_class = scores.label == number
-        if of_class.any():
-            hits, total = int(right[of_class].sum()), int(of_class.sum())
-            per_class.append([name, total, hits, f"{hits / total:.4f}"])
-    write_csv(folder / "per_class.csv", ["class", "videos", "right", "top1"], per_class)
-
-    summary = {
-        "views": views, "videos": len(clips), "scored": int(scores.scored.sum()), "failed": len(scores.failed),
-        "padded": scores.padded, "top1": scores.topk(1), "top5": scores.topk(5), "loss": scores.loss,
-    }  # fmt: skip
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    worst = sorted(per_class, key=lambda entry: float(entry[3]))[:3]
-    return "\n".join([
-        f"test {views}: top-1 {100 * scores.topk(1):.2f} %  top-5 {100 * scores.topk(5):.2f} %",
-        scores.coverage(),
-        *(f"  failed: {clips[row].path}: {why}" for row, why in sorted(scores.failed.items())),
-        "worst classes: " + ", ".join(f"{name} {hits}/{total}" for name, total, hits, _ in worst),
-    ])  # fmt: skip
 
 
 def load_run(source: Path, overrides: Sequence[str]) -> tuple[schema.Config, Path, nn.Module, list[str]]:

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -24,18 +23,18 @@ from configs import schema
 from configs.profile import profiled
 from configs.runs import LAST, PREVIOUS, RunFolder, find_checkpoint, is_best, load_checkpoint, read_metrics, summary
 from configs.steps import Clock, Meter, Stop, log_line
-from eval import autocast, choose_device, choose_dtype, draw_hog, evaluate, pretraining_loss
+from eval import autocast, choose_device, choose_dtype, draw_attention, draw_hog, evaluate, pretraining_loss
 from networks import weights
 from networks.configured import build_learner, build_network, build_task, freeze, initialise, set_rates
 from networks.optim import clip_gradients
-from networks.parallel import network_state, synchronised, whole
+from networks.parallel import is_sharded, network_state, synchronised, whole
 from networks.state import Learner
 from networks.tasks import MaskFeat
 from pipelines.lists import class_names
 from pipelines.loader import Batch, VideoLoader, build_loader
 from pipelines.mixing import Mixing
 from pipelines.order import torch_seed
-from pipelines.show import draw_strips
+from pipelines.show import draw_strips, pixels
 from pipelines.source import Unreadable
 from pipelines.world import World
 
@@ -162,7 +161,7 @@ def train(cfg: schema.Config) -> int:
             if stop.signal:
                 break
             if folder and (epoch + 1 == o.epochs or epoch % max(1, o.epochs // 5) == 0):
-                pictures(folder, cfg, batch, out, classes, step)
+                pictures(folder, cfg, network, batch, out, classes, step)
             with stop.at_once():
                 validate()
             if folder:
@@ -222,14 +221,19 @@ def describe(
 
 
 def pictures(
-    folder: RunFolder, cfg: schema.Config, batch: Batch, out: dict[str, Tensor], classes: Sequence[str], step: int
-) -> None:
-    """clips.png: what the network saw of the last batch, and what it made of it."""
+    folder: RunFolder, cfg: schema.Config, network: nn.Module, batch: Batch, out: dict[str, Tensor],
+    classes: Sequence[str], step: int,
+) -> None:  # fmt: skip
+    """clips.png: the last batch, and what the network made of it; attention.png: what it looked at."""
+    mean, std = cfg.data.mean, cfg.data.std
     if "prediction" in out:
-        figure = draw_hog(batch, out, cfg.data.mean, cfg.data.std)
-    else:
-        figure = draw_guesses(cfg, batch, out["logits"], classes)
-    folder.show("clips", figure, step)
+        folder.show("clips", draw_hog(batch, out, mean, std), step)
+        return
+    pairs = zip(batch.classes.tolist(), out["logits"].argmax(-1).tolist(), strict=True)
+    titles = [f"{classes[right]}, predicted {classes[guess]}" for right, guess in pairs][:6]
+    folder.show("clips", draw_strips(pixels(batch.video[:6], mean, std), titles), step)
+    if not is_sharded(network):  # else all processes would have to look
+        folder.show("attention", draw_attention(network, batch.video[:3], titles[:3], mean, std), step)
 
 
 def finish(folder: RunFolder | None, loader: VideoLoader, stop: Stop, step: int, world: World) -> int:
@@ -237,13 +241,11 @@ def finish(folder: RunFolder | None, loader: VideoLoader, stop: Stop, step: int,
     status = 128 + stop.signal if stop.signal else 0
     if folder:
         if stop.signal:
-            folder.say(
-                f"stopped by {stop.signal.name} at step {step}; the same command continues from the last checkpoint"
-            )
+            folder.say(f"stopped by {stop.signal.name} at step {step}; the same command goes on from the checkpoint")
         else:
             folder.say(summary(read_metrics(folder.path)))
             for name, what in (("best", "network: model.safetensors, config.json"), ("curves.png", "loss and accuracy"),
-                               ("clips.png", "what was learned from, and predicted"), ("metrics.jsonl", "every figure"),
+                               ("clips.png", "clips and predictions; attention.png"), ("metrics.jsonl", "every figure"),
                                ("tb", f"TensorBoard: tensorboard --logdir {folder.path}")):  # fmt: skip
                 folder.say(f"  {folder.path / name}  {what}")
         if loader.bad:
@@ -259,15 +261,6 @@ def finish(folder: RunFolder | None, loader: VideoLoader, stop: Stop, step: int,
 
 def validated(folder: RunFolder | None, step: int) -> bool:
     return folder is None or any(r["kind"] == "val" and r["step"] == step for r in read_metrics(folder.path))
-
-
-def draw_guesses(cfg: schema.Config, batch: Batch, logits: Tensor, classes: Sequence[str]) -> Figure:
-    """Training clips as the network saw them, with label and prediction."""
-    guess = logits.argmax(-1).tolist()
-    titles = [
-        f"{classes[right]}, predicted {classes[g]}" for right, g in zip(batch.classes.tolist(), guess, strict=True)
-    ]
-    return draw_strips(batch.video[:6], titles[:6], cfg.data.mean, cfg.data.std)
 
 
 def progress(loader: VideoLoader, text: str, world: World) -> tqdm:

@@ -10,8 +10,10 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
+import matplotlib
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 from configs import schema
@@ -23,9 +25,8 @@ from pipelines.source import Unreadable
 from pipelines.world import World
 
 
-def draw_strips(video: torch.Tensor, titles: Sequence[str], mean: Sequence[float], std: Sequence[float]) -> Figure:
-    """A row of frames for each clip of (B, C, T, H, W), normalised with mean and std, under its title."""
-    frames = pixels(video, mean, std)
+def draw_strips(frames: np.ndarray, titles: Sequence[str]) -> Figure:
+    """A row of frames for each clip of (B, T, H, W, 3) uint8, under its title."""
     clips, times = frames.shape[:2]
     figure = Figure(figsize=(1.1 * times, 1.45 * clips), layout="constrained")
     axes = figure.subplots(clips, times, squeeze=False)
@@ -50,6 +51,17 @@ def draw_rows(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> Fi
     return figure
 
 
+def warmed(frames: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Frames (B, T, H, W, 3) uint8 with colours over them: heat (B, t, h, w), the largest of each clip being red.
+
+    Each map stands for as many frames as come to it; between patches it is interpolated.
+    """
+    size = frames.shape[1:4]
+    shown = F.interpolate(torch.from_numpy(heat)[:, None].float(), size, mode="trilinear")[:, 0].numpy()
+    shown = shown / np.maximum(shown.max((1, 2, 3), keepdims=True), 1e-12)
+    return (0.5 * frames + 127.5 * matplotlib.colormaps["jet"](shown)[..., :3] + 0.5).astype(np.uint8)
+
+
 def pixels(video: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """(B, C, T, H, W) normalised -> (B, T, H, W, 3) uint8, on the host."""
     clips = video.detach().float().cpu().permute(0, 2, 3, 4, 1).numpy()
@@ -70,7 +82,7 @@ def before_and_after(cfg: Config, clips: int) -> Figure:
         for number in after.classes[:clips].tolist()
         for t in (f"{classes[number]}: the frames", "what the network gets")
     ]
-    return draw_strips(pictures, titles, cfg.data.mean, cfg.data.std)
+    return draw_strips(pixels(pictures, cfg.data.mean, cfg.data.std), titles)
 
 
 def main(arguments: Sequence[str]) -> int:

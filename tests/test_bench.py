@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench import bytes as bench_bytes
-from bench import decode, machine
+from bench import decode, machine, step
 from bench.common import spread
 from bench.decode import CASES, PEERS, Settings, ratios
 from configs.words import parse
@@ -61,6 +61,21 @@ def test_bytes_of_ranges_are_fewer(tmp_path: Path, capsys: pytest.CaptureFixture
     for wrong in ("specs=16", "sets=vp8", "clips=0"):
         assert bench_bytes.main([wrong]) == 2
         assert wrong.partition("=")[0] in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_steps_of_ours_and_of_the_peers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toy = "networks=timesformer_b,vivit_b,videomae_b frames=4 size=32 depth=1 repeats=1 cases=ours,ours_checkpoint,peer"
+    assert step.main([*toy.split(), f"out={tmp_path}/s.json", "amp=fp32", "device=cpu"]) == 0
+    rows = json.loads((tmp_path / "s.json").read_text())["rows"]
+    assert [row["network"] for row in rows] == ["timesformer_b", "vivit_b", "videomae_b"]
+    for row in rows:
+        ours, again, peer = row["cases"].values()
+        assert abs(ours["parameters"] / peer["parameters"] - 1) < 0.001, "the same network"
+        assert again["held_mib"] < ours["held_mib"] and set(row["times_faster"]) >= {"ours / peer"}
+    assert "clips/s" in capsys.readouterr().out
+    for wrong in ("networks=vit", "batch=0", "amp=fp8", "repeats=0", "networks=mvit_v2_s"):
+        assert step.main([wrong, "frames=4", "size=32", "cases=peer", "device=cpu"]) == 2, wrong
 
 
 @pytest.mark.parametrize(

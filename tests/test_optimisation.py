@@ -202,7 +202,7 @@ def test_settings_are_in_tensorboard(arguments):
     tags = events.Tags()
     train = {f"train/{name}" for name in "loss lr grad_norm top1 clips_per_s data compute other".split()}
     assert train | {"val/top1"} <= set(tags["scalars"])
-    assert tags["images"] == ["clips"]
+    assert tags["images"] == ["clips", "attention"]
     text = events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "width: 32" in text and json.dumps("vivit_tiny").strip('"') in text
 

@@ -1,0 +1,208 @@
+"""A training step alone, the clips being there already: forward, loss, backward, optimiser.
+
+    python -m bench.step [key=value ...]
+
+    networks    timesformer_b,vivit_b,videomae_b,mvit_v2_s (default), also mvit_v1_b
+    cases       ours,ours_compiled,ours_checkpoint,peer,peer_compiled
+    batch=1     clips a step; more, with commas, are one row each       frames=0 size=0 depth=0    0: the network's own
+    amp=auto    fp32, bf16; auto is bf16 on a GPU        device=auto     threads=0   torch's on a CPU (0: all cores)
+    repeats=7   turns of each case                       steps=1         steps in a turn
+    out=PATH    the result (default bench/results/step.json)
+
+The peer is transformers' TimeSformer, ViViT or VideoMAE, or torchvision's MViT: the same network, as that library
+builds it. Cases take turns, and a ratio is taken within a round. `ours_checkpoint` recomputes every block on the way
+back. `held` is what a step keeps for its way back; on a GPU `peak` is all memory at once. Utilisation is of the rate at
+which the device multiplies large matrices of that precision, measured before, and counts a network's multiply-adds once
+forward and twice back, recomputation not.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import networks
+from bench.common import head, shown, spread, write
+from bench.hog import timed
+from bench.peer_networks import build_peer
+from configs.words import parse
+from eval import autocast, choose_device, choose_dtype
+from networks.info import count_flops, count_parameters
+from networks.optim import build_optimizer
+from pipelines.world import World
+
+CASES = ("ours", "ours_compiled", "ours_checkpoint", "peer", "peer_compiled")
+NETWORKS = ("timesformer_b", "vivit_b", "videomae_b", "mvit_v2_s", "mvit_v1_b")
+CLASSES = 400
+
+
+@dataclass(frozen=True)
+class Settings:
+    networks: tuple[str, ...] = NETWORKS[:4]
+    cases: tuple[str, ...] = CASES
+    batch: tuple[str, ...] = ("1",)
+    frames: int = 0
+    size: int = 0
+    depth: int = 0
+    amp: str = "auto"
+    device: str = "auto"
+    threads: int = 0
+    repeats: int = 7
+    steps: int = 1
+    out: str = "bench/results/step.json"
+
+    def __post_init__(self) -> None:
+        for key, known in {"networks": NETWORKS, "cases": CASES}.items():
+            for word in getattr(self, key):
+                if word not in known:
+                    raise ValueError(f"{key}={word}: expected some of {','.join(known)}")
+        if self.amp not in ("auto", "fp32", "bf16"):
+            raise ValueError(f"amp={self.amp}: expected auto, fp32 or bf16")
+        for key, least in dict(frames=0, size=0, depth=0, threads=0, repeats=1, steps=1).items():
+            if getattr(self, key) < least:
+                raise ValueError(f"{key}={getattr(self, key)}: expected at least {least}")
+        if not all(word.isdecimal() and int(word) > 0 for word in self.batch):
+            raise ValueError(f"batch={','.join(self.batch)}: expected whole numbers of 1 or more")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; returns its exit status."""
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    try:
+        _, s = parse(Settings, arguments)
+        device = choose_device(s.device, World())
+        dtype = choose_dtype(s.amp, device)
+        torch.set_num_threads(s.threads or len(os.sched_getaffinity(0)))
+        rate = matrix_rate(device, dtype)
+        result = head("step", s, ("transformers", "torchvision")) | {
+            "device": str(device), "precision": str(dtype).removeprefix("torch."),
+            "matrix_gflops": round(rate / 1e9, 1), "rows": [],
+        }  # fmt: skip
+        for name in s.networks:
+            for batch in map(int, s.batch):
+                result["rows"].append(measure(name, batch, s, device, dtype, rate))
+                print(table(result["rows"][-1]), flush=True)
+        write(result, s.out)
+    except (ValueError, OSError) as error:
+        print(f"bench.step: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    print(f"written: {s.out}")
+    return 0
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Multiply-adds a second of square matrix products, the best of several."""
+    side = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    timed(lambda: a @ b, device)
+    return side**3 / min(timed(lambda: a @ b, device) for _ in range(5))
+
+
+def measure(
+    name: str, batch: int, s: Settings, device: torch.device, dtype: torch.dtype, rate: float
+) -> dict[str, Any]:
+    """One network at one batch size: every case in turn."""
+    sizes = {"num_frames": s.frames, "image_size": s.size, "depth": s.depth}
+    kwargs = {key: value for key, value in sizes.items() if value}
+    if name.startswith("mvit") and s.depth:
+        kwargs.pop("depth")
+    with torch.device("meta"):
+        plan = networks.build(name, num_classes=CLASSES, **kwargs)
+    shape: tuple[int, ...] = plan.patch_embed.input_shape  # type: ignore[union-attr,assignment]
+    flops = count_flops(plan)
+    video, label = torch.randn(batch, *shape, device=device), torch.randint(CLASSES, (batch,), device=device)
+    steps: dict[str, Callable[[], Any]] = {}
+    about: dict[str, dict[str, Any]] = {}
+    for case in s.cases:
+        torch.manual_seed(0)
+        if case.startswith("ours"):
+            more = {"checkpoint_blocks": len(plan.blocks)} if case == "ours_checkpoint" else {}  # type: ignore[arg-type]
+            network = networks.build(name, num_classes=CLASSES, **kwargs | more)
+        else:
+            network = build_peer(name, CLASSES, shape, s.depth)
+        network = network.to(device).train()
+        if case.endswith("compiled"):
+            network.compile()
+        steps[case] = training_step(network, video, label, dtype)
+        timed(steps[case], device)  # the first time compiles
+        about[case] = {"parameters": count_parameters(network), **memory(steps[case], device)}
+    turns: dict[str, list[float]] = {case: [] for case in steps}
+    for _ in range(s.repeats):
+        for case, step in steps.items():
+            turns[case].append(sum(timed(step, device) for _ in range(s.steps)) / s.steps)
+    cases = {
+        case: {"clips_per_s": spread(batch / t for t in times), **about[case],
+               "utilisation": spread(3 * flops * batch / t / rate for t in times)}
+        for case, times in turns.items()
+    }  # fmt: skip
+    ratios = {
+        f"{case} / {other}": spread(b / a for a, b in zip(turns[case], turns[other], strict=True))
+        for case in cases for other in cases
+        if case.startswith("ours") and case != other and (other.startswith("peer") or other == "ours")
+    }  # fmt: skip
+    return {"network": name, "clip": list(shape), "batch": batch, "gflops": round(flops / 1e9, 2), "cases": cases,
+            "times_faster": ratios}  # fmt: skip
+
+
+def training_step(network: nn.Module, video: Tensor, label: Tensor, dtype: torch.dtype) -> Callable[[], Any]:
+    """As train.py's, without what is not the network's: rates, clipping, counting."""
+    optimizer = build_optimizer(network, "adamw", 1e-4, fused=True)
+
+    def step() -> None:
+        with autocast(video.device, dtype):
+            out = network(video)
+            logits = out if isinstance(out, Tensor) else out.logits
+        F.cross_entropy(logits.float(), label).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def memory(step: Callable[[], Any], device: torch.device) -> dict[str, float]:
+    """MiB that a step holds for the way back, each storage once; on a GPU its peak as well."""
+    held: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if not isinstance(tensor, nn.Parameter):
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        step()
+    found = {"held_mib": round(sum(held.values()) / 2**20, 1)}
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        timed(step, device)
+        found["peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return found
+
+
+def table(row: dict[str, Any]) -> str:
+    """A line a case."""
+    clip = "x".join(map(str, row["clip"][1:]))
+    lines = [f"{row['network']}, {row['batch']} clips of {clip}, {row['gflops']} GFLOPs",
+             f"{'case':16} {'clips/s':>24} {'held MiB':>9} {'utilisation':>12} {'x peer':>7}"]  # fmt: skip
+    for case, found in row["cases"].items():
+        peer = row["times_faster"].get(f"{case} / peer")
+        lines.append(
+            f"{case:16} {shown(found['clips_per_s'], 3):>24} {found['held_mib']:>9.0f} "
+            f"{100 * found['utilisation']['median']:>10.0f} % {peer['median'] if peer else '':>7}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
