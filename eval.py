@@ -6,14 +6,20 @@
     python eval.py configs/NAME.yaml model.init=FILE          a recipe with the weights of any checkpoint that we read,
                                                               in runs/NAME_of_FILE
 
-Writes RUN/eval/<clips>x<crops>/{summary.json, predictions.csv, per_class.csv}; of a MaskFeat pre-training the loss and
-a picture of what it predicts, in RUN/eval/pretraining/. A video that cannot be read counts as
-wrong and is named; it is never replaced.
+    python eval.py runs/NAME video=clip.mp4                   the five best classes of a video of any length, and when
+    python eval.py runs/NAME video=FOLDER                     of all videos in a folder: a table
+    python eval.py --compare runs/A runs/B                    the newest tests of runs, and McNemar's p
+
+Writes report.html, summary.json, predictions.csv, per_class.csv, confusions.csv and confusion.png to
+RUN/eval/<clips>x<crops>/, or <preset>/; of a MaskFeat pre-training the loss and a picture of what it predicts, to
+RUN/eval/pretraining/. A video that cannot be read counts as wrong and is named; it is never replaced. A test that was
+interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import sys
@@ -24,58 +30,94 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from configs import schema
-from configs.report import Scores, write_report
-from configs.runs import run_path
+from configs.device import autocast, choose_device, choose_dtype
+from configs.page import Mistake, write_page
+from configs.pictures import draw_rows, draw_strips
+from configs.report import Kept, Scores, best_classes, compare, test_key, test_name, write_report
+from configs.runs import run_path, write_csv
+from configs.steps import Clock
 from networks import weights
-from networks.attention import attended
 from networks.configured import build_network, build_task, initialise
-from networks.hog import draw_cells
+from networks.pictures import draw_hog
 from networks.tasks import MaskFeat
+from pipelines.index import Row
 from pipelines.listfiles import is_there
 from pipelines.lists import class_names
 from pipelines.loader import Batch, VideoLoader, build_loader
-from pipelines.show import draw_rows, draw_strips, pixels, warmed
+from pipelines.places import VIDEO_SUFFIXES
+from pipelines.sliding import Window, glimpse, windows
 from pipelines.source import Unreadable
 from pipelines.world import World
 
 
 @torch.inference_mode()
-def evaluate(network: nn.Module, loader: VideoLoader, world: World, dtype: torch.dtype = torch.float32) -> Scores:
-    """Score every video of a val or test loader once, on any number of ranks: mean probability over its views."""
+def evaluate(
+    network: nn.Module, loader: VideoLoader, world: World, dtype: torch.dtype = torch.float32,
+    average: str = "probability", kept: Kept | None = None,
+) -> Scores:  # fmt: skip
+    """Score every video of a val or test loader once, on any number of ranks: mean probability over its views, or what
+    their mean logits give. With `kept` the scores are kept every minute and when interrupted, and gone on with."""
     training = network.training
     network.eval()
-    clips, device = loader.source.clips, loader.device
-    # Row n takes what must not be scored; adding to a table on the device keeps the host out of the loop.
-    table: Tensor | None = None
-    count = torch.zeros(len(clips) + 1, device=device)
-    for batch in tqdm(
-        loader, desc="eval", unit="step", leave=False, disable=not (world.is_first and sys.stderr.isatty())
-    ):
-        video = batch.video if batch.video.ndim == 6 else batch.video[:, None]
-        views = video.shape[1]
-        with autocast(device, dtype):
-            logits = network(rearrange(video, "B V C T H W -> (B V) C T H W"))
-        probability = reduce(F.softmax(logits.float(), dim=-1), "(B V) K -> B K", "mean", V=views)
-        if table is None:
-            table = torch.zeros(len(clips) + 1, probability.shape[1], device=device)
-        row = torch.where(batch.sample < 0, len(clips), batch.sample)
-        table.index_copy_(0, row, probability)
-        count.index_fill_(0, row, 1)
+    n, device, clips = len(loader.source.clips), loader.device, loader.source.views.clips
+    # Row n takes what must not be scored; adding to tables on the device keeps the host out of the loop.
+    state = kept.load() if kept else {}
+    tables: dict[str, Tensor] = {name: table.to(device) for name, table in state.get("tables", {}).items()}
+    if state:
+        loader.load_state_dict(state["loader"])
+        loader.bad.update(state["bad"])
+    clock, done = Clock(1), loader.state_dict()  # done: the loader is a batch ahead while one is scored
+
+    def keep() -> None:
+        if kept and tables:
+            held = {name: table.cpu() for name, table in tables.items()}
+            kept.save({"tables": held, "loader": done, "bad": dict(loader.bad)})
+
+    try:
+        for batch in progress(loader, "eval", world):
+            video = batch.video if batch.video.ndim == 6 else batch.video[:, None]
+            with autocast(device, dtype):
+                logits = network(rearrange(video, "B V C T H W -> (B V) C T H W")).float()
+            views = F.softmax(logits, dim=-1) if average == "probability" else logits
+            of_clips = reduce(views, "(B L crops) K -> B L K", "mean", B=len(video), L=clips)
+            after = of_clips.cumsum(1) / torch.arange(1, clips + 1, device=device)[:, None]
+            best = after.topk(min(5, after.shape[-1])).indices == batch.label[:, None, None]
+            found = {
+                "probability": after[:, -1] if average == "probability" else F.softmax(after[:, -1], dim=-1),
+                "hits": torch.stack([best[..., 0], best.any(-1)], dim=-1).float(),
+                "scored": torch.ones(len(video), device=device),
+            }
+            row = torch.where(batch.sample < 0, n, batch.sample)
+            for name, values in found.items():
+                if name not in tables:
+                    tables[name] = torch.zeros(n + 1, *values.shape[1:], device=device)
+                tables[name].index_copy_(0, row, values)
+            done = loader.state_dict()
+            if clock.due():
+                keep()
+    except BaseException:
+        keep()
+        raise
     network.train(training)
-    assert table is not None
-    if world.size > 1:
-        torch.distributed.all_reduce(table)
-        torch.distributed.all_reduce(count)
+    for table in tables.values():
+        if world.size > 1:
+            torch.distributed.all_reduce(table)
     failed = {row: why for part in world.gather(loader.bad) for row, why in part.items()}
-    label = torch.tensor([clip.label for clip in clips])
-    padded = len(loader) * loader.source.batch * world.size - len(clips)
-    return Scores(table[:-1].cpu(), label, count[:-1].cpu() > 0, failed, padded)
+    label = torch.tensor([clip.label for clip in loader.source.clips])
+    padded = len(loader) * loader.source.batch * world.size - n
+    host = {name: table[:-1].cpu() for name, table in tables.items()}
+    return Scores(host["probability"], label, host["scored"] > 0, failed, padded, host["hits"] > 0)
+
+
+def progress(loader: VideoLoader, text: str, world: World) -> tqdm:
+    """A bar on the first process's terminal."""
+    hidden = not (world.is_first and sys.stderr.isatty())
+    return tqdm(loader, desc=text, unit="step", initial=loader.step, total=len(loader), leave=False, disable=hidden)
 
 
 @torch.inference_mode()
@@ -102,45 +144,6 @@ def pretraining_loss(
     return loss / max(count, 1), baseline / max(count, 1), first
 
 
-def draw_hog(
-    batch: Batch, out: dict[str, Tensor], mean: Sequence[float], std: Sequence[float], clips: int = 6
-) -> Figure:
-    """MaskFeat at work on some clips, on that frame of each of which most is hidden: masked input, predicted HOG,
-    original HOG, the frame."""
-    video = batch.video[:, 0] if batch.video.ndim == 6 else batch.video
-    frames = pixels(video[:clips], mean, std)
-    numbers, (_, t, f) = out["target"].shape[-1], out["frames"].shape
-    hidden_cells = reduce(out["mask"].float(), "B t h w -> B t 1", "sum") * out["frames"]
-    side = round((numbers // 27) ** 0.5)  # HOG cells along a token
-
-    def cells(tokens: Tensor) -> np.ndarray:
-        grid = rearrange(tokens.float(), "h w (C o a b) -> C o (h a) (w b)", C=3, a=side, b=side)
-        return draw_cells(grid.mean(0)).numpy()
-
-    rows = []
-    for clip in range(len(frames)):
-        token_frame, part = divmod(int(hidden_cells[clip].argmax()), f)
-        frame = frames[clip, token_frame * (frames.shape[1] // t) + part]
-        hidden = out["mask"][clip, token_frame].cpu().numpy()
-        grey = np.kron(hidden, np.ones((frame.shape[0] // hidden.shape[0], frame.shape[1] // hidden.shape[1])))
-        masked = np.where(grey[..., None] > 0, 127, frame).astype(np.uint8)
-        rows.append([masked, *(cells(out[key][clip, token_frame, part]) for key in ("prediction", "target")), frame])
-    return draw_rows(rows, ["masked input", "predicted HOG", "original HOG", "frame"])
-
-
-def draw_attention(
-    network: nn.Module, video: Tensor, titles: Sequence[str], mean: Sequence[float], std: Sequence[float],
-    rollout: bool = False,
-) -> Figure:  # fmt: skip
-    """Clips (B, C, T, H, W), and below each what the network looks at in it."""
-    frames = pixels(video, mean, std)
-    training = network.training
-    heat = attended(network.eval(), video.float(), rollout).cpu().numpy()
-    network.train(training)
-    rows = np.stack([frames, warmed(frames, heat)], axis=1).reshape(-1, *frames.shape[1:])
-    return draw_strips(rows, [line for title in titles for line in (title, "attention")])
-
-
 def evaluate_pretraining(
     cfg: schema.Config, network: nn.Module, loader: VideoLoader, world: World, folder: Path, dtype: torch.dtype
 ) -> str:
@@ -160,26 +163,71 @@ def evaluate_pretraining(
     return f"loss {loss:.4f}, predicting the mean HOG {baseline:.4f}\n{written}"
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
-    """Mixed precision in `dtype`; float32 means none."""
-    return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
+@torch.inference_mode()
+def score_video(
+    network: nn.Module, cfg: schema.Config, path: str, device: torch.device, dtype: torch.dtype
+) -> tuple[list[Window], Tensor]:
+    """Clips that slide over a video, and the probabilities (clips, classes) of each, the mean over its views."""
+    seen, scores = [], []
+    for window in windows(path, cfg):
+        with autocast(device, dtype):
+            logits = network(window.views.to(device))
+        scores.append(F.softmax(logits.float(), dim=-1).mean(0).cpu())
+        seen.append(window._replace(views=window.views[:0]))
+    return seen, torch.stack(scores)
 
 
-def choose_device(wanted: str, world: World) -> torch.device:
-    """`auto` takes this rank's GPU if there is one."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ValueError("run.device=cuda: torch finds no GPU; use run.device=auto or cpu")
-    if wanted == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    torch.cuda.set_device(world.local_rank)
-    return torch.device("cuda", world.local_rank)
+def classify_videos(
+    network: nn.Module, cfg: schema.Config, classes: Sequence[str], place: Path, folder: Path, dtype: torch.dtype
+) -> str:
+    """Of a video its five best classes and when each is seen best, with a picture; of a folder's videos a table."""
+    device = next(network.parameters()).device
+    folder.mkdir(parents=True, exist_ok=True)
+    if place.is_dir():
+        rows = []
+        files = sorted(p for p in place.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+        if not files:
+            raise ValueError(f"video={place}: no videos in it")
+        for file in tqdm(files, desc="videos", leave=False, disable=not sys.stderr.isatty()):
+            try:
+                seen, scores = score_video(network, cfg, str(file), device, dtype)
+            except ValueError as error:
+                rows.append([file, str(error).removeprefix(f"{file}: ")])
+                continue
+            found = best_classes(scores, [(w.start, w.end) for w in seen], classes)
+            rows.append([file, "scored", f"{seen[-1].end:.2f}", *(field for guess in found for field in guess)])
+        kinds = ("class", "score", "from", "to", "peak")
+        names = [f"{kind}{n + 1}" for n in range(min(5, len(classes))) for kind in kinds]
+        write_csv(folder / f"{place.name}.csv", ["video", "state", "seconds", *names], rows)
+        bad = sum(row[1] != "scored" for row in rows)
+        return f"{len(rows)} videos, {bad} could not be read\nwritten: {folder / place.name}.csv"
+    seen, scores = score_video(network, cfg, str(place), device, dtype)
+    lines = [f"{place}: {seen[-1].end:.1f} s, {len(seen)} clips"]
+    for name, score, start, end, peak in best_classes(scores, [(w.start, w.end) for w in seen], classes):
+        lines.append(f"  {100 * float(score):5.1f} %  {name}  (most at {start}-{end} s: {100 * float(peak):.1f} %)")
+    few = np.linspace(0, len(seen) - 1, min(len(seen), 10)).round().astype(int).tolist()
+    best = [f"{classes[int(scores[n].argmax())]} {100 * scores[n].max():.0f} %" for n in few]
+    titles = [f"{seen[n].start:.1f}-{seen[n].end:.1f} s\n{name}" for n, name in zip(few, best, strict=True)]
+    draw_rows([[seen[n].picture for n in few]], titles).savefig(folder / f"{place.stem}.png", dpi=90)
+    return "\n".join([*lines, f"written: {folder / place.stem}.png"])
 
 
-def choose_dtype(amp: str, device: torch.device) -> torch.dtype:
-    """`auto` is bf16 on a GPU and fp32 without."""
-    if amp == "auto":
-        amp = "bf16" if device.type == "cuda" else "fp32"
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[amp]
+def write_test_page(place: Path, run: Path, scores: Scores, rows: Sequence[Row], classes: Sequence[str]) -> None:
+    """report.html beside the other files of a test, which it is made of, with its twelve most confident mistakes."""
+    best = scores.probability.max(1)
+    wrong = [n for n in best.values.argsort(descending=True).tolist()
+             if scores.scored[n] and best.indices[n] != scores.label[n]]  # fmt: skip
+    mistakes = []
+    for n in wrong[:12]:
+        frames = None
+        with contextlib.suppress(ValueError):
+            frames = draw_strips(glimpse(rows[n])[None], [""])
+        names = classes[int(scores.label[n])], classes[int(best.indices[n])]
+        mistakes.append(Mistake(rows[n].path, *names, best.values[n].item(), frames))
+    tables = [list(csv.reader(open(place / f"{name}.csv", newline="")))[1:] for name in ("per_class", "confusions")]
+    pictures = [("Training", run / "curves.png"), ("Confusion", place / "confusion.png")]
+    about = json.loads((place / "summary.json").read_text())
+    write_page(place / "report.html", f"{run.name}: test {place.name}", about, *tables, pictures, mistakes)
 
 
 def load_run(source: Path, overrides: Sequence[str]) -> tuple[schema.Config, Path, nn.Module, list[str]]:
@@ -214,29 +262,48 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{__doc__}\nKeys:\n{schema.help_text()}")
         return 0 if arguments else 2
     try:
+        if arguments[0] == "--compare":
+            if len(arguments) < 3:
+                raise ValueError("--compare: expected two or more run folders")
+            print(compare([Path(word) for word in arguments[1:]]))
+            return 0
         world = World.from_env()
-        cfg, folder, network, classes = load_run(Path(arguments[0]), arguments[1:])
-        device = choose_device(cfg.run.device, world)
+        words = [word.removeprefix("--") for word in arguments[1:]]
+        videos = [word.removeprefix("video=") for word in words if word.startswith("video=")]
+        words = [word for word in words if not word.startswith("video=")]
+        cfg, folder, network, classes = load_run(Path(arguments[0]), words)
+        device = choose_device(cfg.run.device, world.local_rank)
         dtype = choose_dtype(cfg.run.amp, device)
         if world.size > 1:
             torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if videos:
+            if cfg.task.name == "maskfeat":
+                raise ValueError("video=: the run is a pre-training, which knows no classes")
+            print(classify_videos(network.to(device), cfg, classes, Path(videos[-1]), folder / "video", dtype))
+            return 0
         split = "val" if cfg.task.name == "maskfeat" else "test"
         loader = build_loader(cfg, split, classes, world, device, half=dtype is not torch.float32)
         network.to(device)
         if cfg.task.name == "maskfeat":
             lines = evaluate_pretraining(cfg, network, loader, world, folder / "eval" / "pretraining", dtype)
         else:
-            scores = evaluate(network, loader, world, dtype)
-            views = f"{cfg.eval.clips}x{cfg.eval.crops}"
-            place = folder / "eval" / views
+            place = folder / "eval" / test_name(cfg)
+            kept = Kept(place / f"so_far_{world.rank}_of_{world.size}.pt", test_key(cfg, folder))
+            scores = evaluate(network, loader, world, dtype, cfg.eval.average, kept)
             if world.is_first:
-                lines = write_report(place, scores, loader.source.clips, classes, views)
-                lines += f"\nwritten: {place}{os.sep}{{summary.json,predictions.csv,per_class.csv}}"
+                span = (cfg.data.frames - 1) * cfg.data.stride + 1
+                short = sum(0 < row.num_frames < span for row in loader.source.rows)
+                about = {"views": f"{cfg.eval.clips}x{cfg.eval.crops}", "place": cfg.eval.place,
+                         "average": cfg.eval.average, "short": short}  # fmt: skip
+                lines = write_report(place, scores, loader.source.clips, classes, about)
+                write_test_page(place, folder, scores, loader.source.rows, classes)
+                lines += f"\nwritten: {place}{os.sep}{{report.html,summary.json,predictions.csv,per_class.csv,...}}"
+            kept.path.unlink(missing_ok=True)
     except (ValueError, Unreadable) as error:
         print(f"eval.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("eval.py: interrupted", file=sys.stderr)
+        print("eval.py: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     if world.is_first:
         print(lines)

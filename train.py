@@ -17,24 +17,25 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from configs import schema
+from configs.device import autocast, choose_device, choose_dtype
+from configs.pictures import draw_strips, pixels
 from configs.profile import profiled
 from configs.runs import LAST, PREVIOUS, RunFolder, find_checkpoint, is_best, load_checkpoint, read_metrics, summary
 from configs.steps import Clock, Meter, Stop, log_line
-from eval import autocast, choose_device, choose_dtype, draw_attention, draw_hog, evaluate, pretraining_loss
+from eval import evaluate, pretraining_loss, progress
 from networks import weights
 from networks.configured import build_learner, build_network, build_task, freeze, initialise, set_rates
 from networks.optim import clip_gradients
 from networks.parallel import is_sharded, network_state, synchronised, whole
+from networks.pictures import draw_attention, draw_hog
 from networks.state import Learner
 from networks.tasks import MaskFeat
 from pipelines.lists import class_names
 from pipelines.loader import Batch, VideoLoader, build_loader
 from pipelines.mixing import Mixing
 from pipelines.order import torch_seed
-from pipelines.show import draw_strips, pixels
 from pipelines.source import Unreadable
 from pipelines.world import World
 
@@ -47,7 +48,7 @@ LESS_MEMORY = (
 def train(cfg: schema.Config) -> int:
     """Train as configured, from the last checkpoint if there is one; returns the exit status (not 0 if stopped)."""
     world = World.from_env()
-    device = choose_device(cfg.run.device, world)
+    device = choose_device(cfg.run.device, world.local_rank)
     dtype = choose_dtype(cfg.run.amp, device)
     torch.set_num_threads(cfg.run.threads or max(1, len(os.sched_getaffinity(0)) - 1))
     if world.size > 1 and not torch.distributed.is_initialized():
@@ -100,7 +101,7 @@ def train(cfg: schema.Config) -> int:
             say(f"epoch {loader.epoch}  val: loss {loss:.4f}  mean HOG {baseline:.4f}")
             found = {"loss": loss, "baseline": baseline}
         elif val_loader:
-            scores = evaluate(learner.best, val_loader, world, dtype)
+            scores = evaluate(learner.best, val_loader, world, dtype, cfg.eval.average)
             say(f"epoch {loader.epoch}  val: top-1 {100 * scores.topk(1):.2f} %  top-5 {100 * scores.topk(5):.2f} %  "
                 f"loss {scores.loss:.4f}  {scores.coverage()}")  # fmt: skip
             found = {"loss": scores.loss, "top1": scores.topk(1), "top5": scores.topk(5)}
@@ -261,18 +262,6 @@ def finish(folder: RunFolder | None, loader: VideoLoader, stop: Stop, step: int,
 
 def validated(folder: RunFolder | None, step: int) -> bool:
     return folder is None or any(r["kind"] == "val" and r["step"] == step for r in read_metrics(folder.path))
-
-
-def progress(loader: VideoLoader, text: str, world: World) -> tqdm:
-    return tqdm(
-        loader,
-        desc=text,
-        unit="step",
-        initial=loader.step,
-        total=len(loader),
-        leave=False,
-        disable=not (world.is_first and sys.stderr.isatty()),
-    )
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -28,11 +28,10 @@ from torch import Tensor
 
 import networks
 from bench.common import head, shown, spread, write
+from configs.device import autocast, choose_device, choose_dtype
 from configs.words import parse
-from eval import autocast, choose_device, choose_dtype
 from networks.hog import hog
 from networks.tasks import MaskFeat
-from pipelines.world import World
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     try:
         _, settings = parse(Settings, arguments)
-        device = choose_device(settings.device, World())
+        device = choose_device(settings.device)
         torch.set_num_threads(settings.threads)
         result = head("hog", settings, ("scikit-image",)) | {"device": str(device)}
         result |= measure(settings, device)

@@ -32,11 +32,10 @@ import networks
 from bench.common import head, shown, spread, write
 from bench.hog import timed
 from bench.peer_networks import build_peer
+from configs.device import autocast, choose_device, choose_dtype
 from configs.words import parse
-from eval import autocast, choose_device, choose_dtype
 from networks.info import count_flops, count_parameters
 from networks.optim import build_optimizer
-from pipelines.world import World
 
 CASES = ("ours", "ours_compiled", "ours_checkpoint", "peer", "peer_compiled")
 NETWORKS = ("timesformer_b", "vivit_b", "videomae_b", "mvit_v2_s", "mvit_v1_b")
@@ -79,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     try:
         _, s = parse(Settings, arguments)
-        device = choose_device(s.device, World())
+        device = choose_device(s.device)
         dtype = choose_dtype(s.amp, device)
         torch.set_num_threads(s.threads or len(os.sched_getaffinity(0)))
         rate = matrix_rate(device, dtype)

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import hashlib
 import json
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from configs.runs import write_csv
+from configs import schema
+from configs.keys import PRESETS, Config
+from configs.runs import load_checkpoint, replace_text, write_csv
+
+SHOWN_CLASSES = 30  # of a confusion matrix, so that their names can be read
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Class probabilities of each video, (n, classes) float32 on the host; `scored` (n,) bool: False if it failed."""
+    """Class probabilities of each video, (n, classes) float32 on the host; `scored` (n,) bool: False if it failed.
+
+    `hits` (n, clips, 2) bool: whether the label is the best, and among the best five, after so many clips.
+    """
 
     probability: Tensor
     label: Tensor  # (n,) int64
     scored: Tensor
     failed: dict[int, str]  # row of the list -> reason
     padded: int  # places of the last batch that no video was left for
+    hits: Tensor
 
     def topk(self, k: int) -> float:
         """Share of all videos, unreadable ones included as wrong, whose label is among the k best."""
@@ -41,10 +57,21 @@ class Scores:
         )
 
 
+def interval(hits: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Of a share: between which the true one lies with 95 % confidence (Wilson's score interval)."""
+    if not n:
+        return 0.0, 1.0
+    share = hits / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def write_report(
-    folder: Path, scores: Scores, clips: Sequence[tuple[str, int]], classes: Sequence[str], views: str
+    folder: Path, scores: Scores, clips: Sequence[tuple[str, int]], classes: Sequence[str], about: dict[str, Any]
 ) -> str:
-    """summary.json, predictions.csv and per_class.csv in `folder`; returns the lines to print."""
+    """summary.json, predictions.csv, per_class.csv, confusions.csv and confusion.png in `folder`; returns the lines to
+    print. `about` (views, how scores are averaged, ...) goes into the summary."""
     folder.mkdir(parents=True, exist_ok=True)
     best = scores.probability.topk(min(5, len(classes)))
     rows = []
@@ -56,24 +83,173 @@ def write_report(
     guess_columns = [f"{what}{i + 1}" for i in range(best.indices.shape[1]) for what in ("class", "score")]
     write_csv(folder / "predictions.csv", ["video", "label", "state", *guess_columns], rows)
 
-    right = (best.indices[:, 0] == scores.label) & scores.scored
-    per_class = []
-    for number, name in enumerate(classes):
-        of_class = scores.label == number
-        if of_class.any():
-            hits, total = int(right[of_class].sum()), int(of_class.sum())
-            per_class.append([name, total, hits, f"{hits / total:.4f}"])
+    matrix = confusion(scores, len(classes))
+    right = matrix.diagonal()
+    total = torch.bincount(scores.label, minlength=len(classes))
+    seen = [number for number in range(len(classes)) if total[number]]
+    per_class = [(classes[n], int(total[n]), int(right[n]), f"{int(right[n]) / int(total[n]):.4f}") for n in seen]
     write_csv(folder / "per_class.csv", ["class", "videos", "right", "top1"], per_class)
+    wrong = sorted(((int(matrix[a, b]), a, b) for a, b in (matrix - right.diag()).nonzero().tolist()), reverse=True)
+    write_csv(folder / "confusions.csv", ["label", "predicted", "videos", "share of the label's"],
+              ([classes[a], classes[b], count, f"{count / int(total[a]):.4f}"] for count, a, b in wrong))  # fmt: skip
+    draw_confusion(matrix, classes).savefig(folder / "confusion.png", dpi=110)
 
+    n = len(clips)
+    top = {k: scores.topk(k) for k in (1, 5)}
     summary = {
-        "views": views, "videos": len(clips), "scored": int(scores.scored.sum()), "failed": len(scores.failed),
-        "padded": scores.padded, "top1": scores.topk(1), "top5": scores.topk(5), "loss": scores.loss,
+        **about, "videos": n, "scored": int(scores.scored.sum()), "failed": len(scores.failed), "padded": scores.padded,
+        "top1": top[1], "top1_interval": interval(top[1] * n, n), "top5": top[5],
+        "top5_interval": interval(top[5] * n, n), "loss": scores.loss,
+        "by_clips": [{"clips": c + 1, "top1": one, "top5": five}
+                     for c, (one, five) in enumerate(scores.hits.double().mean(0).tolist())],
     }  # fmt: skip
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    worst = sorted(per_class, key=lambda entry: float(str(entry[3])))[:3]
+    replace_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    worst = sorted(per_class, key=lambda entry: float(entry[3]))[:3]
+    low, high = (100 * bound for bound in interval(top[1] * n, n))
     return "\n".join([
-        f"test {views}: top-1 {100 * scores.topk(1):.2f} %  top-5 {100 * scores.topk(5):.2f} %",
+        f"test {about['views']}: top-1 {100 * top[1]:.2f} % (95 %: {low:.1f}-{high:.1f})  top-5 {100 * top[5]:.2f} %",
         scores.coverage(),
         *(f"  failed: {clips[row][0]}: {why}" for row, why in sorted(scores.failed.items())),
-        "worst classes: " + ", ".join(f"{name} {hits}/{total}" for name, total, hits, _ in worst),
+        "worst classes: " + ", ".join(f"{name} {hits}/{videos}" for name, videos, hits, _ in worst),
+        *(["most confused: " + ", ".join(f"{classes[a]} for {classes[b]} ({count})" for count, b, a in wrong[:3])]
+          if wrong else []),
     ])  # fmt: skip
+
+
+def confusion(scores: Scores, classes: int) -> Tensor:
+    """(label, predicted) int64: how many of the videos that were scored."""
+    guess = scores.probability.argmax(1)
+    pairs = scores.label[scores.scored] * classes + guess[scores.scored]
+    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+
+
+def draw_confusion(matrix: Tensor, classes: Sequence[str]) -> Figure:
+    """Shares of each label's videos; of many classes those that are confused most, and most with each other."""
+    chosen = list(range(len(classes)))
+    if len(classes) > SHOWN_CLASSES:
+        off = matrix - matrix.diagonal().diag()
+        chosen = sorted((off.sum(0) + off.sum(1)).argsort(descending=True, stable=True)[:SHOWN_CLASSES].tolist())
+    shares = matrix.double() / matrix.sum(1, keepdim=True).clamp_min(1)
+    shares = shares[chosen][:, chosen]
+    side = 2.5 + 0.3 * len(chosen)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    names = [name if len(name) <= 24 else f"{name[:23]}…" for name in (classes[n] for n in chosen)]
+    axes.set_xticks(range(len(chosen)), names, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(chosen)), names, fontsize=8)
+    for a, b in (shares > 0.005).nonzero().tolist():
+        axes.text(b, a, f"{100 * shares[a, b]:.0f}", ha="center", va="center", fontsize=7,
+                  color="white" if shares[a, b] > 0.6 else "black")  # fmt: skip
+    of = "" if len(chosen) == len(classes) else f", the {len(chosen)} most confused of {len(classes)} classes"
+    axes.set(xlabel="predicted", ylabel="label", title=f"% of each label's videos{of}")
+    figure.colorbar(image, shrink=0.6)
+    return figure
+
+
+def best_classes(
+    scores: Tensor, spans: Sequence[tuple[float, float]], classes: Sequence[str]
+) -> list[tuple[str, str, str, str, str]]:
+    """(name, mean probability, from, to, probability in that clip) of the best five, the clip being its best.
+
+    `scores` (clips, classes) are probabilities of clips, `spans` their seconds.
+    """
+    mean = scores.mean(0)
+    found = []
+    for number in mean.topk(min(5, len(classes))).indices.tolist():
+        at = int(scores[:, number].argmax())
+        start, end = spans[at]
+        shares = f"{mean[number]:.4f}", f"{scores[at, number]:.4f}"
+        found.append((classes[number], shares[0], f"{start:.2f}", f"{end:.2f}", shares[1]))
+    return found
+
+
+# --- a test that goes on where it stopped ----------------------------------------------------------------------------
+
+
+def test_name(cfg: Config) -> str:
+    """Of a test's folder: the preset if it is one, else the views."""
+    e = cfg.eval
+    for name, preset in PRESETS.items():
+        if e.preset == name and all(getattr(e, key) == value for key, value in preset.items()):
+            return name
+    more = [part for part in (e.place * (e.place != "spread"), e.average * (e.average != "probability")) if part]
+    return "_".join([f"{e.clips}x{e.crops}", *more])
+
+
+def test_key(cfg: Config, folder: Path) -> str:
+    """Tells tests apart whose scores must not be mixed: another configuration, or other weights."""
+    weights_file = Path(cfg.model.init) if not (folder / "best").exists() else folder / "best" / "model.safetensors"
+    stamp = weights_file.stat().st_mtime_ns if weights_file.exists() else 0
+    return hashlib.sha256(f"{schema.dump(cfg)}{stamp}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where a process keeps the scores of a test so far; those of another test (`key`) are not gone on with."""
+
+    path: Path
+    key: str
+
+    def load(self) -> dict[str, Any]:
+        """Nothing if there is none, or it cannot be read."""
+        try:
+            state: dict[str, Any] = load_checkpoint(self.path)
+        except ValueError:
+            return {}
+        return state if state.get("key") == self.key else {}
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Whole or not at all; a disk that is full costs no more than what an interruption would."""
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        with contextlib.suppress(OSError, RuntimeError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(state | {"key": self.key}, temporary)
+            temporary.replace(self.path)
+        temporary.unlink(missing_ok=True)
+
+
+# --- two runs beside each other ---------------------------------------------------------------------------------------
+
+
+def read_predictions(folder: Path) -> dict[str, tuple[str, bool]]:
+    """video -> (label, whether it was the best), of the test that a run folder or eval folder holds.
+
+    A run folder with several tests is taken at its newest. Raises ValueError if there is none.
+    """
+    found = sorted(folder.glob("eval/*/predictions.csv"), key=lambda path: path.stat().st_mtime)
+    path = folder / "predictions.csv" if (folder / "predictions.csv").exists() else found[-1] if found else None
+    if path is None:
+        raise ValueError(f"{folder}: no predictions.csv in it or in its eval/*/; run eval.py first")
+    with open(path, newline="") as file:
+        return {row["video"]: (row["label"], row.get("class1") == row["label"]) for row in csv.DictReader(file)}
+
+
+def compare(folders: Sequence[Path]) -> str:
+    """A table of tests over the same videos, the first beside each other one: what only one of them gets right, and
+    McNemar's exact p of so uneven a split if both were equally good."""
+    tests = [read_predictions(folder) for folder in folders]
+    for folder, test in zip(folders[1:], tests[1:], strict=True):
+        if test.keys() != tests[0].keys():
+            both = len(test.keys() & tests[0].keys())
+            raise ValueError(f"{folder}: other videos than {folders[0]} ({both} of {len(test)} are in both)")
+        if any(test[video][0] != tests[0][video][0] for video in test):
+            raise ValueError(f"{folder}: other labels than {folders[0]}")
+    width = max(len(str(folder)) for folder in folders)
+    lines = [f"{'':{width}}  top-1             95 %    only here  only first  McNemar's p"]
+    for folder, test in zip(folders, tests, strict=True):
+        hits, n = sum(right for _, right in test.values()), len(test)
+        low, high = (100 * bound for bound in interval(hits, n))
+        line = f"{folder!s:{width}}  {100 * hits / n:5.2f} %  {low:5.1f} to {high:5.1f}"
+        if test is not tests[0]:
+            here = sum(test[video][1] and not tests[0][video][1] for video in test)
+            first = sum(tests[0][video][1] and not test[video][1] for video in test)
+            line += f"  {here:9}  {first:10}  {mcnemar(here, first):11.4f}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def mcnemar(a: int, b: int) -> float:
+    """Exact two-sided p (McNemar, 1947): the chance of a split of a + b as uneven, were each side as likely."""
+    n, least = a + b, min(a, b)
+    return min(1.0, sum(math.comb(n, i) for i in range(least + 1)) / 2 ** (n - 1)) if n else 1.0

@@ -184,7 +184,6 @@ def build_loader(
         raise ValueError(
             f"{path}: none of its {len(rows)} videos can be read; the first: {rows[0].path}: {rows[0].error}"
         )
-    short_side = data.size * 8 // 7 if cfg.eval.short_side == WIDER else cfg.eval.short_side
     host, why = choose_decoder(good, data.decoder, device.type)
     views = Views(data.frames, data.stride, data.size, data.short, train, data.fps, data.sampling, data.snap, data.crop)
     if train:
@@ -194,7 +193,7 @@ def build_loader(
         )  # fmt: skip
     elif split == "test":
         views = dataclasses.replace(
-            views, clips=cfg.eval.clips, place=cfg.eval.place, crops=cfg.eval.crops, short_side=short_side
+            views, clips=cfg.eval.clips, place=cfg.eval.place, crops=cfg.eval.crops, short_side=short_side(cfg)
         )
     batch = cfg.eval.batch if split == "test" else data.batch // (data.repeats if train else 1)
     source = Source(
@@ -242,6 +241,11 @@ def build_loader(
         data.workers,
     )
     return VideoLoader(source, graph, device, data.max_bad)
+
+
+def short_side(cfg: Config) -> int:
+    """To which frames are resized before the crops of a test are cut."""
+    return {0: cfg.data.size, WIDER: cfg.data.size * 8 // 7}.get(cfg.eval.short_side, cfg.eval.short_side)
 
 
 def describe(clips: Sequence[Clip], rows: Sequence[Row]) -> str:

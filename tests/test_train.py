@@ -242,7 +242,9 @@ def test_a_broken_video_is_reported_and_counts_as_wrong(arguments, tmp_path, cap
     )
     scores = evaluate(Constant(), loader, World())
     assert scores.topk(1) == pytest.approx(1 / 13) and not scores.scored[1]
-    text = evaluation.write_report(tmp_path / "r", scores, loader.source.clips, [str(i) for i in range(6)], "2x3")
+    text = evaluation.write_report(
+        tmp_path / "r", scores, loader.source.clips, [str(i) for i in range(6)], {"views": "2x3"}
+    )
     assert "12 of 13 videos scored, 1 failed" in text and "1.mp4: no such file" in text
     row = list(csv.DictReader(open(tmp_path / "r" / "predictions.csv")))[1]
     assert row["state"] == "failed: no such file" and not row["class1"]
@@ -262,7 +264,7 @@ def test_scores_do_not_depend_on_the_batch(arguments, batch):
 
 def test_topk_counts():
     probability = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7], [0.2, 0.5, 0.3]])
-    scores = Scores(probability, torch.tensor([0, 1, 0]), torch.tensor([True, True, True]), {}, 0)
+    scores = Scores(probability, torch.tensor([0, 1, 0]), torch.tensor([True, True, True]), {}, 0, torch.zeros(3, 1, 2))
     assert scores.topk(1) == pytest.approx(1 / 3) and scores.topk(2) == pytest.approx(2 / 3) and scores.topk(5) == 1
 
 
