@@ -69,8 +69,11 @@ class Meter:
         self.spans.append((self.begin, self._now()))
 
     def read(self, processes: int = 1) -> dict[str, float]:
-        """Means over the interval (of what was finite), clips/s of all processes, shares of time; then starts anew."""
-        sums = torch.cat([self.sums, self.bad_run[1:]]).tolist()  # the interval's one sync
+        """Means over the interval (of what was finite) and all processes, clips/s of all, shares of this one's time;
+        then starts anew. For all processes to ask together."""
+        if processes > 1:
+            torch.distributed.all_reduce(self.sums)
+        sums = torch.cat([self.sums / processes, self.bad_run[1:]]).tolist()  # the interval's one sync
         loss, finite, hits, baseline, norm, good, bad_run = sums
         score = {"top1": hits / self.clips} if self.classifies else {"baseline": baseline / self.batches}
         on_gpu = self.device.type == "cuda"

@@ -177,6 +177,8 @@ def test_two_processes_are_one_with_the_same_clips(arguments, tmp_path, shard):
         [(r["step"], r["loss"]) for r in read_metrics(tmp_path / n) if r["kind"] == "val"] for n in ("one", "three")
     )
     assert one == [pytest.approx(row, abs=1e-5) for row in three] and len(losses(tmp_path / "three")) == 21
+    a, b = ([loss for _, loss, _ in losses(tmp_path / n)] for n in ("one", "three"))
+    assert a == pytest.approx(b, abs=1e-5), "training losses are means over the processes"
     norms = ([norm for _, _, norm in losses(tmp_path / n)] for n in ("one", "three"))
     assert next(norms) == pytest.approx(next(norms), abs=1e-4)
     a, b = (last(tmp_path / n)["network"] for n in ("one", "three"))
