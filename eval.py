@@ -43,7 +43,7 @@ from configs.runs import run_path, write_csv
 from configs.steps import Clock
 from networks import weights
 from networks.configured import build_network, build_task, initialise
-from networks.pictures import draw_hog
+from networks.pictures import draw_attention, draw_hog
 from networks.tasks import MaskFeat
 from pipelines.index import Row
 from pipelines.listfiles import is_there
@@ -212,6 +212,18 @@ def classify_videos(
     return "\n".join([*lines, f"written: {folder / place.stem}.png"])
 
 
+def show_attention(network: nn.Module, cfg: schema.Config, rows: Sequence[Row], place: Path) -> str:
+    """attention.png: the first clip of four videos spread over the list, and what the network looks at in it."""
+    good = [row for row in rows if not row.error]
+    chosen = [good[n] for n in sorted({n * (len(good) - 1) // 3 for n in range(4)})]
+    clips = [next(windows(row.path, cfg)).views for row in chosen]
+    video = torch.stack([views[len(views) // 2] for views in clips]).to(next(network.parameters()).device)
+    titles = [Path(row.path).name for row in chosen]
+    figure = draw_attention(network, video, titles, cfg.data.mean, cfg.data.std, cfg.eval.show == "rollout")
+    figure.savefig(place / "attention.png", dpi=90)
+    return f"\nwritten: {place / 'attention.png'}"
+
+
 def write_test_page(place: Path, run: Path, scores: Scores, rows: Sequence[Row], classes: Sequence[str]) -> None:
     """report.html beside the other files of a test, which it is made of, with its twelve most confident mistakes."""
     best = scores.probability.max(1)
@@ -297,6 +309,8 @@ def main(arguments: Sequence[str]) -> int:
                          "average": cfg.eval.average, "short": short}  # fmt: skip
                 lines = write_report(place, scores, loader.source.clips, classes, about)
                 write_test_page(place, folder, scores, loader.source.rows, classes)
+                if cfg.eval.show:
+                    lines += show_attention(network, cfg, loader.source.rows, place)
                 lines += f"\nwritten: {place}{os.sep}{{report.html,summary.json,predictions.csv,per_class.csv,...}}"
             kept.path.unlink(missing_ok=True)
     except (ValueError, Unreadable) as error:

@@ -153,6 +153,11 @@ class Eval:
     )  # fmt: skip
     crops: int = _key(3, "crops a clip in the multi-view test: 1 (centre) or 3 (along the longer side)")
     average: str = _key("probability", "what is averaged over a video's views", ("probability", "logits"))
+    show: str = _key(
+        "",
+        "a picture of what the network looks at in four of the videos: attention of the last layer, or rolled out",
+        ("", "attention", "rollout"),
+    )
     batch: int = _key(4, "videos a step in the multi-view test, each with clips x crops views")
     short_side: int = _key(
         0, "short side the frame is resized to before cropping (0: data.size, -1: 8/7 of it, 256 for 224)"

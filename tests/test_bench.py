@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench import bytes as bench_bytes
-from bench import decode, machine, step
+from bench import decode, machine, step, views
 from bench.common import spread
 from bench.decode import CASES, PEERS, Settings, ratios
 from configs.words import parse
@@ -61,6 +61,16 @@ def test_bytes_of_ranges_are_fewer(tmp_path: Path, capsys: pytest.CaptureFixture
     for wrong in ("specs=16", "sets=vp8", "clips=0"):
         assert bench_bytes.main([wrong]) == 2
         assert wrong.partition("=")[0] in capsys.readouterr().err
+
+
+def test_views_from_one_decode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toy = "files=1 width=96 height=64 length=80 clips=5 frames=4 stride=2 size=32 repeats=1 sets=h264_bframes".split()
+    assert views.main([*toy, f"cache={tmp_path}", f"out={tmp_path}/v.json"]) == 0
+    (found,) = json.loads((tmp_path / "v.json").read_text())["sets"]
+    assert found["times_faster"]["views"]["median"] > 1 and set(found["seconds_a_video"]) == {"one", "clips", "views"}
+    assert "views / one" in capsys.readouterr().out
+    for wrong in ("crops=2", "sets=vp8", "clips=0"):
+        assert views.main([wrong]) == 2
 
 
 @pytest.mark.slow

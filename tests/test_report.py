@@ -190,6 +190,13 @@ def test_logits_or_probabilities_are_averaged(trained, arguments):
         assert torch.equal(scores.hits[..., 0], right)
 
 
+@pytest.mark.parametrize("show", ["attention", "rollout"])
+def test_what_the_network_looks_at(trained, show):
+    assert evaluation.main([str(trained), f"eval.show={show}"]) == 0
+    picture = matplotlib.image.imread(trained / "eval" / "2x3" / "attention.png")[..., :3]
+    assert picture.shape[0] > 8 * 60 and (picture.max(-1) - picture.min(-1)).mean() > 0.05, "eight rows, coloured"
+
+
 class Page(HTMLParser):
     """What is open is closed in order; pictures are within."""
 

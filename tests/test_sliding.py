@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from pipelines.index import Row
 from pipelines.loader import build_loader
 from pipelines.sliding import choose_frames, windows
 from pipelines.world import World
-from tests.runs import SMALL
+from tests.runs import ROOT, SMALL
 from tests.test_loader import turned
 
 
@@ -56,6 +57,20 @@ def test_a_video_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "x.mp4").write_text("no video")
     with pytest.raises(ValueError, match=r"x\.mp4: not a readable video"):
         next(windows(str(tmp_path / "x.mp4"), schema.load(None, SMALL)))
+
+
+def test_the_example_in_the_readme(arguments, tmp_path, video, monkeypatch, capsys):
+    assert training.main([*arguments, "run.name=demo", f"run.folder={tmp_path}/runs", "optim.epochs=1"]) == 0
+    shutil.copy(video("vp9", 75), tmp_path / "clip.mp4")
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(example.strip().splitlines()) <= 12
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(compile(example, "README.md", "exec"), {})
+    ours = [line.split("%  ")[1] for line in capsys.readouterr().out.splitlines()]
+    assert evaluation.main(["runs/demo", "video=clip.mp4"]) == 0
+    theirs = [line.split("%  ")[1].split("  (")[0] for line in capsys.readouterr().out.splitlines()[1:4]]
+    assert ours == theirs and len(ours) == 3
 
 
 def test_the_command(arguments, tmp_path, video, capsys):

@@ -1,0 +1,134 @@
+"""The views of a multi-view test: all of a video from one decode, or every view decoded by itself.
+
+    python -m bench.views [key=value ...]
+
+    folder      any folder of videos, or one video (default: files of its own, as in bench.decode; sets= which of them)
+    sets        h264_bframes,h264_gop250,h264_gop12,vp9_gop12,vp9_gop4
+    clips=10 crops=3 frames=16 stride=4 size=224         the views
+    repeats=5   turns over all files of a set
+    files=8 width=340 height=256 length=300 cache=PATH   its own files
+    out=PATH    the result (default bench/results/views.json)
+
+One process, one thread, the host decoder. `one` decodes what any view needs, once, and cuts all views from it; `clips`
+decodes each clip once, for its crops; `views` decodes for each view, as a test does whose data set has an item a view.
+All give the same pixels, which is checked. `one` is what eval.py does.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import files
+from bench.common import head, shown, spread, write
+from configs.words import parse
+from pipelines.geometry import view_boxes
+from pipelines.host import decode_views
+from pipelines.index import Row, read_row
+from pipelines.sampling import uniform_clips
+
+
+@dataclass(frozen=True)
+class Settings:
+    folder: str = ""
+    sets: tuple[str, ...] = tuple(files.KINDS)
+    clips: int = 10
+    crops: int = 3
+    frames: int = 16
+    stride: int = 4
+    size: int = 224
+    repeats: int = 5
+    files: int = 8
+    width: int = 340
+    height: int = 256
+    length: int = 300
+    cache: str = str(Path(tempfile.gettempdir()) / "clipline-bench")
+    out: str = "bench/results/views.json"
+
+    def __post_init__(self) -> None:
+        for word in self.sets:
+            if word not in files.KINDS:
+                raise ValueError(f"sets={word}: expected some of {','.join(files.KINDS)}")
+        for name in ("clips", "frames", "size", "repeats", "files", "width", "height", "length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.crops not in (1, 3):
+            raise ValueError(f"crops={self.crops}: expected 1 or 3")
+
+
+def ways(row: Row, s: Settings) -> dict[str, Callable[[], np.ndarray]]:
+    """How the views (clips * crops, 3, T, H, W) of a video are decoded."""
+    frames = uniform_clips(row.num_frames, s.frames, s.stride, s.clips, "loop")
+    boxes = view_boxes(row.width, row.height, s.size, s.size, s.crops)
+
+    def decode(clips: slice, crops: slice) -> np.ndarray:
+        return decode_views(row.path, frames[clips], boxes[crops], s.size, table=row.table)
+
+    each = [(slice(c, c + 1), slice(k, k + 1)) for c in range(len(frames)) for k in range(len(boxes))]
+    return {
+        "one": lambda: decode(slice(None), slice(None)),
+        "clips": lambda: np.concatenate([decode(slice(c, c + 1), slice(None)) for c in range(len(frames))]),
+        "views": lambda: np.concatenate([decode(*view) for view in each]),
+    }
+
+
+def measure(rows: Sequence[Row], s: Settings) -> dict[str, Any]:
+    """Seconds a video of each way, and how often that of one decode goes into them."""
+    turns: dict[str, list[float]] = {"one": [], "clips": [], "views": []}
+    for turn in range(s.repeats):
+        spent = dict.fromkeys(turns, 0.0)
+        for row in rows:
+            found = {}
+            for way, decode in ways(row, s).items():
+                before = time.perf_counter()
+                found[way] = decode()
+                spent[way] += time.perf_counter() - before
+            if not turn:
+                assert all(np.array_equal(pixels, found["one"]) for pixels in found.values()), row.path
+        for way, seconds in spent.items():
+            turns[way].append(seconds / len(rows))
+    return {
+        "seconds_a_video": {way: spread(seconds) for way, seconds in turns.items()},
+        "times_faster": {way: spread(b / a for a, b in zip(turns["one"], turns[way], strict=True))
+                         for way in ("clips", "views")},
+    }  # fmt: skip
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; returns its exit status."""
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    try:
+        _, s = parse(Settings, arguments)
+        if s.folder:
+            sets = {Path(s.folder).stem: files.find(s.folder)}
+        else:
+            sets = files.generate(Path(s.cache), list(s.sets), s.files, s.width, s.height, s.length)
+        result = head("views", s, ("av",)) | {"sets": []}
+        for name, paths in sets.items():
+            rows = [read_row(path) for path in paths]
+            result["sets"].append({"name": name, **files.describe(rows), **measure(rows, s)})
+            found = result["sets"][-1]
+            times = "   ".join(f"{way} {shown(t, 3)} s" for way, t in found["seconds_a_video"].items())
+            faster = found["times_faster"]["views"]
+            print(f"{name:16} {times}   views / one {shown(faster, 1)}", flush=True)
+        write(result, s.out)
+    except (ValueError, OSError) as error:
+        print(f"bench.views: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    print(f"written: {s.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
