@@ -144,6 +144,7 @@ def test_an_unreadable_checkpoint_falls_back_to_the_one_before(arguments, tmp_pa
     assert found and found[0].name == "previous.pt"
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's thread
 def test_a_folder_that_can_no_longer_be_written(arguments, tmp_path, capsys):
     cfg = schema.load(None, [*arguments, "run.name=a"])
     folder = RunFolder(cfg)
