@@ -43,6 +43,7 @@ from configs.runs import run_path, write_csv
 from configs.steps import Clock
 from networks import weights
 from networks.configured import build_network, build_task, initialise
+from networks.features import Features, reader
 from networks.pictures import draw_attention, draw_hog
 from networks.tasks import MaskFeat
 from pipelines.index import Row
@@ -212,6 +213,24 @@ def classify_videos(
     return "\n".join([*lines, f"written: {folder / place.stem}.png"])
 
 
+@torch.inference_mode()
+def extract_features(
+    network: nn.Module, loader: VideoLoader, world: World, dtype: torch.dtype, layer: str = ""
+) -> Features:
+    """Of every video that can be read, the mean over its views; on all ranks."""
+    read, rows, found = reader(network.eval(), layer), [], []
+    for batch in progress(loader, "features", world):
+        with autocast(loader.device, dtype):
+            features = read(rearrange(batch.video, "B V C T H W -> (B V) C T H W")).float()
+        found.append(reduce(features, "(B V) D -> B D", "mean", B=len(batch.video)).cpu())
+        rows.append(batch.sample.cpu())
+    parts = world.gather((torch.cat(rows), torch.cat(found)))
+    row, values = (torch.cat(part) for part in zip(*parts, strict=True))
+    order = row.argsort()[(row < 0).sum() :]
+    clips = [loader.source.clips[n] for n in row[order].tolist()]
+    return Features(values[order], torch.tensor([clip.label for clip in clips]), [clip.path for clip in clips])
+
+
 def show_attention(network: nn.Module, cfg: schema.Config, rows: Sequence[Row], place: Path) -> str:
     """attention.png: the first clip of four videos spread over the list, and what the network looks at in it."""
     good = [row for row in rows if not row.error]
@@ -298,6 +317,12 @@ def main(arguments: Sequence[str]) -> int:
         network.to(device)
         if cfg.task.name == "maskfeat":
             lines = evaluate_pretraining(cfg, network, loader, world, folder / "eval" / "pretraining", dtype)
+        elif cfg.eval.features:
+            features = extract_features(network, loader, world, dtype, cfg.eval.layer)
+            if world.is_first:
+                features.save(Path(cfg.eval.features))
+            lines = f"{len(features.video)} of {len(loader.source.clips)} videos, {features.features.shape[1]} features"
+            lines += f"\nwritten: {cfg.eval.features}"
         else:
             place = folder / "eval" / test_name(cfg)
             kept = Kept(place / f"so_far_{world.rank}_of_{world.size}.pt", test_key(cfg, folder))
