@@ -247,7 +247,7 @@ def run_blocks(blocks: Iterable[nn.Module], tokens: Tensor, checkpoint_blocks: i
 
 def prepend(token: Tensor, tokens: Tensor) -> Tensor:
     """(1, 1, D) learned token, (B, N, D) -> (B, 1 + N, D)."""
-    return torch.cat([token.expand(len(tokens), -1, -1), tokens], dim=1)
+    return torch.cat([token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
 
 
 def hide(patches: Tensor, mask: Tensor | None, mask_token: Tensor | None) -> Tensor:

@@ -92,7 +92,7 @@ class PooledAttention(Attention):
         t, h, w = self.grid
         cls_token, patches = tokens[:, :, :1], tokens[:, :, 1:]
         patches = conv(rearrange(patches, "B heads (t h w) d -> (B heads) d t h w", t=t, h=h, w=w))
-        patches = rearrange(patches, "(B heads) d t h w -> B heads (t h w) d", B=len(tokens))
+        patches = rearrange(patches, "(B heads) d t h w -> B heads (t h w) d", B=tokens.shape[0])
         return norm(torch.cat([cls_token, patches], dim=2))
 
     def query_key_value(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -47,7 +47,7 @@ class DividedBlock(Block):
         """(B, n T, D) -> its residual: each patch position sees itself in all frames, and no class token."""
         rows = rearrange(patches, "B (n T) D -> (B n) T D", T=self.num_frames)
         rows = self.temporal_fc(self.drop_path(self.temporal_attn(self.temporal_norm1(rows))))
-        return rearrange(rows, "(B n) T D -> B (n T) D", B=len(patches))
+        return rearrange(rows, "(B n) T D -> B (n T) D", B=patches.shape[0])
 
     def attend_space(self, cls_token: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 1, D), (B, n T, D) -> their residuals: each frame sees its patches and a copy of the class token."""

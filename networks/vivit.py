@@ -51,7 +51,7 @@ class FactorisedBlock(Block):
         t = self.num_frames
         rows = rearrange(tokens, "B (t n) D -> (B n) t D", t=t)
         rows = rows + self.drop_path(self.temporal_attn(self.temporal_norm1(rows)))
-        frames = rearrange(rows, "(B n) t D -> (B t) n D", B=len(tokens))
+        frames = rearrange(rows, "(B n) t D -> (B t) n D", B=tokens.shape[0])
         frames = frames + self.drop_path(self.attn(self.norm1(frames)))
         tokens = rearrange(frames, "(B t) n D -> B (t n) D", t=t)
         return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
