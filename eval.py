@@ -215,14 +215,14 @@ def classify_videos(
 
 @torch.inference_mode()
 def extract_features(
-    network: nn.Module, loader: VideoLoader, world: World, dtype: torch.dtype, layer: str = ""
+    network: nn.Module, loader: VideoLoader, world: World, dtype: torch.dtype, layer: str = "", pool: str = "mean"
 ) -> Features:
     """Of every video that can be read, the mean over its views; on all ranks."""
-    read, rows, found = reader(network.eval(), layer), [], []
+    read, rows, found = reader(network.eval(), layer, pool), [], []
     for batch in progress(loader, "features", world):
         with autocast(loader.device, dtype):
             features = read(rearrange(batch.video, "B V C T H W -> (B V) C T H W")).float()
-        found.append(reduce(features, "(B V) D -> B D", "mean", B=len(batch.video)).cpu())
+        found.append(reduce(features, "(B V) ... -> B ...", "mean", B=len(batch.video)).cpu())
         rows.append(batch.sample.cpu())
     parts = world.gather((torch.cat(rows), torch.cat(found)))
     row, values = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -318,10 +318,11 @@ def main(arguments: Sequence[str]) -> int:
         if cfg.task.name == "maskfeat":
             lines = evaluate_pretraining(cfg, network, loader, world, folder / "eval" / "pretraining", dtype)
         elif cfg.eval.features:
-            features = extract_features(network, loader, world, dtype, cfg.eval.layer)
+            features = extract_features(network, loader, world, dtype, cfg.eval.layer, cfg.eval.pool)
             if world.is_first:
                 features.save(Path(cfg.eval.features))
-            lines = f"{len(features.video)} of {len(loader.source.clips)} videos, {features.features.shape[1]} features"
+            shape = "x".join(map(str, features.features.shape[1:]))
+            lines = f"{len(features.video)} of {len(loader.source.clips)} videos, {shape} features"
             lines += f"\nwritten: {cfg.eval.features}"
         else:
             place = folder / "eval" / test_name(cfg)

@@ -160,6 +160,7 @@ class Eval:
     )
     features: str = _key("", "a .npz or .safetensors file that features of the videos are written to, and no test made")
     layer: str = _key("", "whose features: a layer's, blocks.5 (empty: what the head is given)")
+    pool: str = _key("mean", "of a layer: the mean of its tokens, its class token, or all", ("mean", "cls", "tokens"))
     batch: int = _key(4, "videos a step in the multi-view test, each with clips x crops views")
     short_side: int = _key(
         0, "short side the frame is resized to before cropping (0: data.size, -1: 8/7 of it, 256 for 224)"

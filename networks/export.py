@@ -4,8 +4,8 @@
     python -m networks.export runs/NAME net.onnx     for ONNX Runtime; needs pip install onnx onnxscript onnxruntime
 
 SRC is a run, or a folder with model.safetensors. Beside the file net.json says what goes in (frames, stride, size, mean
-SRC is a run, or a folder with model.safetensors. Beside the file net.json says what goes in (frames, stride, size, mean
-back and compared with the network; the exit status is 1 if their logits differ.
+and std; video is (B, 3, T, H, W) float32, (pixel / 255 - mean) / std) and what the classes are. What was written is
+read back and compared with the network; the exit status is 1 if their logits differ.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import reduce
+from einops import rearrange, reduce
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from configs.words import parse
 
 @dataclass(frozen=True)
 class Features:
-    features: Tensor  # (n, D) float32
+    features: Tensor  # (n, D) float32; (n, N, D) of all tokens
     label: Tensor  # (n,) int64
     video: list[str]
 
@@ -59,11 +59,14 @@ class Features:
         return Features(torch.from_numpy(features).float(), torch.from_numpy(label).long(), video)
 
 
-def reader(network: nn.Module, layer: str = "") -> Callable[[Tensor], Tensor]:
-    """Clips (B, C, T, H, W) -> (B, D): what the head is given, or the mean over the tokens that `layer` puts out.
+def reader(network: nn.Module, layer: str = "", pool: str = "mean") -> Callable[[Tensor], Tensor]:
+    """Clips (B, C, T, H, W) -> (B, D): what the head is given, or of the tokens that `layer` puts out the mean, the
+    class token (`cls`; of frames that go by themselves the mean of theirs), or all of them (B, N, D) (`tokens`).
 
-    Raises ValueError that lists the layers for a name that is none.
+    Raises ValueError that lists the layers for a name that is none, and for the class token of a network without one.
     """
+    if pool == "cls" and layer and not getattr(network, "has_cls_token", True):
+        raise ValueError("eval.pool=cls: the network has no class token")
     if not layer:
         return network.forward_features  # type: ignore[return-value]
     known = dict(network.named_modules())
@@ -79,7 +82,9 @@ def reader(network: nn.Module, layer: str = "") -> Callable[[Tensor], Tensor]:
         finally:
             hook.remove()
         tokens = seen[-1].flatten(1, -2) if seen[-1].ndim > 2 else seen[-1][:, None]
-        return reduce(tokens, "(B rows) N D -> B D", "mean", B=len(video))  # rows: frames that go by themselves
+        if pool == "tokens":  # rows: frames that go by themselves
+            return rearrange(tokens, "(B rows) N D -> B (rows N) D", B=len(video))
+        return reduce(tokens[:, :1] if pool == "cls" else tokens, "(B rows) N D -> B D", "mean", B=len(video))
 
     return read
 
@@ -133,6 +138,9 @@ def main(words: Sequence[str]) -> int:
     try:
         paths, s = parse(Settings, words, ["TRAIN", "TEST"])
         train, test = (Features.load(Path(path)) for path in paths)
+        for path, part in zip(paths, (train, test), strict=True):
+            if part.features.ndim != 2:
+                raise ValueError(f"{path}: holds tokens; expected one vector a video (eval.pool=mean or cls)")
         if train.features.shape[1] != test.features.shape[1]:
             raise ValueError(f"{paths[1]}: {test.features.shape[1]} features, {paths[0]} has {train.features.shape[1]}")
         classes = int(max(train.label.max(), test.label.max())) + 1

@@ -25,6 +25,14 @@ def test_of_any_layer_and_clip_by_clip(kind):
             found = reader(network, layer)(video)
             assert found.ndim == 2 and len(found) == 3 and found.std() > 0
             assert torch.allclose(reader(network, layer)(video[1:2]), found[1:2], atol=1e-5)
+        tokens = reader(network, "blocks.1", "tokens")(video)
+        assert tokens.ndim == 3 and torch.allclose(tokens.mean(1), reader(network, "blocks.1")(video), atol=1e-5)
+        if getattr(network, "has_cls_token", True):
+            first = reader(network, "blocks.1", "cls")(video)
+            assert first.shape == (3, tokens.shape[2]) and not torch.allclose(first, tokens.mean(1), atol=1e-3)
+        else:
+            with pytest.raises(ValueError, match="no class token"):
+                reader(network, "blocks.1", "cls")
     assert not any(module._forward_hooks for module in network.modules()), "no hook is left"
     with pytest.raises(ValueError, match=r"blocks\.9: the network has no such layer; its blocks are blocks\.0, "):
         reader(network, "blocks.9")
@@ -46,6 +54,10 @@ def test_files_and_batches(arguments, tmp_path, capsys):
     network, _ = weights.load(tmp_path / "a" / "best")
     assert evaluation.main([str(tmp_path / "a"), f"eval.features={tmp_path}/y.npz", "eval.layer=blocks.0"]) == 0
     assert not torch.equal(Features.load(tmp_path / "y.npz").features, a.features)
+    words = [f"eval.features={tmp_path}/z.npz", "eval.layer=blocks.0", "eval.pool=tokens"]
+    assert evaluation.main([str(tmp_path / "a"), *words]) == 0
+    assert Features.load(tmp_path / "z.npz").features.shape == (12, 1 + 2 * 16, 32)
+    assert main([str(tmp_path / "z.npz")] * 2) == 2 and "holds tokens" in capsys.readouterr().err
     assert not (tmp_path / "a" / "eval").exists(), "no test is made"
     for wrong, message in (("x.txt", "ends in .npz or .safetensors"), ("x.npz eval.layer=block.0", "no such layer")):
         assert evaluation.main([str(tmp_path / "a"), *f"eval.features={tmp_path}/{wrong}".split()]) == 2

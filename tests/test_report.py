@@ -9,10 +9,12 @@ import os
 import shutil
 import subprocess
 import sys
+from fractions import Fraction
 from html.parser import HTMLParser
 from pathlib import Path
 
 import matplotlib.image
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -24,6 +26,7 @@ from configs import schema
 from configs.page import Mistake, write_page
 from configs.report import Scores, compare, confusion, draw_confusion, interval, mcnemar, write_report
 from configs.report import test_name as name_of_test
+from pipelines.encode import encode
 from pipelines.loader import build_loader
 from pipelines.world import World
 from tests.runs import ROOT
@@ -188,6 +191,27 @@ def test_logits_or_probabilities_are_averaged(trained, arguments):
         first = views[:, 0].mean(1)
         right = torch.stack([first.argmax(-1) == scores.label, mean.argmax(-1) == scores.label], 1)
         assert torch.equal(scores.hits[..., 0], right)
+
+
+@pytest.mark.parametrize("decoder", ["dali", "host"])
+@pytest.mark.parametrize(("width", "height"), [(128, 64), (64, 128), (96, 96)])
+def test_views_reach_every_border(tmp_path, arguments, decoder, width, height):
+    """A red, green, blue and white bar along each border: the first crop holds one end, the last the other."""
+    frames = np.full((30, height, width, 3), 90, np.uint8)
+    bar = 8
+    frames[:, :, :bar], frames[:, :, -bar:] = (255, 0, 0), (0, 0, 255)
+    frames[:, :bar, bar:-bar], frames[:, -bar:, bar:-bar] = (0, 255, 0), (255, 255, 255)
+    encode(tmp_path / "x.mp4", frames, Fraction(30), "vp9", 12)
+    (tmp_path / "one.txt").write_text("x.mp4 0\n")
+    words = [f"data.val={tmp_path}/one.txt", f"data.decoder={decoder}", "data.size=64", "eval.clips=1", "eval.batch=1",
+             "data.mean=0,0,0", "data.std=1,1,1"]  # fmt: skip
+    cfg = schema.load(None, [*arguments, *words])
+    loader = build_loader(cfg, "test", ["a"], World(), torch.device("cpu"))
+    first, _, last = (255 * next(iter(loader)).video[0, :, :, 0]).round()
+    ends = {"left": (first[:, 32, 2], (255, 0, 0)), "right": (last[:, 32, -3], (0, 0, 255)),
+            "top": (first[:, 2, 32], (0, 255, 0)), "bottom": (last[:, -3, 32], (255, 255, 255))}  # fmt: skip
+    for name, (pixel, colour) in ends.items():
+        assert (pixel - torch.tensor(colour)).abs().max() < 40, (name, pixel)
 
 
 @pytest.mark.parametrize("show", ["attention", "rollout"])
