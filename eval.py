@@ -174,7 +174,7 @@ def score_video(
         with autocast(device, dtype):
             logits = network(window.views.to(device))
         scores.append(F.softmax(logits.float(), dim=-1).mean(0).cpu())
-        seen.append(window._replace(views=window.views[:0]))
+        seen.append(window._replace(views=torch.empty(0), picture=window.picture.copy()))  # of a video of any length
     return seen, torch.stack(scores)
 
 
@@ -199,9 +199,10 @@ def classify_videos(
             rows.append([file, "scored", f"{seen[-1].end:.2f}", *(field for guess in found for field in guess)])
         kinds = ("class", "score", "from", "to", "peak")
         names = [f"{kind}{n + 1}" for n in range(min(5, len(classes))) for kind in kinds]
-        write_csv(folder / f"{place.name}.csv", ["video", "state", "seconds", *names], rows)
+        table = folder / f"{place.resolve().name}.csv"
+        write_csv(table, ["video", "state", "seconds", *names], rows)
         bad = sum(row[1] != "scored" for row in rows)
-        return f"{len(rows)} videos, {bad} could not be read\nwritten: {folder / place.name}.csv"
+        return f"{len(rows)} videos, {bad} could not be read\nwritten: {table}"
     seen, scores = score_video(network, cfg, str(place), device, dtype)
     lines = [f"{place}: {seen[-1].end:.1f} s, {len(seen)} clips"]
     for name, score, start, end, peak in best_classes(scores, [(w.start, w.end) for w in seen], classes):
@@ -209,8 +210,8 @@ def classify_videos(
     few = np.linspace(0, len(seen) - 1, min(len(seen), 10)).round().astype(int).tolist()
     best = [f"{classes[int(scores[n].argmax())]} {100 * scores[n].max():.0f} %" for n in few]
     titles = [f"{seen[n].start:.1f}-{seen[n].end:.1f} s\n{name}" for n, name in zip(few, best, strict=True)]
-    draw_rows([[seen[n].picture for n in few]], titles).savefig(folder / f"{place.stem}.png", dpi=90)
-    return "\n".join([*lines, f"written: {folder / place.stem}.png"])
+    draw_rows([[seen[n].picture for n in few]], titles).savefig(folder / f"{place.name}.png", dpi=90)
+    return "\n".join([*lines, f"written: {folder / place.name}.png"])
 
 
 @torch.inference_mode()
@@ -287,6 +288,15 @@ def load_run(source: Path, overrides: Sequence[str]) -> tuple[schema.Config, Pat
     return cfg, source, network, [names[number] for number in range(len(names))]
 
 
+def other_list(cfg: schema.Config, folder: Path) -> str:
+    """_NAME for the folder of a test of another list than the run's own."""
+    asked = cfg.data.test or cfg.data.val
+    if not (folder / "config.yaml").exists():
+        return ""
+    own = schema.load(folder / "config.yaml").data
+    return "" if asked == (own.test or own.val) else f"_{Path(asked).stem}"
+
+
 def main(arguments: Sequence[str]) -> int:
     """The command; returns its exit status."""
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -312,8 +322,11 @@ def main(arguments: Sequence[str]) -> int:
                 raise ValueError("video=: the run is a pre-training, which knows no classes")
             print(classify_videos(network.to(device), cfg, classes, Path(videos[-1]), folder / "video", dtype))
             return 0
+        if cfg.eval.features:
+            Features.check(Path(cfg.eval.features))
         split = "val" if cfg.task.name == "maskfeat" else "test"
         loader = build_loader(cfg, split, classes, world, device, half=dtype is not torch.float32)
+        source = loader.source
         network.to(device)
         if cfg.task.name == "maskfeat":
             lines = evaluate_pretraining(cfg, network, loader, world, folder / "eval" / "pretraining", dtype)
@@ -325,21 +338,24 @@ def main(arguments: Sequence[str]) -> int:
             lines = f"{len(features.video)} of {len(loader.source.clips)} videos, {shape} features"
             lines += f"\nwritten: {cfg.eval.features}"
         else:
-            place = folder / "eval" / test_name(cfg)
-            kept = Kept(place / f"so_far_{world.rank}_of_{world.size}.pt", test_key(cfg, folder))
+            place = folder / "eval" / (test_name(cfg) + other_list(cfg, folder))
+            videos = [(*clip, row.size, row.changed) for clip, row in zip(source.clips, source.rows, strict=True)]
+            key = test_key(cfg, folder, videos)
+            kept = Kept(place / f"so_far_{key[:8]}_{world.rank}_of_{world.size}.pt", key)
             scores = evaluate(network, loader, world, dtype, cfg.eval.average, kept)
             if world.is_first:
                 span = (cfg.data.frames - 1) * cfg.data.stride + 1
-                short = sum(0 < row.num_frames < span for row in loader.source.rows)
-                about = {"views": f"{cfg.eval.clips}x{cfg.eval.crops}", "place": cfg.eval.place,
-                         "average": cfg.eval.average, "short": short}  # fmt: skip
+                short = sum(0 < row.num_frames < span for row in source.rows)
+                about = {"views": f"{cfg.eval.clips}x{cfg.eval.crops}", "place": cfg.eval.place, "short": short,
+                         "average": cfg.eval.average, "list": cfg.data.test or cfg.data.val}  # fmt: skip
                 lines = write_report(place, scores, loader.source.clips, classes, about)
                 write_test_page(place, folder, scores, loader.source.rows, classes)
                 if cfg.eval.show:
                     lines += show_attention(network, cfg, loader.source.rows, place)
                 lines += f"\nwritten: {place}{os.sep}{{report.html,summary.json,predictions.csv,per_class.csv,...}}"
-            kept.path.unlink(missing_ok=True)
-    except (ValueError, Unreadable) as error:
+            for left in place.glob(f"so_far_*_{world.rank}_of_{world.size}.pt"):
+                left.unlink(missing_ok=True)
+    except (ValueError, OSError, Unreadable) as error:
         print(f"eval.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

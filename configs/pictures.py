@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 
+matplotlib.rcParams["text.parse_math"] = False  # a $ in a class's or a file's name is a $
+
 
 def draw_strips(frames: np.ndarray, titles: Sequence[str]) -> Figure:
     """A row of frames for each clip of (B, T, H, W, 3) uint8, under its title."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -21,6 +22,7 @@ from configs import schema
 from configs.keys import PRESETS, Config
 from configs.runs import load_checkpoint, replace_text, write_csv
 
+matplotlib.rcParams["text.parse_math"] = False  # a $ in a class's name is a $
 SHOWN_CLASSES = 30  # of a confusion matrix, so that their names can be read
 
 
@@ -177,11 +179,12 @@ def test_name(cfg: Config) -> str:
     return "_".join([f"{e.clips}x{e.crops}", *more])
 
 
-def test_key(cfg: Config, folder: Path) -> str:
-    """Tells tests apart whose scores must not be mixed: another configuration, or other weights."""
+def test_key(cfg: Config, folder: Path, videos: Sequence[tuple[object, ...]]) -> str:
+    """Tells tests apart whose scores must not be mixed: another configuration, other weights, or other videos, of which
+    `videos` says path, label and state."""
     weights_file = Path(cfg.model.init) if not (folder / "best").exists() else folder / "best" / "model.safetensors"
     stamp = weights_file.stat().st_mtime_ns if weights_file.exists() else 0
-    return hashlib.sha256(f"{schema.dump(cfg)}{stamp}".encode()).hexdigest()
+    return hashlib.sha256(f"{schema.dump(cfg)}{stamp}{list(videos)}".encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -221,8 +224,14 @@ def read_predictions(folder: Path) -> dict[str, tuple[str, bool]]:
     path = folder / "predictions.csv" if (folder / "predictions.csv").exists() else found[-1] if found else None
     if path is None:
         raise ValueError(f"{folder}: no predictions.csv in it or in its eval/*/; run eval.py first")
+    found_rows: dict[str, tuple[str, bool]] = {}
     with open(path, newline="") as file:
-        return {row["video"]: (row["label"], row.get("class1") == row["label"]) for row in csv.DictReader(file)}
+        for row in csv.DictReader(file):
+            times = 1  # a list may hold a video more than once
+            while (key := row["video"] if times == 1 else f"{row['video']} ({times})") in found_rows:
+                times += 1
+            found_rows[key] = row["label"], row.get("class1") == row["label"]
+    return found_rows
 
 
 def compare(folders: Sequence[Path]) -> str:

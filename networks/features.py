@@ -32,16 +32,21 @@ class Features:
     label: Tensor  # (n,) int64
     video: list[str]
 
+    @staticmethod
+    def check(path: Path) -> None:
+        """Raises ValueError for a name that save() does not know."""
+        if path.suffix not in (".npz", ".safetensors"):
+            raise ValueError(f"{path}: expected a name that ends in .npz or .safetensors")
+
     def save(self, path: Path) -> None:
         """As .npz or .safetensors, by the name. Raises ValueError for another."""
+        self.check(path)
         arrays = {"features": self.features.numpy(), "label": self.label.numpy()}
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".npz":
             np.savez(path, features=arrays["features"], label=arrays["label"], video=np.array(self.video))
-        elif path.suffix == ".safetensors":
-            save_file(arrays, path, {"video": json.dumps(self.video)})
         else:
-            raise ValueError(f"{path}: expected a name that ends in .npz or .safetensors")
+            save_file(arrays, path, {"video": json.dumps(self.video)})
 
     @staticmethod
     def load(path: Path) -> Features:
@@ -81,6 +86,8 @@ def reader(network: nn.Module, layer: str = "", pool: str = "mean") -> Callable[
             network.forward_features(video)  # type: ignore[operator]  # not network(...), which may be compiled
         finally:
             hook.remove()
+        if not seen:
+            raise ValueError(f"eval.layer={layer}: the network does not run this layer by itself")
         tokens = seen[-1].flatten(1, -2) if seen[-1].ndim > 2 else seen[-1][:, None]
         if pool == "tokens":  # rows: frames that go by themselves
             return rearrange(tokens, "(B rows) N D -> B (rows N) D", B=len(video))

@@ -59,7 +59,12 @@ def test_files_and_batches(arguments, tmp_path, capsys):
     assert Features.load(tmp_path / "z.npz").features.shape == (12, 1 + 2 * 16, 32)
     assert main([str(tmp_path / "z.npz")] * 2) == 2 and "holds tokens" in capsys.readouterr().err
     assert not (tmp_path / "a" / "eval").exists(), "no test is made"
-    for wrong, message in (("x.txt", "ends in .npz or .safetensors"), ("x.npz eval.layer=block.0", "no such layer")):
+    (tmp_path / "file").write_text("")
+    mistakes = {
+        "ends in .npz or .safetensors": "x.txt", "no such layer": "x.npz eval.layer=block.0",
+        "does not run this layer": "x.npz eval.layer=blocks", "exists": "file/x.npz",
+    }  # fmt: skip
+    for message, wrong in mistakes.items():
         assert evaluation.main([str(tmp_path / "a"), *f"eval.features={tmp_path}/{wrong}".split()]) == 2
         assert message in capsys.readouterr().err
 

@@ -6,6 +6,7 @@ import base64
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ import eval as evaluation
 import train as training
 from configs import schema
 from configs.page import Mistake, write_page
-from configs.report import Scores, compare, confusion, draw_confusion, interval, mcnemar, write_report
+from configs.report import Scores, compare, confusion, draw_confusion, interval, mcnemar, read_predictions, write_report
 from configs.report import test_name as name_of_test
 from pipelines.encode import encode
 from pipelines.loader import build_loader
@@ -85,6 +86,12 @@ def test_what_is_written_adds_up(tmp_path):
     assert (tmp_path / "confusion.png").stat().st_size > 5000
 
 
+def test_names_are_no_mathematics(tmp_path):
+    clips = [(f"{n}.mp4", n % 3) for n in range(8)]
+    write_report(tmp_path, made_up(), clips, ["a$x^$", "b $\\q$", "$"], {"views": "1x1"})
+    assert (tmp_path / "summary.json").exists()
+
+
 def test_of_many_classes_the_confused_are_drawn():
     matrix = torch.diag(torch.full((400,), 50))
     matrix[17, 399], matrix[200, 17] = 30, 20
@@ -117,7 +124,10 @@ def test_comparing_runs(trained, tmp_path, capsys):
     for wrong, message in (([str(trained)], "two or more"), ([str(trained), str(tmp_path)], "no predictions.csv")):
         assert evaluation.main(["--compare", *wrong]) == 2
         assert message in capsys.readouterr().err
-    path.write_text(path.read_text().replace("1.mp4", "one.mp4"))
+    again = path.read_text()
+    path.write_text(again + again.splitlines()[1] + "\n")
+    assert len(read_predictions(path.parent)) == 14, "a video that is there twice counts twice"
+    path.write_text(again.replace("1.mp4", "one.mp4"))
     assert evaluation.main(["--compare", str(trained), str(other)]) == 2
     assert "other videos than" in capsys.readouterr().err
 
@@ -138,7 +148,8 @@ def test_an_interrupted_test_goes_on(trained, monkeypatch, capsys):
     monkeypatch.setattr(evaluation, "rearrange", interrupted)
     assert evaluation.main([str(trained)]) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
-    assert [path.name for path in folder.iterdir()] == ["so_far_0_of_1.pt"]
+    (left,) = folder.iterdir()
+    assert re.fullmatch(r"so_far_[0-9a-f]{8}_0_of_1\.pt", left.name)
     assert evaluation.main([str(trained)]) == 0
     assert len(calls) == 4 + 7 - 3, "three of seven batches were done, the fourth is done again"
     assert (folder / "predictions.csv").read_bytes() == whole[0]
@@ -151,8 +162,17 @@ def test_an_interrupted_test_goes_on(trained, monkeypatch, capsys):
     assert evaluation.main([str(trained)]) == 0 and len(calls) == 4 + 7, "other weights: from the beginning"
     calls.clear()
     assert evaluation.main([str(trained)]) == 130
-    (folder / "so_far_0_of_1.pt").write_bytes(b"half")
+    next(folder.glob("so_far*")).write_bytes(b"half")
     assert evaluation.main([str(trained)]) == 0 and len(calls) == 4 + 7, "unreadable: from the beginning"
+
+    lists = trained.parent / "data" / "list.txt"
+    for change in (lambda lines: lines[::-1], lambda lines: [*lines, lines[0]], lambda lines: lines[2:]):
+        calls.clear()
+        assert evaluation.main([str(trained)]) == 130
+        lists.write_text("\n".join(change(lists.read_text().splitlines())) + "\n")
+        assert evaluation.main([str(trained)]) == 0 and len(calls) >= 4 + 6, "another list: from the beginning"
+        found = predictions(folder)
+        assert [row["label"] for row in found] == [line.split()[1] for line in lists.read_text().splitlines()]
 
 
 @pytest.mark.slow

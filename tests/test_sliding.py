@@ -82,7 +82,7 @@ def test_the_command(arguments, tmp_path, video, capsys):
     assert f"{clip}: 2.5 s" in out[0] and len(out) == 1 + 5 + 1 and " s: " in out[1]
     shares = [float(line.split("%")[0]) for line in out[1:6]]
     assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 100.5
-    assert (run / "video" / f"{clip.stem}.png").stat().st_size > 3000
+    assert (run / "video" / f"{clip.name}.png").stat().st_size > 3000
 
     folder = tmp_path / "clips"
     (folder / "deep").mkdir(parents=True)
