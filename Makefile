@@ -28,6 +28,9 @@ test-gpu: .venv/dev
 bench: .venv/dev
 	$(BIN)/python -m bench.decode
 	$(BIN)/python -m bench.hog
+	$(BIN)/python -m bench.bytes
+	$(BIN)/python -m bench.views
+	$(BIN)/python -m bench.step
 
 lint: .venv/dev
 	$(BIN)/ruff check .
