@@ -66,6 +66,7 @@ def evaluate(
     training = network.training
     network.eval()
     n, device, clips = len(loader.source.clips), loader.device, loader.source.views.clips
+    count = torch.arange(1, clips + 1, device=device)[:, None]
     # Row n takes what must not be scored; adding to tables on the device keeps the host out of the loop.
     state = kept.load() if kept else {}
     tables: dict[str, Tensor] = {name: table.to(device) for name, table in state.get("tables", {}).items()}
@@ -86,7 +87,7 @@ def evaluate(
                 logits = network(rearrange(video, "B V C T H W -> (B V) C T H W")).float()
             views = F.softmax(logits, dim=-1) if average == "probability" else logits
             of_clips = reduce(views, "(B L crops) K -> B L K", "mean", B=len(video), L=clips)
-            after = of_clips.cumsum(1) / torch.arange(1, clips + 1, device=device)[:, None]
+            after = of_clips.cumsum(1) / count
             best = after.topk(min(5, after.shape[-1])).indices == batch.label[:, None, None]
             found = {
                 "probability": after[:, -1] if average == "probability" else F.softmax(after[:, -1], dim=-1),

@@ -22,7 +22,17 @@ from configs import schema
 from configs.device import autocast, choose_device, choose_dtype
 from configs.pictures import draw_strips, pixels
 from configs.profile import profiled
-from configs.runs import LAST, PREVIOUS, RunFolder, find_checkpoint, is_best, load_checkpoint, read_metrics, summary
+from configs.runs import (
+    LAST,
+    PREVIOUS,
+    RunFolder,
+    find_checkpoint,
+    is_best,
+    load_checkpoint,
+    read_metrics,
+    run_path,
+    summary,
+)
 from configs.steps import Clock, Meter, Stop, log_line
 from eval import evaluate, pretraining_loss, progress
 from networks import weights
@@ -107,13 +117,13 @@ def train(cfg: schema.Config) -> int:
             found = {"loss": scores.loss, "top1": scores.topk(1), "top5": scores.topk(5)}
         else:
             found = {}
-        weights_now = network_state(learner.best)  # asked of all processes, where each holds a part
-        if folder:
-            if not found or is_best(found, read_metrics(folder.path)):
+        if world.first(lambda: not found or is_best(found, read_metrics(run_path(cfg)))):
+            state = network_state(learner.best)  # asked of all processes, where each holds a part
+            if folder:
                 about = description(cfg, classes)
-                folder.save_best(lambda place: weights.save(place, learner.best, cfg.model.name, about, weights_now))
-            if found:
-                folder.record("val", step, epoch=loader.epoch, **found)
+                folder.save_best(lambda place: weights.save(place, learner.best, cfg.model.name, about, state))
+        if folder and found:
+            folder.record("val", step, epoch=loader.epoch, **found)
 
     stop, clock = Stop(alone=world.size == 1), Clock(cfg.run.save_minutes)
     with stop, profiled(cfg.run.profile, folder and folder.path / "profile", say) as profiler_step:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
@@ -59,7 +60,7 @@ class Features:
             else:
                 with np.load(path) as arrays:
                     features, label, video = arrays["features"], arrays["label"], arrays["video"].tolist()
-        except Exception as error:  # each format has its own
+        except (OSError, EOFError, ValueError, KeyError, SafetensorError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path}: not readable as features: {error}") from None
         return Features(torch.from_numpy(features).float(), torch.from_numpy(label).long(), video)
 

@@ -49,8 +49,8 @@ def windows(path: str, cfg: Config) -> Iterator[Window]:
         views = decode_views(path, here, boxes, data.size, fill, data.seconds, row.table)
         views = np.rot90(views, row.turns, (-2, -1)).reshape(len(here), -1, *views.shape[1:])
         for numbers, clip in zip(here, views, strict=True):
-            middle = clip[len(clip) // 2, :, clip.shape[2] // 2].transpose(1, 2, 0)
-            normal = (torch.from_numpy(clip.copy()).float() / 255 - mean) / std
+            middle = clip[len(clip) // 2, :, clip.shape[2] // 2].transpose(1, 2, 0).copy()  # and not all of the clips
+            normal = (torch.from_numpy(np.ascontiguousarray(clip)).float() / 255 - mean) / std
             yield Window(float(numbers.min()) / rate, float(numbers.max() + 1) / rate, normal, middle)
 
 

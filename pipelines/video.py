@@ -75,7 +75,7 @@ class Video:
         if self._packets:
             chosen = [self._packets[number] for number in numbers]
         else:
-            data = places.read(self.name, [self._ranges[number] for number in numbers])
+            data = self._bytes([self._ranges[number] for number in numbers])
             self.in_time()
             chosen = [av.Packet(len(picture)) for picture in data]
             for packet, picture in zip(chosen, data, strict=True):

@@ -19,8 +19,6 @@ KINDS = [pytest.param(kind, marks=[] if kind in FAST else [pytest.mark.slow]) fo
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
 def test_logits_are_those_of_the_network(kind, suffix, tmp_path):
-    if suffix == ".onnx":
-        pytest.importorskip("onnxruntime")
     name, kwargs = EVERY[kind]
     network = randomise(build(name, **kwargs), seed=0)
     apart = export(network, tmp_path / f"x{suffix}")

@@ -193,7 +193,9 @@ def test_clipping(each):
     expected = ([0.6, 0.8], [0.5]) if each else ([3 / 25.25**0.5, 4 / 25.25**0.5], [0.5 / 25.25**0.5])
     for parameter, grad in zip(parameters[:2], expected, strict=True):
         assert parameter.grad.tolist() == pytest.approx(grad, rel=1e-4)
-    assert clip_gradients(parameters, 0.0, each).item() == pytest.approx(parameters[0].grad.norm().item(), rel=0.5)
+    before = [parameter.grad.clone() for parameter in parameters[:2]]
+    assert clip_gradients(parameters, 0.0, each).item() == pytest.approx(torch.cat(before).norm().item())
+    assert all(torch.equal(a, p.grad) for a, p in zip(before, parameters[:2], strict=True)), "0: none are clipped"
     parameters[0].grad[0] = float("nan")
     assert clip_gradients(parameters, 1.0, each).isnan()
 
