@@ -8,6 +8,8 @@
 
     python eval.py runs/NAME video=clip.mp4                   the five best classes of a video of any length, and when
     python eval.py runs/NAME video=FOLDER                     of all videos in a folder: a table
+    python eval.py runs/NAME eval.features=F.npz              a feature vector of each video of the list
+    python eval.py runs/NAME eval.show=attention              also a picture of what the network looks at
     python eval.py --compare runs/A runs/B                    the newest tests of runs, and McNemar's p
 
 Writes report.html, summary.json, predictions.csv, per_class.csv, confusions.csv and confusion.png to
@@ -19,14 +21,13 @@ interrupted goes on where it stopped.
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
@@ -36,22 +37,23 @@ from tqdm import tqdm
 
 from configs import schema
 from configs.device import autocast, choose_device, choose_dtype
+from configs.drawing import draw_strips
 from configs.page import Mistake, write_page
-from configs.pictures import draw_rows, draw_strips
-from configs.report import Kept, Scores, best_classes, compare, test_key, test_name, write_report
-from configs.runs import run_path, write_csv
+from configs.report import Kept, Scores, compare, test_key, test_name, write_report
+from configs.runs import run_path
+from configs.slides import Slide, classify_all, classify_video
 from configs.steps import Clock
 from networks import weights
 from networks.configured import build_network, build_task, initialise
-from networks.features import Features, reader
-from networks.pictures import draw_attention, draw_hog
-from networks.tasks import MaskFeat
+from networks.drawing import draw_attention, draw_hog
+from networks.features import Features, extract
+from networks.tasks import MaskFeat, mean_loss
 from pipelines.index import Row
 from pipelines.listfiles import is_there
 from pipelines.lists import class_names
-from pipelines.loader import Batch, VideoLoader, build_loader
-from pipelines.places import VIDEO_SUFFIXES
-from pipelines.sliding import Window, glimpse, windows
+from pipelines.loader import VideoLoader, build_loader
+from pipelines.places import videos_below
+from pipelines.sliding import glimpse, is_short, windows
 from pipelines.source import Unreadable
 from pipelines.world import World
 
@@ -122,37 +124,13 @@ def progress(loader: VideoLoader, text: str, world: World) -> tqdm:
     return tqdm(loader, desc=text, unit="step", initial=loader.step, total=len(loader), leave=False, disable=hidden)
 
 
-@torch.inference_mode()
-def pretraining_loss(
-    network: nn.Module, task: MaskFeat, loader: VideoLoader, world: World, dtype: torch.dtype = torch.float32
-) -> tuple[float, float, tuple[Batch, dict[str, Tensor]]]:
-    """Mean loss over the videos of a val loader and that of predicting the mean HOG of each batch, masks being the same
-    each time; and the first batch with what the task made of it."""
-    training = network.training
-    network.eval()
-    sums = torch.zeros(3, device=loader.device)
-    first = None
-    for batch in loader:
-        with autocast(loader.device, dtype):
-            out = task(network, batch)
-        first = first or (batch, out)
-        scored = (batch.sample >= 0).float()
-        sums += torch.stack([(out["losses"] * scored).sum(), (out["baselines"] * scored).sum(), scored.sum()])
-    network.train(training)
-    if world.size > 1:
-        torch.distributed.all_reduce(sums)
-    loss, baseline, count = sums.tolist()
-    assert first is not None
-    return loss / max(count, 1), baseline / max(count, 1), first
-
-
 def evaluate_pretraining(
     cfg: schema.Config, network: nn.Module, loader: VideoLoader, world: World, folder: Path, dtype: torch.dtype
 ) -> str:
     """predictions.png and summary.json in `folder`; returns the lines to print."""
     task = build_task(cfg, network)
     assert isinstance(task, MaskFeat)
-    loss, baseline, (batch, out) = pretraining_loss(network, task, loader, world, dtype)
+    loss, baseline, (batch, out) = mean_loss(network, task, loader, loader.device, dtype)
     if world.is_first:
         figure = draw_hog(batch, out, cfg.data.mean, cfg.data.std)
         folder.mkdir(parents=True, exist_ok=True)
@@ -166,71 +144,32 @@ def evaluate_pretraining(
 
 
 @torch.inference_mode()
-def score_video(
-    network: nn.Module, cfg: schema.Config, path: str, device: torch.device, dtype: torch.dtype
-) -> tuple[list[Window], Tensor]:
-    """Clips that slide over a video, and the probabilities (clips, classes) of each, the mean over its views."""
-    seen, scores = [], []
+def score_video(network: nn.Module, cfg: schema.Config, path: str, device: torch.device, dtype: torch.dtype) -> Slide:
+    """The clips that slide over a video, each the mean over its views."""
+    spans, pictures, scores = [], [], []
     for window in windows(path, cfg):
         with autocast(device, dtype):
             logits = network(window.views.to(device))
         scores.append(F.softmax(logits.float(), dim=-1).mean(0).cpu())
-        seen.append(window._replace(views=torch.empty(0), picture=window.picture.copy()))  # of a video of any length
-    return seen, torch.stack(scores)
+        spans.append((window.start, window.end))
+        pictures.append(window.picture)
+    return Slide(spans, pictures, torch.stack(scores))
 
 
-def classify_videos(
-    network: nn.Module, cfg: schema.Config, classes: Sequence[str], place: Path, folder: Path, dtype: torch.dtype
-) -> str:
-    """Of a video its five best classes and when each is seen best, with a picture; of a folder's videos a table."""
-    device = next(network.parameters()).device
-    folder.mkdir(parents=True, exist_ok=True)
-    if place.is_dir():
-        rows = []
-        files = sorted(p for p in place.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
-        if not files:
-            raise ValueError(f"video={place}: no videos in it")
-        for file in tqdm(files, desc="videos", leave=False, disable=not sys.stderr.isatty()):
-            try:
-                seen, scores = score_video(network, cfg, str(file), device, dtype)
-            except ValueError as error:
-                rows.append([file, str(error).removeprefix(f"{file}: ")])
-                continue
-            found = best_classes(scores, [(w.start, w.end) for w in seen], classes)
-            rows.append([file, "scored", f"{seen[-1].end:.2f}", *(field for guess in found for field in guess)])
-        kinds = ("class", "score", "from", "to", "peak")
-        names = [f"{kind}{n + 1}" for n in range(min(5, len(classes))) for kind in kinds]
-        table = folder / f"{place.resolve().name}.csv"
-        write_csv(table, ["video", "state", "seconds", *names], rows)
-        bad = sum(row[1] != "scored" for row in rows)
-        return f"{len(rows)} videos, {bad} could not be read\nwritten: {table}"
-    seen, scores = score_video(network, cfg, str(place), device, dtype)
-    lines = [f"{place}: {seen[-1].end:.1f} s, {len(seen)} clips"]
-    for name, score, start, end, peak in best_classes(scores, [(w.start, w.end) for w in seen], classes):
-        lines.append(f"  {100 * float(score):5.1f} %  {name}  (most at {start}-{end} s: {100 * float(peak):.1f} %)")
-    few = np.linspace(0, len(seen) - 1, min(len(seen), 10)).round().astype(int).tolist()
-    best = [f"{classes[int(scores[n].argmax())]} {100 * scores[n].max():.0f} %" for n in few]
-    titles = [f"{seen[n].start:.1f}-{seen[n].end:.1f} s\n{name}" for n, name in zip(few, best, strict=True)]
-    draw_rows([[seen[n].picture for n in few]], titles).savefig(folder / f"{place.name}.png", dpi=90)
-    return "\n".join([*lines, f"written: {folder / place.name}.png"])
-
-
-@torch.inference_mode()
 def extract_features(
-    network: nn.Module, loader: VideoLoader, world: World, dtype: torch.dtype, layer: str = "", pool: str = "mean"
-) -> Features:
-    """Of every video that can be read, the mean over its views; on all ranks."""
-    read, rows, found = reader(network.eval(), layer, pool), [], []
-    for batch in progress(loader, "features", world):
-        with autocast(loader.device, dtype):
-            features = read(rearrange(batch.video, "B V C T H W -> (B V) C T H W")).float()
-        found.append(reduce(features, "(B V) ... -> B ...", "mean", B=len(batch.video)).cpu())
-        rows.append(batch.sample.cpu())
-    parts = world.gather((torch.cat(rows), torch.cat(found)))
+    cfg: schema.Config, network: nn.Module, loader: VideoLoader, world: World, dtype: torch.dtype
+) -> str:
+    """eval.features: of every video that can be read, the mean over its views; returns the lines to print."""
+    batches = progress(loader, "features", world)
+    parts = world.gather(extract(network.eval(), batches, loader.device, dtype, cfg.eval.layer, cfg.eval.pool))
     row, values = (torch.cat(part) for part in zip(*parts, strict=True))
     order = row.argsort()[(row < 0).sum() :]
     clips = [loader.source.clips[n] for n in row[order].tolist()]
-    return Features(values[order], torch.tensor([clip.label for clip in clips]), [clip.path for clip in clips])
+    found = Features(values[order], torch.tensor([clip.label for clip in clips]), [clip.path for clip in clips])
+    if world.is_first:
+        found.save(Path(cfg.eval.features))
+    shape = "x".join(map(str, values.shape[1:]))
+    return f"{len(clips)} of {len(loader.source.clips)} videos, {shape} features\nwritten: {cfg.eval.features}"
 
 
 def show_attention(network: nn.Module, cfg: schema.Config, rows: Sequence[Row], place: Path) -> str:
@@ -245,8 +184,8 @@ def show_attention(network: nn.Module, cfg: schema.Config, rows: Sequence[Row], 
     return f"\nwritten: {place / 'attention.png'}"
 
 
-def write_test_page(place: Path, run: Path, scores: Scores, rows: Sequence[Row], classes: Sequence[str]) -> None:
-    """report.html beside the other files of a test, which it is made of, with its twelve most confident mistakes."""
+def find_mistakes(scores: Scores, rows: Sequence[Row], classes: Sequence[str]) -> list[Mistake]:
+    """The twelve that the network is surest of."""
     best = scores.probability.max(1)
     wrong = [n for n in best.values.argsort(descending=True).tolist()
              if scores.scored[n] and best.indices[n] != scores.label[n]]  # fmt: skip
@@ -257,10 +196,7 @@ def write_test_page(place: Path, run: Path, scores: Scores, rows: Sequence[Row],
             frames = draw_strips(glimpse(rows[n])[None], [""])
         names = classes[int(scores.label[n])], classes[int(best.indices[n])]
         mistakes.append(Mistake(rows[n].path, *names, best.values[n].item(), frames))
-    tables = [list(csv.reader(open(place / f"{name}.csv", newline="")))[1:] for name in ("per_class", "confusions")]
-    pictures = [("Training", run / "curves.png"), ("Confusion", place / "confusion.png")]
-    about = json.loads((place / "summary.json").read_text())
-    write_page(place / "report.html", f"{run.name}: test {place.name}", about, *tables, pictures, mistakes)
+    return mistakes
 
 
 def load_run(source: Path, overrides: Sequence[str]) -> tuple[schema.Config, Path, nn.Module, list[str]]:
@@ -289,13 +225,38 @@ def load_run(source: Path, overrides: Sequence[str]) -> tuple[schema.Config, Pat
     return cfg, source, network, [names[number] for number in range(len(names))]
 
 
-def other_list(cfg: schema.Config, folder: Path) -> str:
-    """_NAME for the folder of a test of another list than the run's own."""
-    asked = cfg.data.test or cfg.data.val
-    if not (folder / "config.yaml").exists():
-        return ""
-    own = schema.load(folder / "config.yaml").data
-    return "" if asked == (own.test or own.val) else f"_{Path(asked).stem}"
+def test(
+    cfg: schema.Config,
+    folder: Path,
+    network: nn.Module,
+    classes: Sequence[str],
+    loader: VideoLoader,
+    world: World,
+    dtype: torch.dtype,
+) -> str:
+    """The multi-view test and all its files in RUN/eval/; returns the lines to print."""
+    place, source = folder / "eval" / test_name(cfg, folder), loader.source
+    key = test_key(cfg, folder, [(*c, row.size, row.changed) for c, row in zip(source.clips, source.rows, strict=True)])
+    kept = Kept(place / f"so_far_{key[:8]}_{world.rank}_of_{world.size}.pt", key)
+    scores, lines = evaluate(network, loader, world, dtype, cfg.eval.average, kept), ""
+    if world.is_first:
+        about = {
+            "views": f"{cfg.eval.clips}x{cfg.eval.crops}",
+            "place": cfg.eval.place,
+            "average": cfg.eval.average,
+            "list": cfg.data.test or cfg.data.val,
+            "short": sum(is_short(row, cfg) for row in source.rows),
+        }
+        report = write_report(place, scores, source.clips, classes, about)
+        mistakes = find_mistakes(scores, source.rows, classes)
+        pictures = [("Training", folder / "curves.png"), ("Confusion", place / "confusion.png")]
+        write_page(place / "report.html", f"{folder.name}: test {place.name}", report, pictures, mistakes)
+        shown = show_attention(network, cfg, source.rows, place) if cfg.eval.show else ""
+        written = f"{place}{os.sep}{{report.html,summary.json,predictions.csv,per_class.csv,...}}"
+        lines = f"{report.text}{shown}\nwritten: {written}"
+    for left in place.glob(f"so_far_*_{world.rank}_of_{world.size}.pt"):
+        left.unlink(missing_ok=True)
+    return lines
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -318,44 +279,31 @@ def main(arguments: Sequence[str]) -> int:
         dtype = choose_dtype(cfg.run.amp, device)
         if world.size > 1:
             torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        network.to(device)
+        pretraining = cfg.task.name == "maskfeat"
         if videos:
-            if cfg.task.name == "maskfeat":
+            if pretraining:
                 raise ValueError("video=: the run is a pre-training, which knows no classes")
-            print(classify_videos(network.to(device), cfg, classes, Path(videos[-1]), folder / "video", dtype))
+            path, place = Path(videos[-1]), folder / "video"
+            score = partial(score_video, network, cfg, device=device, dtype=dtype)
+            if path.is_dir():
+                files = videos_below(path)
+                if not files:
+                    raise ValueError(f"video={path}: no videos in it")
+                print(classify_all(score, classes, files, place / f"{path.resolve().name}.csv"))
+            else:
+                print(classify_video(score(str(path)), classes, path, place))
             return 0
         if cfg.eval.features:
             Features.check(Path(cfg.eval.features))
-        split = "val" if cfg.task.name == "maskfeat" else "test"
-        loader = build_loader(cfg, split, classes, world, device, half=dtype is not torch.float32)
-        source = loader.source
-        network.to(device)
-        if cfg.task.name == "maskfeat":
+        half = dtype is not torch.float32
+        loader = build_loader(cfg, "val" if pretraining else "test", classes, world, device, half=half)
+        if pretraining:
             lines = evaluate_pretraining(cfg, network, loader, world, folder / "eval" / "pretraining", dtype)
         elif cfg.eval.features:
-            features = extract_features(network, loader, world, dtype, cfg.eval.layer, cfg.eval.pool)
-            if world.is_first:
-                features.save(Path(cfg.eval.features))
-            shape = "x".join(map(str, features.features.shape[1:]))
-            lines = f"{len(features.video)} of {len(loader.source.clips)} videos, {shape} features"
-            lines += f"\nwritten: {cfg.eval.features}"
+            lines = extract_features(cfg, network, loader, world, dtype)
         else:
-            place = folder / "eval" / (test_name(cfg) + other_list(cfg, folder))
-            videos = [(*clip, row.size, row.changed) for clip, row in zip(source.clips, source.rows, strict=True)]
-            key = test_key(cfg, folder, videos)
-            kept = Kept(place / f"so_far_{key[:8]}_{world.rank}_of_{world.size}.pt", key)
-            scores = evaluate(network, loader, world, dtype, cfg.eval.average, kept)
-            if world.is_first:
-                span = (cfg.data.frames - 1) * cfg.data.stride + 1
-                short = sum(0 < row.num_frames < span for row in source.rows)
-                about = {"views": f"{cfg.eval.clips}x{cfg.eval.crops}", "place": cfg.eval.place, "short": short,
-                         "average": cfg.eval.average, "list": cfg.data.test or cfg.data.val}  # fmt: skip
-                lines = write_report(place, scores, loader.source.clips, classes, about)
-                write_test_page(place, folder, scores, loader.source.rows, classes)
-                if cfg.eval.show:
-                    lines += show_attention(network, cfg, loader.source.rows, place)
-                lines += f"\nwritten: {place}{os.sep}{{report.html,summary.json,predictions.csv,per_class.csv,...}}"
-            for left in place.glob(f"so_far_*_{world.rank}_of_{world.size}.pt"):
-                left.unlink(missing_ok=True)
+            lines = test(cfg, folder, network, classes, loader, world, dtype)
     except (ValueError, OSError, Unreadable) as error:
         print(f"eval.py: {error}", file=sys.stderr)
         return 2

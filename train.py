@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from configs import schema
 from configs.device import autocast, choose_device, choose_dtype
-from configs.pictures import draw_strips, pixels
+from configs.drawing import draw_strips, pixels
 from configs.profile import profiled
 from configs.runs import (
     LAST,
@@ -34,14 +34,14 @@ from configs.runs import (
     summary,
 )
 from configs.steps import Clock, Meter, Stop, log_line
-from eval import evaluate, pretraining_loss, progress
+from eval import evaluate, progress
 from networks import weights
 from networks.configured import build_learner, build_network, build_task, freeze, initialise, set_rates
+from networks.drawing import draw_attention, draw_hog
 from networks.optim import clip_gradients
 from networks.parallel import is_sharded, network_state, synchronised, whole
-from networks.pictures import draw_attention, draw_hog
 from networks.state import Learner
-from networks.tasks import MaskFeat
+from networks.tasks import MaskFeat, mean_loss
 from pipelines.lists import class_names
 from pipelines.loader import Batch, VideoLoader, build_loader
 from pipelines.mixing import Mixing
@@ -107,7 +107,7 @@ def train(cfg: schema.Config) -> int:
 
     def validate() -> None:
         if val_loader and isinstance(task, MaskFeat):
-            loss, baseline, _ = pretraining_loss(learner.best, task, val_loader, world, dtype)
+            loss, baseline, _ = mean_loss(learner.best, task, val_loader, val_loader.device, dtype)
             say(f"epoch {loader.epoch}  val: loss {loss:.4f}  mean HOG {baseline:.4f}")
             found = {"loss": loss, "baseline": baseline}
         elif val_loader:

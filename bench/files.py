@@ -7,9 +7,10 @@ import os
 from functools import partial
 from pathlib import Path
 
+from configs.written import replacing
 from pipelines import synthetic
 from pipelines.index import Row, read_row
-from pipelines.places import VIDEO_SUFFIXES
+from pipelines.places import videos_below
 from pipelines.world import worker_pool
 
 # What is measured: the same moving textures, coded five ways.
@@ -48,7 +49,7 @@ def _write(made: Path, kinds: list[str], width: int, height: int, length: int, i
     for kind in kinds:
         path = made / kind / f"{index:03d}.mp4"
         path.parent.mkdir(exist_ok=True)
-        with synthetic.replacing(path) as temporary:
+        with replacing(path) as temporary:
             synthetic.encode(temporary, video, FPS, crf=CRF[str(KINDS[kind]["codec"])], **KINDS[kind])  # type: ignore[arg-type]
 
 
@@ -57,7 +58,7 @@ def find(folder: str) -> list[str]:
     path = Path(folder)
     if not path.exists():
         raise ValueError(f"folder={folder}: no such folder or file")
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+    files = [path] if path.is_file() else videos_below(path)
     good = []
     for file in map(str, files):
         if error := read_row(file).error:

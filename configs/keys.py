@@ -130,7 +130,6 @@ class Optim:
     weight_decay: float = _key(0.05, "on weights with two or more dimensions only")
     weight_decay_end: float = _key(-1.0, "where a cosine takes it by the last step (-1: it stays)")
     betas: tuple[float, float] = _key((0.9, 0.999), "the two averages of adamw, lamb and lion")
-    momentum: float = _key(0.9, "of sgd, Nesterov's")
     layer_decay: float = _key(1.0, "learning rate of each block as a multiple of the next one's, embeddings before all")
     epochs: int = _key(30, "passes over the training list")
     warmup_epochs: float = _key(2.0, "epochs of linear warm-up, counted in steps")
@@ -231,7 +230,6 @@ def check_ranges(cfg: Config) -> None:
     )
     need(0 < cfg.task.mask_ratio < 1, "task.mask_ratio", cfg.task.mask_ratio, "a share between 0 and 1")
     need(0 <= cfg.optim.ema < 1, "optim.ema", cfg.optim.ema, "0 to below 1")
-    need(0 <= cfg.optim.momentum < 1, "optim.momentum", cfg.optim.momentum, "0 to below 1")
     need(cfg.optim.lr_per == "none" or cfg.optim.lr_per.isdecimal() and int(cfg.optim.lr_per) > 0, "optim.lr_per",
          cfg.optim.lr_per, "none, or a number of clips, 256 for instance")  # fmt: skip
     end = cfg.optim.weight_decay_end

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from configs.report import Report
+
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1b1f24; }
 h1 { font-size: 1.5rem; margin-bottom: 0.2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
@@ -37,13 +39,12 @@ class Mistake(NamedTuple):
 
 
 def write_page(
-    path: Path, title: str, summary: dict[str, Any], per_class: Sequence[Sequence[Any]],
-    confusions: Sequence[Sequence[Any]], pictures: Sequence[tuple[str, Path]], mistakes: Sequence[Mistake],
-) -> None:  # fmt: skip
-    """`per_class` rows are (class, videos, right, top-1), `confusions` (label, predicted, videos, share); `pictures`
-    are titled PNG files, left out where they are missing."""
-    worst = sorted(per_class, key=lambda row: float(row[3]))[:20]
-    bars = ((name, right, videos, _bar(float(share))) for name, videos, right, share in worst)
+    path: Path, title: str, report: Report, pictures: Sequence[tuple[str, Path]], mistakes: Sequence[Mistake]
+) -> None:
+    """`pictures` are titled PNG files, left out where they are missing."""
+    _, summary, per_class, confusions = report
+    worst = sorted(per_class, key=lambda row: row[3])[:20]
+    bars = ((name, right, videos, _bar(share)) for name, videos, right, share in worst)
     short = f", {summary['short']} shorter than a clip" if summary.get("short") else ""
     parts = [
         f"<h1>{escape(title)}</h1>",

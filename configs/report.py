@@ -7,23 +7,20 @@ import csv
 import hashlib
 import json
 import math
-import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import matplotlib
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from configs import schema
+from configs.drawing import draw_confusion
 from configs.keys import PRESETS, Config
-from configs.runs import load_checkpoint, replace_text, write_csv
-
-matplotlib.rcParams["text.parse_math"] = False  # a $ in a class's name is a $
-SHOWN_CLASSES = 30  # of a confusion matrix, so that their names can be read
+from configs.runs import load_checkpoint
+from configs.written import replace_text, replacing, write_csv
 
 
 @dataclass(frozen=True)
@@ -69,11 +66,20 @@ def interval(hits: float, n: int, z: float = 1.96) -> tuple[float, float]:
     return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))  # rounding aside
 
 
+class Report(NamedTuple):
+    """What was written of a test, and the lines to print."""
+
+    text: str
+    summary: dict[str, Any]
+    per_class: list[tuple[str, int, int, float]]  # class, videos, right, top-1
+    confusions: list[tuple[str, str, int, float]]  # label, predicted, videos, share of the label's; the most first
+
+
 def write_report(
     folder: Path, scores: Scores, clips: Sequence[tuple[str, int]], classes: Sequence[str], about: dict[str, Any]
-) -> str:
-    """summary.json, predictions.csv, per_class.csv, confusions.csv and confusion.png in `folder`; returns the lines to
-    print. `about` (views, how scores are averaged, ...) goes into the summary."""
+) -> Report:
+    """summary.json, predictions.csv, per_class.csv, confusions.csv and confusion.png in `folder`. `about` (views, how
+    scores are averaged, ...) goes into the summary."""
     folder.mkdir(parents=True, exist_ok=True)
     best = scores.probability.topk(min(5, len(classes)))
     rows = []
@@ -88,12 +94,14 @@ def write_report(
     matrix = confusion(scores, len(classes))
     right = matrix.diagonal()
     total = torch.bincount(scores.label, minlength=len(classes))
-    seen = [number for number in range(len(classes)) if total[number]]
-    per_class = [(classes[n], int(total[n]), int(right[n]), f"{int(right[n]) / int(total[n]):.4f}") for n in seen]
-    write_csv(folder / "per_class.csv", ["class", "videos", "right", "top1"], per_class)
+    per_class = [(classes[n], int(total[n]), int(right[n]), int(right[n]) / int(total[n]))
+                 for n in range(len(classes)) if total[n]]  # fmt: skip
     wrong = sorted(((int(matrix[a, b]), a, b) for a, b in (matrix - right.diag()).nonzero().tolist()), reverse=True)
+    confusions = [(classes[a], classes[b], count, count / int(total[a])) for count, a, b in wrong]
+    write_csv(folder / "per_class.csv", ["class", "videos", "right", "top1"],
+              ((*row[:3], f"{row[3]:.4f}") for row in per_class))  # fmt: skip
     write_csv(folder / "confusions.csv", ["label", "predicted", "videos", "share of the label's"],
-              ([classes[a], classes[b], count, f"{count / int(total[a]):.4f}"] for count, a, b in wrong))  # fmt: skip
+              ((*row[:3], f"{row[3]:.4f}") for row in confusions))  # fmt: skip
     draw_confusion(matrix, classes).savefig(folder / "confusion.png", dpi=110)
 
     n = len(clips)
@@ -106,16 +114,17 @@ def write_report(
                      for c, (one, five) in enumerate(scores.hits.double().mean(0).tolist())],
     }  # fmt: skip
     replace_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
-    worst = sorted(per_class, key=lambda entry: float(entry[3]))[:3]
-    low, high = (100 * bound for bound in interval(top[1] * n, n))
-    return "\n".join([
+    worst = sorted(per_class, key=lambda row: row[3])[:3]
+    low, high = (100 * bound for bound in summary["top1_interval"])
+    lines = [
         f"test {about['views']}: top-1 {100 * top[1]:.2f} % (95 %: {low:.1f}-{high:.1f})  top-5 {100 * top[5]:.2f} %",
         scores.coverage(),
         *(f"  failed: {clips[row][0]}: {why}" for row, why in sorted(scores.failed.items())),
         "worst classes: " + ", ".join(f"{name} {hits}/{videos}" for name, videos, hits, _ in worst),
-        *(["most confused: " + ", ".join(f"{classes[a]} for {classes[b]} ({count})" for count, b, a in wrong[:3])]
-          if wrong else []),
-    ])  # fmt: skip
+    ]
+    if confusions:
+        lines.append("most confused: " + ", ".join(f"{a} for {b} ({count})" for b, a, count, _ in confusions[:3]))
+    return Report("\n".join(lines), summary, per_class, confusions)
 
 
 def confusion(scores: Scores, classes: int) -> Tensor:
@@ -125,58 +134,22 @@ def confusion(scores: Scores, classes: int) -> Tensor:
     return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
 
 
-def draw_confusion(matrix: Tensor, classes: Sequence[str]) -> Figure:
-    """Shares of each label's videos; of many classes those that are confused most, and most with each other."""
-    chosen = list(range(len(classes)))
-    if len(classes) > SHOWN_CLASSES:
-        off = matrix - matrix.diagonal().diag()
-        chosen = sorted((off.sum(0) + off.sum(1)).argsort(descending=True, stable=True)[:SHOWN_CLASSES].tolist())
-    shares = matrix.double() / matrix.sum(1, keepdim=True).clamp_min(1)
-    shares = shares[chosen][:, chosen]
-    side = 2.5 + 0.3 * len(chosen)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
-    names = [name if len(name) <= 24 else f"{name[:23]}…" for name in (classes[n] for n in chosen)]
-    axes.set_xticks(range(len(chosen)), names, rotation=90, fontsize=8)
-    axes.set_yticks(range(len(chosen)), names, fontsize=8)
-    for a, b in (shares > 0.005).nonzero().tolist():
-        axes.text(b, a, f"{100 * shares[a, b]:.0f}", ha="center", va="center", fontsize=7,
-                  color="white" if shares[a, b] > 0.6 else "black")  # fmt: skip
-    of = "" if len(chosen) == len(classes) else f", the {len(chosen)} most confused of {len(classes)} classes"
-    axes.set(xlabel="predicted", ylabel="label", title=f"% of each label's videos{of}")
-    figure.colorbar(image, shrink=0.6)
-    return figure
-
-
-def best_classes(
-    scores: Tensor, spans: Sequence[tuple[float, float]], classes: Sequence[str]
-) -> list[tuple[str, str, str, str, str]]:
-    """(name, mean probability, from, to, probability in that clip) of the best five, the clip being its best.
-
-    `scores` (clips, classes) are probabilities of clips, `spans` their seconds.
-    """
-    mean = scores.mean(0)
-    found = []
-    for number in mean.topk(min(5, len(classes))).indices.tolist():
-        at = int(scores[:, number].argmax())
-        start, end = spans[at]
-        shares = f"{mean[number]:.4f}", f"{scores[at, number]:.4f}"
-        found.append((classes[number], shares[0], f"{start:.2f}", f"{end:.2f}", shares[1]))
-    return found
-
-
 # --- a test that goes on where it stopped ----------------------------------------------------------------------------
 
 
-def test_name(cfg: Config) -> str:
-    """Of a test's folder: the preset if it is one, else the views."""
+def test_name(cfg: Config, run: Path) -> str:
+    """Of a test's folder: the preset if it is one, else the views; and the list if it is not the run's own."""
     e = cfg.eval
-    for name, preset in PRESETS.items():
-        if e.preset == name and all(getattr(e, key) == value for key, value in preset.items()):
-            return name
-    more = [part for part in (e.place * (e.place != "spread"), e.average * (e.average != "probability")) if part]
-    return "_".join([f"{e.clips}x{e.crops}", *more])
+    name = f"{e.clips}x{e.crops}"
+    if e.preset and all(getattr(e, key) == value for key, value in PRESETS[e.preset].items()):
+        name = e.preset
+    elif e.place != "spread":
+        name += f"_{e.place}"
+    if e.average != "probability":
+        name += f"_{e.average}"
+    own = schema.load(run / "config.yaml") if (run / "config.yaml").exists() else cfg
+    asked, known = (c.data.test or c.data.val for c in (cfg, own))
+    return name if asked == known else f"{name}_{Path(asked).stem}"
 
 
 def test_key(cfg: Config, folder: Path, videos: Sequence[tuple[object, ...]]) -> str:
@@ -204,19 +177,17 @@ class Kept:
 
     def save(self, state: dict[str, Any]) -> None:
         """Whole or not at all; a disk that is full costs no more than what an interruption would."""
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         with contextlib.suppress(OSError, RuntimeError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(state | {"key": self.key}, temporary)
-            temporary.replace(self.path)
-        temporary.unlink(missing_ok=True)
+            with replacing(self.path) as temporary:
+                torch.save(state | {"key": self.key}, temporary)
 
 
 # --- two runs beside each other ---------------------------------------------------------------------------------------
 
 
-def read_predictions(folder: Path) -> dict[str, tuple[str, bool]]:
-    """video -> (label, whether it was the best), of the test that a run folder or eval folder holds.
+def read_predictions(folder: Path) -> dict[tuple[str, int], tuple[str, bool]]:
+    """(video, its how many-th time) -> (label, whether it was the best), of the test that a run or eval folder holds.
 
     A run folder with several tests is taken at its newest. Raises ValueError if there is none.
     """
@@ -224,14 +195,13 @@ def read_predictions(folder: Path) -> dict[str, tuple[str, bool]]:
     path = folder / "predictions.csv" if (folder / "predictions.csv").exists() else found[-1] if found else None
     if path is None:
         raise ValueError(f"{folder}: no predictions.csv in it or in its eval/*/; run eval.py first")
-    found_rows: dict[str, tuple[str, bool]] = {}
+    times: Counter[str] = Counter()  # a list may hold a video more than once
+    test = {}
     with open(path, newline="") as file:
         for row in csv.DictReader(file):
-            times = 1  # a list may hold a video more than once
-            while (key := row["video"] if times == 1 else f"{row['video']} ({times})") in found_rows:
-                times += 1
-            found_rows[key] = row["label"], row.get("class1") == row["label"]
-    return found_rows
+            times[row["video"]] += 1
+            test[row["video"], times[row["video"]]] = row["label"], row.get("class1") == row["label"]
+    return test
 
 
 def compare(folders: Sequence[Path]) -> str:

@@ -6,7 +6,6 @@ runs/NAME/config.yaml  env.json  metrics.jsonl  log.txt  tb/  last.pt  previous.
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import math
 import os
@@ -29,6 +28,7 @@ from tqdm import tqdm
 
 from configs import schema
 from configs.schema import Config
+from configs.written import replace_text, replacing, write_csv
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
 _CANNOT_WRITE = (OSError, RuntimeError, SafetensorError)  # torch.save raises RuntimeError where the disk is full
@@ -111,15 +111,10 @@ class RunFolder:
         previous.pt is kept for a disk that spoils the last."""
         for left in self.path.glob(".last.pt.*.tmp"):  # of a run that was killed while it saved
             left.unlink(missing_ok=True)
-        temporary = self.path / f".last.pt.{os.getpid()}.tmp"
-        with self._spared(LAST):
-            try:
-                torch.save(dict(state), temporary)
-                with contextlib.suppress(FileNotFoundError):
-                    (self.path / LAST).replace(self.path / PREVIOUS)
-                temporary.replace(self.path / LAST)
-            finally:
-                temporary.unlink(missing_ok=True)
+        with self._spared(LAST), replacing(self.path / LAST) as temporary:
+            torch.save(dict(state), temporary)
+            with contextlib.suppress(FileNotFoundError):
+                (self.path / LAST).replace(self.path / PREVIOUS)
 
     def save_best(self, save: Callable[[Path], None]) -> None:
         """best/, by what writes into a folder."""
@@ -178,16 +173,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a readable checkpoint: {reason}") from None
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; a last line cut short by a kill is dropped."""
     rows = []
@@ -226,13 +211,6 @@ def summary(rows: list[dict[str, Any]]) -> str:
         parts.append(f"{epochs} epochs of {seconds / epochs:.1f} s, {clips / seconds:.1f} clips/s, "
                      f"{100 * waited:.0f} % of the time waiting for data")  # fmt: skip
     return "; ".join(parts)
-
-
-def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(list(header))
-        writer.writerows(rows)
 
 
 def environment() -> dict[str, Any]:

@@ -123,7 +123,7 @@ def build_learner(
         for module in (network, *([ema.module] if ema else [])):
             module.compile()
     model = distribute(network, processes, device, sharded, accumulate)
-    optimizer = build_optimizer(network, o.name, o.lr, o.weight_decay, o.betas, not sharded, o.layer_decay, o.momentum)
+    optimizer = build_optimizer(network, o.name, o.lr, o.weight_decay, o.betas, not sharded, o.layer_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     return Learner(network, model, optimizer, scaler, ema), compiled
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
+from configs.device import autocast
 from configs.words import parse
 
 
@@ -95,6 +97,21 @@ def reader(network: nn.Module, layer: str = "", pool: str = "mean") -> Callable[
         return reduce(tokens[:, :1] if pool == "cls" else tokens, "(B rows) N D -> B D", "mean", B=len(video))
 
     return read
+
+
+@torch.inference_mode()
+def extract(
+    network: nn.Module, batches: Iterable[Any], device: torch.device, dtype: torch.dtype, layer: str, pool: str
+) -> tuple[Tensor, Tensor]:
+    """Of each video (B, V, C, T, H, W) the mean over its views: rows (n,), negative where a batch was padded, and
+    features (n, D) or (n, N, D) float32; both on the host. Raises ValueError as reader()."""
+    read, rows, found = reader(network, layer, pool), [], []
+    for batch in batches:
+        with autocast(device, dtype):
+            features = read(rearrange(batch.video, "B V C T H W -> (B V) C T H W")).float()
+        found.append(reduce(features, "(B V) ... -> B ...", "mean", B=len(batch.video)).cpu())
+        rows.append(batch.sample.cpu())
+    return torch.cat(rows), torch.cat(found)
 
 
 def nearest_neighbours(train: Features, test: Features, classes: int, k: int = 20, temperature: float = 0.07) -> Tensor:

@@ -65,14 +65,13 @@ def build_optimizer(
     betas: tuple[float, float] = (0.9, 0.999),
     fused: bool = False,
     layer_decay: float = 1.0,
-    momentum: float = 0.9,
 ) -> torch.optim.Optimizer:
-    """adamw, sgd (Nesterov, `momentum` instead of `betas`), or timm's lamb and lion, which are never fused."""
+    """adamw, sgd (Nesterov, 0.9 instead of `betas`), or timm's lamb and lion, which are never fused."""
     groups = parameter_groups(network, weight_decay, layer_decay)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
+        return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=fused)
     if name == "lamb":  # without its own clipping: clip_gradients() is there for all
         return Lamb(groups, lr=lr, betas=betas, max_grad_norm=None, decoupled_decay=True)
     if name == "lion":

@@ -1,7 +1,7 @@
 """A task turns a network and a batch into a loss and outputs; the training loop does not know which task it runs."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from configs.device import autocast
 from networks.hog import hog_targets
 from networks.maskfeat import MaskFeat as MaskFeatNetwork
 from networks.masks import draw_masks, middle_frames
@@ -98,3 +99,27 @@ class MaskFeat:
         losses = reduce((prediction.float() - target).square().mean(-1) * weight, "B t f h w -> B", "sum")
         return {"loss": losses.mean(), "baseline": baselines.mean(), "losses": losses.detach(), "baselines": baselines,
                 "mask": mask, "frames": frames, "prediction": prediction.detach(), "target": target}  # fmt: skip
+
+
+@torch.inference_mode()
+def mean_loss(
+    network: nn.Module, task: MaskFeat, batches: Iterable[Any], device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[float, float, tuple[Any, dict[str, Tensor]]]:
+    """Mean loss over the videos of a validation (rows `sample` < 0 are padding), of all ranks, and that of predicting
+    the mean HOG of each batch, masks being the same each time; and the first batch with what the task made of it."""
+    training = network.training
+    network.eval()
+    sums = torch.zeros(3, device=device)
+    first = None
+    for batch in batches:
+        with autocast(device, dtype):
+            out = task(network, batch)
+        first = first or (batch, out)
+        scored = (batch.sample >= 0).float()
+        sums += torch.stack([(out["losses"] * scored).sum(), (out["baselines"] * scored).sum(), scored.sum()])
+    network.train(training)
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(sums)
+    loss, baseline, count = sums.tolist()
+    assert first is not None
+    return loss / max(count, 1), baseline / max(count, 1), first

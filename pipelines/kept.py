@@ -19,6 +19,7 @@ from typing import Any, Generic, Protocol, TextIO, TypeVar
 
 from tqdm import tqdm
 
+from configs.written import replace_text
 from pipelines.places import file_stamps, place_of, stamp
 from pipelines.world import worker_pool
 
@@ -149,13 +150,9 @@ def _line(fact: Any) -> str:
 
 
 def _write(cache: Path, facts: Sequence[Fact], what: str) -> None:
-    temporary = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text("".join(map(_line, facts)))
-        temporary.replace(cache)
+        replace_text(cache, "".join(map(_line, facts)))
     except OSError as error:
         print(
             f"{cache}: the {what} cannot be kept ({error.strerror}); it will be built again next time", file=sys.stderr
         )
-        with contextlib.suppress(OSError):
-            temporary.unlink()

@@ -70,6 +70,10 @@ def relative(path: str, base: str) -> str:
     return file.removeprefix(base).lstrip("/") if is_remote(file) else os.path.relpath(file, base or ".")
 
 
+def videos_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+
+
 def files_below(base: str) -> Iterator[str]:
     """The paths of all files below a folder or address, sorted folder by folder; links are followed."""
     if is_remote(base):

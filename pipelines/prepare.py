@@ -33,8 +33,9 @@ import av
 import numpy as np
 
 from configs.words import parse
+from configs.written import replacing
 from pipelines import places
-from pipelines.encode import encode, replacing
+from pipelines.encode import encode
 from pipelines.geometry import view_boxes
 from pipelines.host import decode_views, wanted_frames
 from pipelines.kept import Reading, refresh

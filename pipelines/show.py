@@ -14,8 +14,8 @@ import torch
 from matplotlib.figure import Figure
 
 from configs import schema
+from configs.drawing import draw_strips, pixels
 from configs.keys import Config
-from configs.pictures import draw_strips, pixels
 from pipelines.lists import class_names
 from pipelines.loader import build_loader
 from pipelines.mixing import Mixing

@@ -67,6 +67,12 @@ def glimpse(row: Row, frames: int = 6, size: int = 112) -> np.ndarray:
     return np.rot90(views, row.turns, (-2, -1))[0].transpose(1, 2, 3, 0)
 
 
+def is_short(row: Row, cfg: Config) -> bool:
+    """Whether a readable video has fewer frames than a clip; segments take what there is."""
+    stride = sampling.stride_at(cfg.data.stride, cfg.data.fps, row.fps)
+    return cfg.data.sampling != "segments" and 0 < row.num_frames < sampling.span(cfg.data.frames, stride)
+
+
 def choose_frames(row: Row, cfg: Config) -> np.ndarray:
     """(clips, frames) frame numbers."""
     data = cfg.data

@@ -34,7 +34,8 @@ import numpy as np
 from tqdm import tqdm
 
 from configs.words import parse
-from pipelines.encode import GOP, check_coding, encode, replacing
+from configs.written import replacing
+from pipelines.encode import GOP, check_coding, encode
 from pipelines.world import worker_pool
 
 CLASSES = ("left", "right", "up", "down", "zoom_in", "zoom_out", "rotate_cw", "rotate_ccw")

@@ -24,8 +24,9 @@ from hypothesis import strategies as st
 import eval as evaluation
 import train as training
 from configs import schema
+from configs.drawing import draw_confusion
 from configs.page import Mistake, write_page
-from configs.report import Scores, compare, confusion, draw_confusion, interval, mcnemar, read_predictions, write_report
+from configs.report import Report, Scores, compare, confusion, interval, mcnemar, read_predictions, write_report
 from configs.report import test_name as name_of_test
 from pipelines.encode import encode
 from pipelines.loader import build_loader
@@ -71,7 +72,7 @@ def test_mcnemars_p():
 def test_what_is_written_adds_up(tmp_path):
     scores = made_up()
     clips = [(f"{n}.mp4", n % 3) for n in range(8)]
-    text = write_report(tmp_path, scores, clips, ["a", "b", "c"], {"views": "2x3"})
+    report = write_report(tmp_path, scores, clips, ["a", "b", "c"], {"views": "2x3"})
     matrix = confusion(scores, 3)
     assert matrix.sum() == 7 and matrix.diagonal().sum() == round(scores.topk(1) * 8)
     confused = list(csv.DictReader(open(tmp_path / "confusions.csv")))
@@ -82,7 +83,7 @@ def test_what_is_written_adds_up(tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     low, high = summary["top1_interval"]
     assert low < summary["top1"] < high and summary["failed"] == 1 and len(summary["by_clips"]) == 2
-    assert "7.mp4: no such file" in text and "most confused: " in text
+    assert "7.mp4: no such file" in report.text and "most confused: " in report.text
     assert (tmp_path / "confusion.png").stat().st_size > 5000
 
 
@@ -279,11 +280,12 @@ def test_the_page_needs_nothing_else(trained, tmp_path):
 
 
 def test_names_of_videos_and_classes_are_no_markup(tmp_path):
-    about = {"views": "1x1", "videos": 1, "scored": 1, "failed": 0, "top1": 0.0, "top1_interval": (0, 0.8), "top5": 1.0,
-             "top5_interval": (0.2, 1), "by_clips": [{"clips": 1, "top1": 0.0, "top5": 1.0}]}  # fmt: skip
+    summary = {"views": "1x1", "videos": 1, "scored": 1, "failed": 0, "top1": 0.0, "top1_interval": (0, 0.8),
+               "top5": 1.0, "top5_interval": (0.2, 1),
+               "by_clips": [{"clips": 1, "top1": 0.0, "top5": 1.0}]}  # fmt: skip
     evil = "<script>alert('x')</script>"
-    write_page(tmp_path / "p.html", evil, about, [(evil, 1, 0, "0.0")], [(evil, evil, 1, "1.0")], [],
-               [Mistake(evil, evil, evil, 0.5, None)])  # fmt: skip
+    report = Report("", summary, [(evil, 1, 0, 0.0)], [(evil, evil, 1, 1.0)])
+    write_page(tmp_path / "p.html", evil, report, [], [Mistake(evil, evil, evil, 0.5, None)])
     page = Page()
     page.feed((tmp_path / "p.html").read_text())
     assert "<script" not in (tmp_path / "p.html").read_text() and page.text.count(evil) >= 6
@@ -309,7 +311,10 @@ def test_the_page_in_a_browser(trained, tmp_path):
         (["eval.preset=mvit"], "mvit"),
         (["eval.preset=mvit", "eval.crops=3"], "5x3"),
         (["eval.clips=2", "eval.crops=1", "eval.place=centre", "eval.average=logits"], "2x1_centre_logits"),
+        (["eval.clips=2", "eval.crops=1", "data.val=lists/other.txt"], "2x1_other"),
     ],
 )
-def test_names_of_tests(words, name):
-    assert name_of_test(schema.load(None, words)) == name
+def test_names_of_tests(words, name, tmp_path):
+    (tmp_path / "config.yaml").write_text("data: {val: lists/own.txt}\n")
+    own = [] if any(word.startswith("data.val") for word in words) else ["data.val=lists/own.txt"]
+    assert name_of_test(schema.load(None, [*own, *words]), tmp_path) == name

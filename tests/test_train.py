@@ -242,10 +242,10 @@ def test_a_broken_video_is_reported_and_counts_as_wrong(arguments, tmp_path, cap
     )
     scores = evaluate(Constant(), loader, World())
     assert scores.topk(1) == pytest.approx(1 / 13) and not scores.scored[1]
-    text = evaluation.write_report(
+    report = evaluation.write_report(
         tmp_path / "r", scores, loader.source.clips, [str(i) for i in range(6)], {"views": "2x3"}
     )
-    assert "12 of 13 videos scored, 1 failed" in text and "1.mp4: no such file" in text
+    assert "12 of 13 videos scored, 1 failed" in report.text and "1.mp4: no such file" in report.text
     row = list(csv.DictReader(open(tmp_path / "r" / "predictions.csv")))[1]
     assert row["state"] == "failed: no such file" and not row["class1"]
 

@@ -1,14 +1,15 @@
 """A network in a folder: model.safetensors (weights) and config.json (how to build it, and how to use it)."""
 
 import json
-import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from configs.written import replacing
 from networks import build
 from networks.weights.checkpoint import CONFIG, WEIGHTS, read_json, read_safetensors, shorten
 
@@ -38,16 +39,11 @@ def write_folder(
     """model.safetensors and JSON files, each whole or not at all."""
     contents = {name: json.dumps(text, indent=2, ensure_ascii=False) + "\n" for name, text in texts.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    new = {name: folder / f".{name}.{os.getpid()}.tmp" for name in (WEIGHTS, *contents)}
-    try:
+    with ExitStack() as stack:  # renames all once all are written
+        new = {name: stack.enter_context(replacing(folder / name)) for name in (WEIGHTS, *contents)}
         save_file({key: tensor.contiguous() for key, tensor in state.items()}, new[WEIGHTS], metadata)
         for name, content in contents.items():
             new[name].write_text(content, encoding="utf-8")
-        for name, path in new.items():
-            path.replace(folder / name)
-    finally:
-        for path in new.values():
-            path.unlink(missing_ok=True)
 
 
 def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Clips as pictures: strips of frames, rows of pictures, colours over frames."""
+"""Figures: strips of frames, rows of pictures, colours over frames, a confusion matrix."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 
+SHOWN_CLASSES = 30  # of a confusion matrix, so that their names can be read
 matplotlib.rcParams["text.parse_math"] = False  # a $ in a class's or a file's name is a $
 
 
@@ -55,3 +56,27 @@ def pixels(video: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> 
     """(B, C, T, H, W) normalised -> (B, T, H, W, 3) uint8, on the host."""
     clips = video.detach().float().cpu().permute(0, 2, 3, 4, 1).numpy()
     return np.clip(255 * (clips * np.array(std) + np.array(mean)) + 0.5, 0, 255).astype(np.uint8)
+
+
+def draw_confusion(matrix: torch.Tensor, classes: Sequence[str]) -> Figure:
+    """Shares of each label's videos; of many classes those that are confused most, and most with each other."""
+    chosen = list(range(len(classes)))
+    if len(classes) > SHOWN_CLASSES:
+        off = matrix - matrix.diagonal().diag()
+        chosen = sorted((off.sum(0) + off.sum(1)).argsort(descending=True, stable=True)[:SHOWN_CLASSES].tolist())
+    shares = matrix.double() / matrix.sum(1, keepdim=True).clamp_min(1)
+    shares = shares[chosen][:, chosen]
+    side = 2.5 + 0.3 * len(chosen)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    names = [name if len(name) <= 24 else f"{name[:23]}…" for name in (classes[n] for n in chosen)]
+    axes.set_xticks(range(len(chosen)), names, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(chosen)), names, fontsize=8)
+    for a, b in (shares > 0.005).nonzero().tolist():
+        axes.text(b, a, f"{100 * shares[a, b]:.0f}", ha="center", va="center", fontsize=7,
+                  color="white" if shares[a, b] > 0.6 else "black")  # fmt: skip
+    of = "" if len(chosen) == len(classes) else f", the {len(chosen)} most confused of {len(classes)} classes"
+    axes.set(xlabel="predicted", ylabel="label", title=f"% of each label's videos{of}")
+    figure.colorbar(image, shrink=0.6)
+    return figure

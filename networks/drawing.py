@@ -9,7 +9,7 @@ from einops import rearrange, reduce
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from configs.pictures import draw_rows, draw_strips, pixels, warmed
+from configs.drawing import draw_rows, draw_strips, pixels, warmed
 from networks.attention import attended
 from networks.hog import draw_cells
 from networks.tasks import SeededClips
