@@ -1,11 +1,10 @@
 """Bytes that are read for a clip: the whole file, or the ranges that the clip needs.
 
-    python -m bench.bytes [key=value ...]
+    python -m bench.bytes [key=value ...] [--dry-run]
 
-    folders     folders of videos, or one video, with commas (default: files of its own, as in bench.decode)
-    sets        which of its own files: h264_bframes,h264_gop250,h264_gop12,vp9_gop12,vp9_gop4
+    folder      folders of videos, or one video, with commas (default: files of its own)
+    sets sizes=340x256 files=8 length=300 cache=PATH           its own files, as in bench.decode
     clips=100   random clips of each set     specs=16x4,8x32   frames x stride     seed=0
-    files=8 width=340 height=256 length=300 cache=PATH         its own files
     out=PATH    the result (default bench/results/bytes.json)
 
 Three ways to the same trimmed video: `whole` demuxes the file; `ranges` knows its pictures from the index; `address`
@@ -18,51 +17,34 @@ from __future__ import annotations
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from bench import files
-from bench.common import head, shown, spread, write
-from configs.words import parse
+from bench.common import at_least, command, shown, spread
+from bench.machine import own_bytes
 from pipelines.index import Row, read_row
 from pipelines.sampling import random_clip
 from pipelines.trim import trim
 
 
 @dataclass(frozen=True)
-class Settings:
-    folders: tuple[str, ...] = ()
-    sets: tuple[str, ...] = tuple(files.KINDS)
+class Settings(files.Files):
     clips: int = 100
     specs: tuple[str, ...] = ("16x4", "8x32")
     seed: int = 0
-    files: int = 8
-    width: int = 340
-    height: int = 256
-    length: int = 300
-    cache: str = str(Path(tempfile.gettempdir()) / "clipline-bench")
     out: str = "bench/results/bytes.json"
+    toy: ClassVar[str] = "sets=vp9_gop4 sizes=64x48 files=1 length=40 clips=2 specs=4x2"
 
     def __post_init__(self) -> None:
-        for word in self.sets:
-            if word not in files.KINDS:
-                raise ValueError(f"sets={word}: expected some of {','.join(files.KINDS)}")
+        super().__post_init__()
+        at_least(self, clips=1, seed=0)
         for word in self.specs:
             if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", word):
                 raise ValueError(f"specs={word}: expected FRAMESxSTRIDE")
-        for name in ("clips", "files", "width", "height", "length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
-
-
-def read_bytes() -> int:
-    """That this process has read so far, from the page cache too."""
-    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def measure(rows: Sequence[Row], spec: str, settings: Settings) -> dict[str, Any]:
@@ -70,8 +52,8 @@ def measure(rows: Sequence[Row], spec: str, settings: Settings) -> dict[str, Any
     frames, stride = map(int, spec.split("x"))
     rng = np.random.default_rng(settings.seed)
     taken: dict[str, list[float]] = {"whole": [], "ranges": [], "address": []}
-    read_bytes()
-    overhead = -read_bytes() + read_bytes()  # of looking
+    own_bytes()
+    overhead = -own_bytes() + own_bytes()  # of looking
     for number in range(settings.clips):
         row = rows[number % len(rows)]
         clip = random_clip(row.num_frames, frames, stride, "loop", rng)
@@ -79,9 +61,9 @@ def measure(rows: Sequence[Row], spec: str, settings: Settings) -> dict[str, Any
                 "address": (f"file://{os.path.abspath(row.path)}", row.table)}  # fmt: skip
         results = []
         for way, (path, table) in ways.items():
-            before = read_bytes()
+            before = own_bytes()
             results.append(trim(path, clip, table=table)[0])
-            taken[way].append(read_bytes() - before - overhead)
+            taken[way].append(own_bytes() - before - overhead)
         assert len(set(map(len, results))) == 1, row.path
     mean = sum(rows[n % len(rows)].size for n in range(settings.clips)) / settings.clips
     return {
@@ -90,36 +72,23 @@ def measure(rows: Sequence[Row], spec: str, settings: Settings) -> dict[str, Any
     }  # fmt: skip
 
 
+def measure_all(s: Settings) -> dict[str, Any]:
+    sets = []
+    for name, paths in s.find().items():
+        rows = [read_row(path) for path in paths]
+        sets.append({"name": name, **files.describe(rows), "specs": [measure(rows, spec, s) for spec in s.specs]})
+        for found in sets[-1]["specs"]:
+            shares = "   ".join(
+                f"{way} {100 * share:5.1f} % ({shown(found['bytes'][way], 0)} bytes)"
+                for way, share in found["share_of_file"].items()
+            )
+            print(f"{name:16} {found['spec']:6} {shares}", flush=True)
+    return {"sets": sets}
+
+
 def main(arguments: Sequence[str]) -> int:
     """The command; returns its exit status."""
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0
-    try:
-        _, s = parse(Settings, arguments)
-        if s.folders:
-            sets = {Path(folder).stem: files.find(folder) for folder in s.folders}
-        else:
-            sets = files.generate(Path(s.cache), list(s.sets), s.files, s.width, s.height, s.length)
-        result = head("bytes", s, ("fsspec",)) | {"sets": []}
-        for name, paths in sets.items():
-            rows = [read_row(path) for path in paths]
-            results = [measure(rows, spec, s) for spec in s.specs]
-            result["sets"].append({"name": name, **files.describe(rows), "specs": results})
-            for found in results:
-                shares = "   ".join(
-                    f"{way} {100 * share:5.1f} % ({shown(found['bytes'][way], 0)} bytes)"
-                    for way, share in found["share_of_file"].items()
-                )
-                print(f"{name:16} {found['spec']:6} {shares}", flush=True)
-        write(result, s.out)
-    except (ValueError, OSError) as error:
-        print(f"bench.bytes: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    print(f"written: {s.out}")
-    return 0
+    return command("bytes", __doc__, Settings, measure_all, arguments, ("fsspec",))
 
 
 if __name__ == "__main__":

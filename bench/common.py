@@ -1,19 +1,55 @@
-"""What every bench does: the circumstances of the figures, medians with quartiles."""
+"""What every bench does: its command, the circumstances of the figures, medians with quartiles."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
+import sys
+import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from configs.runs import environment
+from configs.words import parse
+from configs.written import replace_text
+
+Settings = TypeVar("Settings")
+
+
+def command(
+    name: str, doc: str | None, kind: type[Settings], measure: Callable[[Settings], dict[str, Any]],
+    arguments: Sequence[str], peers: Sequence[str] = (),
+) -> int:  # fmt: skip
+    """The command of a bench; returns its exit status. `kind` has an `out`, and its `toy` are the words of --dry-run,
+    which says nothing of speed. `measure` prints as it goes and returns what the result file holds beside head()."""
+    words = [word for word in arguments if word != "--dry-run"]
+    if {"-h", "--help"} & set(words):
+        print(doc)
+        return 0
+    try:
+        with tempfile.TemporaryDirectory(prefix="clipline-dry-run-") as folder:
+            if dry := len(words) < len(arguments):
+                caches = [f"cache={folder}"] if hasattr(kind, "cache") else []
+                words = [*kind.toy.split(), *caches, f"out={folder}/{name}.json", *words]  # type: ignore[attr-defined]
+            _, settings = parse(kind, words)
+            result = head(name, settings, peers)
+            result |= measure(settings) | {"load_after": os.getloadavg()}
+            out = Path(settings.out)  # type: ignore[attr-defined]
+            out.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(out, json.dumps(result, indent=1) + "\n")
+            print("dry run: everything runs; the figures mean nothing" if dry else f"written: {out}")
+    except (ValueError, OSError) as error:
+        print(f"bench.{name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
 
 
 def head(bench: str, settings: Any, peers: Sequence[str]) -> dict[str, Any]:
@@ -29,10 +65,22 @@ def head(bench: str, settings: Any, peers: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def write(result: dict[str, Any], out: str) -> None:
-    """The result file; its folder is made."""
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    Path(out).write_text(json.dumps(result | {"load_after": os.getloadavg()}, indent=1) + "\n")
+def known(settings: Any, **choices: Iterable[str]) -> None:
+    """ValueError for a word of a setting, or of one of its words, that is not among the choices."""
+    for key, words in choices.items():
+        value = getattr(settings, key)
+        for word in value if isinstance(value, tuple) else [value]:
+            if word not in words:
+                raise ValueError(f"{key}={word}: expected some of {','.join(words)}")
+
+
+def at_least(settings: Any, **bounds: int) -> None:
+    """ValueError for a whole number below its bound, or one of a tuple of them."""
+    for key, least in bounds.items():
+        value = getattr(settings, key)
+        for word in value if isinstance(value, tuple) else [value]:
+            if not str(word).removeprefix("-").isdecimal() or int(word) < least:
+                raise ValueError(f"{key}={word}: expected a whole number of at least {least}")
 
 
 def spread(values: Iterable[float]) -> dict[str, Any]:

@@ -1,208 +1,174 @@
 """Clips a second of the whole loader, beside a torch DataLoader with decord and with torchcodec.
 
-    python -m bench.decode [folder=PATH] [key=value ...]
+    python -m bench.decode [key=value ...] [--dry-run]
 
-    folder      any folder of videos, or one video (default: files of its own, of known structure, see sets)
-    sets        which of its own files: h264_bframes,h264_gop250,h264_gop12,vp9_gop12,vp9_gop4
+    folder      folders of videos, or one video, with commas (default: files of its own, of known structure, see sets)
+    sets        which of its own files: h264_bframes,h264_gop250,h264_gop12,vp9_gop12,vp9_gop4 (default),
+                any CODEC_gopN, and any of them as pipelines.prepare leaves it: h264_bframes_prepared
+    sizes=340x256   their width and height; more with commas       files=8 length=300      how many, of how many frames
     cases       which loaders: clipline,decord,torchcodec,torchcodec_approx,pyav,clipline_host,clipline_dali,
-                dali_untrimmed
-    frames=16 stride=4 size=224 batch=8 seed=0
-    workers=2 threads=2 prefetch=2 decoder=auto     as data.* of a configuration; the peers have the same workers
-    cores=2     cores that everything together may use
-    clips=128   clips that are timed in one turn of one case      repeats=7   turns of each case
-    files=8 width=340 height=256 length=300    its own files      cache=PATH  where they are kept
+                dali_untrimmed,dali_reader
+    specs=16x4  frames x stride; more with commas      size=224 batch=8 seed=0
+    workers=2   more with commas; the peers have as many        threads=2 prefetch=2 decoder=auto      as data.*
+    cores=2     cores that everything together may use              device=auto
+    clips=128   clips that are timed in one turn of one case        repeats=7   turns of each case
+    cache=PATH  where its own files are kept
     out=PATH    the result (default bench/results/decode.json)
 
-Every case delivers the same clips (files, frame numbers, crop boxes, flips, drawn by Clipline's source) as normalised
-float32 tensors, on the same cores; the pictures are compared before the clock starts. The cases take turns in one
-process, and what they read ahead is used up before their turn is timed. A ratio is taken within a round of turns.
+Every set, spec and number of workers is a table of its own. Every case delivers the same clips (files, frame numbers,
+crop boxes, flips, drawn by Clipline's source) as normalised float32 tensors, on the same cores; the pictures are
+compared before the clock starts. The cases take turns in one process, and what they read ahead is used up before their
+turn is timed. A ratio is taken within a round of turns. Memory is the most that a case added, seen after each of its
+first batches.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
+import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
 from bench import files, peers
-from bench.common import head, shown, spread, write
-from bench.machine import Clock, settle
-from configs import schema
-from configs.words import parse
-from pipelines.loader import DALI_CODECS, VideoLoader, build_loader
-from pipelines.world import World
+from bench.common import at_least, command, known, shown, spread
+from bench.loaders import dali_reader, draw, our_loader, variant
+from bench.machine import Clock, own_mebibytes, settle
+from configs.device import choose_device
+from pipelines.loader import VideoLoader
 
 PEERS = ("decord", "torchcodec", "torchcodec_approx")  # what a ratio is taken to; pyav is the naive loader
-CASES = ("clipline", *PEERS, "pyav", "clipline_host", "clipline_dali", "dali_untrimmed")
+OURS = {"clipline_host": (True, True), "clipline_dali": (False, True), "dali_untrimmed": (False, False)}
+CASES = ("clipline", *PEERS, "pyav", *OURS, "dali_reader")
 
 
 @dataclass(frozen=True)
-class Settings:
-    folder: str = ""
-    sets: tuple[str, ...] = tuple(files.KINDS)
+class Settings(files.Files):
     cases: tuple[str, ...] = CASES
-    frames: int = 16
-    stride: int = 4
+    specs: tuple[str, ...] = ("16x4",)
     size: int = 224
     batch: int = 8
-    workers: int = 2
+    workers: tuple[str, ...] = ("2",)
     threads: int = 2
     prefetch: int = 2
     decoder: str = "auto"
     cores: int = 2
+    device: str = "auto"
     seed: int = 0
     clips: int = 128
     repeats: int = 7
-    files: int = 8
-    width: int = 340
-    height: int = 256
-    length: int = 300
-    cache: str = str(Path(tempfile.gettempdir()) / "clipline-bench")
     out: str = "bench/results/decode.json"
+    toy: ClassVar[str] = "sets=h264_bframes,vp9_gop12 sizes=64x48 files=2 length=40 specs=4x2 size=32 batch=2 clips=4 repeats=1 threads=1"  # fmt: skip  # noqa: E501
 
     def __post_init__(self) -> None:
-        for key, known in {"sets": tuple(files.KINDS), "cases": CASES}.items():
-            for word in getattr(self, key):
-                if word not in known:
-                    raise ValueError(f"{key}={word}: expected some of {','.join(known)}")
-        for f in dataclasses.fields(self):
-            value, least = getattr(self, f.name), 0 if f.name in ("seed", "stride", "workers") else 1
-            if isinstance(value, int) and value < least:
-                raise ValueError(f"{f.name}={value}: expected a whole number of at least {least}")
+        super().__post_init__()
+        known(self, cases=CASES)
+        at_least(self, size=1, batch=1, threads=1, prefetch=1, cores=1, clips=1, repeats=1, workers=0, seed=0)
+        for word in self.specs:
+            if not re.fullmatch(r"[1-9]\d*x\d+", word):
+                raise ValueError(f"specs={word}: expected FRAMESxSTRIDE")
+
+
+class Turns(NamedTuple):
+    """How many batches a case delivers: one to compare, those of its turns, and what it reads ahead at the end."""
+
+    warm: int  # more than anybody has read ahead when a turn begins
+    timed: int
+    repeats: int
 
     @property
-    def warm_batches(self) -> int:
-        """More than anybody has read ahead when a turn begins."""
-        return self.prefetch * max(self.workers, 2) + 2
-
-    @property
-    def timed_batches(self) -> int:
-        return max(self.clips // self.batch, 1)
-
-    @property
-    def steps(self) -> int:
-        """Batches that each case delivers: one to compare, all turns, and what is read ahead at the end."""
-        return 1 + self.repeats * (self.warm_batches + self.timed_batches) + self.warm_batches
+    def all(self) -> int:
+        return 1 + self.warm + self.repeats * (self.warm + self.timed) + self.warm
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command; returns its exit status."""
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0
-    try:
-        _, settings = parse(Settings, arguments)
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings.cores])  # and so all that we start
-        torch.set_num_threads(1)
-        if settings.folder:
-            sets = {Path(settings.folder).stem: files.find(settings.folder)}
-        else:
-            s = settings
-            sets = files.generate(Path(s.cache), list(s.sets), s.files, s.width, s.height, s.length)
-        result = head("decode", settings, ("decord", "torchcodec", "torchvision")) | {"sets": []}
-        for name, paths in sets.items():
-            result["sets"].append(measure(name, paths, settings))
-            print(table(result["sets"][-1]), flush=True)
-        write(result, settings.out)
-    except (ValueError, OSError) as error:
-        print(f"bench.decode: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    print(f"written: {settings.out}")
-    return 0
+def measure_all(s: Settings) -> dict[str, Any]:
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: s.cores])  # and so all that we start
+    torch.set_num_threads(1)
+    results = []
+    for name, paths in s.find().items():
+        for spec in s.specs:
+            for workers in map(int, s.workers):
+                results.append(measure(name, paths, spec, workers, s))
+                print(table(results[-1]), flush=True)
+    return {"sets": results}
 
 
-def measure(name: str, paths: Sequence[str], settings: Settings) -> dict[str, Any]:
+def measure(name: str, paths: Sequence[str], spec: str, workers: int, s: Settings) -> dict[str, Any]:
     """One set of files: start every case, compare the pictures, take turns."""
+    turns = Turns(s.prefetch * max(workers, 2) + 2, max(s.clips // s.batch, 1), s.repeats)
+    frames, stride = map(int, spec.split("x"))
     with tempfile.TemporaryDirectory(prefix="clipline-bench-") as folder:
-        loader = our_loader(paths, settings, Path(folder))
-        drawn = draw(loader, settings)
-        running, first = start(loader, drawn, paths, settings)
+        loader = our_loader(
+            paths, turns.all * s.batch, Path(folder), choose_device(s.device), seed=s.seed, frames=frames,
+            stride=stride, size=s.size, batch=s.batch, workers=workers, threads=s.threads, prefetch=s.prefetch,
+            decoder=s.decoder,
+        )  # fmt: skip
+        running, first, memory = start(loader, turns, workers, s, Path(folder))
         pictures = compare(first, loader.graph.std)
         del first
-        turns: dict[str, list[dict[str, float]]] = {case: [] for case in running}
-        for repeat in range(settings.repeats):
+        found: dict[str, list[dict[str, float]]] = {case: [] for case in running}
+        for repeat in range(s.repeats):
             for case, batches in running.items():
-                turns[case].append(turn(batches, settings))
-            shown = "  ".join(f"{case} {turns[case][-1]['clips_per_s']:.1f}" for case in running)
-            print(f"{name} {repeat + 1}/{settings.repeats}: {shown}", flush=True)
+                found[case].append(turn(batches, turns, s.batch))
+            rates = "  ".join(f"{case} {found[case][-1]['clips_per_s']:.1f}" for case in running)
+            print(f"{name} {spec} {repeat + 1}/{s.repeats}: {rates}", flush=True)
     rows = {row.path: row for row in loader.source.rows}
     return {
-        "name": name,
-        "files": files.describe(list(rows.values())),
-        "decoder": "host" if loader.source.host else "dali",
-        "n": settings.repeats,
-        "clips_a_turn": settings.timed_batches * settings.batch,
+        "name": name, "spec": spec, "workers": workers, "files": files.describe(list(rows.values())),
+        "decoder": "host" if loader.source.host else "dali", "n": s.repeats, "clips_a_turn": turns.timed * s.batch,
         "pictures": pictures,
-        "cases": {case: {key: spread(t[key] for t in turns[case]) for key in turns[case][0]} for case in turns},
-        "ratios": ratios({case: [t["clips_per_s"] for t in turns[case]] for case in turns}),
-    }
-
-
-def our_loader(paths: Sequence[str], settings: Settings, folder: Path) -> VideoLoader:
-    """The loader that training would get for a list that names each file often enough for one long epoch."""
-    lines = [f"{os.path.abspath(paths[i % len(paths)])} 0\n" for i in range(settings.steps * settings.batch)]
-    (folder / "train.txt").write_text("".join(lines))
-    wanted = {"data.train": folder / "train.txt", "run.seed": settings.seed}
-    keys = ("frames", "stride", "size", "batch", "workers", "threads", "prefetch", "decoder")
-    wanted |= {f"data.{key}": getattr(settings, key) for key in keys}
-    cfg = schema.load(None, [f"{key}={value}" for key, value in wanted.items()])
-    return build_loader(cfg, "train", [], World(), torch.device("cpu"))
-
-
-def draw(loader: VideoLoader, settings: Settings) -> list[peers.Drawn]:
-    """The clips in the order of the loader, as its source draws them."""
-    source = dataclasses.replace(loader.source, host=False, trimmed=False)  # gives frame numbers instead of pictures
-    drawn = []
-    for place in range(settings.steps * settings.batch):
-        _, frames, boxes, mirror, info = source.sample(*divmod(place, settings.batch))
-        top, left, bottom, right = map(round, boxes[0].tolist())
-        row = source.clips[int(info[2])]
-        box = (top, left, bottom - top, right - left)
-        drawn.append(peers.Drawn(row.path, tuple(frames.tolist()), box, bool(mirror), row.label))
-    return drawn
+        "cases": {case: {key: spread(t[key] for t in found[case]) for key in found[case][0]}
+                  | {"memory_mib": round(memory[case])} for case in found},
+        "ratios": ratios({case: [t["clips_per_s"] for t in found[case]] for case in found}),
+    }  # fmt: skip
 
 
 def start(
-    loader: VideoLoader, drawn: Sequence[peers.Drawn], paths: Sequence[str], settings: Settings
-) -> tuple[dict[str, Iterator[torch.Tensor]], dict[str, torch.Tensor]]:
-    """The cases that can run here, each with its workers started, and the first batch of each."""
-    graph, running, first = loader.graph, {}, {}
-    for case in settings.cases:
-        make: Callable[[], Iterable[Any]]
-        if case == "clipline":
-            make = loader.__iter__
-        elif case in ("clipline_host", "clipline_dali", "dali_untrimmed"):  # what else could have been chosen
-            host, trimmed = case == "clipline_host", case != "dali_untrimmed"
-            readable = host or {row.codec for row in loader.source.rows} <= DALI_CODECS["cpu"]
-            if not readable or (host, trimmed) == (loader.source.host, loader.source.trimmed):
+    loader: VideoLoader, turns: Turns, workers: int, s: Settings, folder: Path
+) -> tuple[dict[str, Iterator[torch.Tensor]], dict[str, torch.Tensor], dict[str, float]]:
+    """The cases that can run here, each with its workers started; the first batch and the memory of each."""
+    drawn = draw(loader, turns.all * s.batch)
+    running, first, memory = {}, {}, {}
+    for case in s.cases:
+        before = own_mebibytes()
+        batches = _batches(case, loader, drawn, workers, s, folder)
+        if isinstance(batches, str):
+            print(f"left out: {case}: {batches}", flush=True)
+        elif batches:
+            try:
+                first[case] = next(batches).cpu()
+            except RuntimeError as error:
+                print(f"left out: {case}: {str(error).strip().splitlines()[-1]}", flush=True)
                 continue
-            source = dataclasses.replace(loader.source, host=host, trimmed=trimmed)
-            make = VideoLoader(source, dataclasses.replace(graph, host=host), loader.device).__iter__
-        elif reason := peers.missing(case, paths[0]):
-            print(f"left out: {case}: {reason}", flush=True)
-            continue
-        else:
-            clips = peers.Clips(case, drawn, settings.size, graph.mean, graph.std)
-            make = lambda c=clips: peers.batches(c, settings.batch, settings.workers, settings.prefetch)  # noqa: E731
-        batches = (batch[0] for batch in make())
-        try:
-            first[case] = next(batches).clone()
-        except RuntimeError as error:
-            print(f"left out: {case}: {str(error).strip().splitlines()[-1]}", flush=True)
-            continue
-        running[case] = batches
-        settle()
-    return running, first
+            memory[case] = max(own_mebibytes() for _ in range(turns.warm) if next(batches) is not None) - before
+            running[case] = batches
+            settle()
+    return running, first, memory
+
+
+def _batches(
+    case: str, loader: VideoLoader, drawn: Sequence[peers.Drawn], workers: int, s: Settings, folder: Path
+) -> Iterator[torch.Tensor] | str | None:
+    """The clips of a case; None if it would be another one again; or why it cannot be had."""
+    if case == "clipline":
+        return (batch.video for batch in loader)
+    if case in OURS:  # what else could have been chosen
+        if OURS[case] == (loader.source.host, loader.source.trimmed):
+            return None
+        other = variant(loader, *OURS[case])
+        return (batch.video for batch in other) if other else None
+    if case == "dali_reader":
+        return dali_reader(loader, drawn, folder) if variant(loader, False, True) else None
+    if reason := peers.missing(case, drawn[0].path):
+        return reason
+    clips = peers.Clips(case, drawn, s.size, loader.graph.mean, loader.graph.std)
+    return (video for video, _ in peers.batches(clips, s.batch, workers, s.prefetch))
 
 
 def compare(first: dict[str, torch.Tensor], std: Sequence[float]) -> dict[str, dict[str, float]]:
@@ -216,17 +182,18 @@ def compare(first: dict[str, torch.Tensor], std: Sequence[float]) -> dict[str, d
     }
 
 
-def turn(batches: Iterator[torch.Tensor], settings: Settings) -> dict[str, float]:
+def turn(batches: Iterator[torch.Tensor], turns: Turns, batch: int) -> dict[str, float]:
     """One turn of one case, from a full read-ahead to a full read-ahead."""
-    for _ in range(settings.warm_batches):
+    for _ in range(turns.warm):
         next(batches)
     before = Clock.now()
-    for _ in range(settings.timed_batches):
-        next(batches)
+    for _ in range(turns.timed):
+        last = next(batches)
+    if last.is_cuda:
+        torch.cuda.synchronize()
     after = Clock.now()
     settle()
-    clips = settings.timed_batches * settings.batch
-    wall, own = after.wall - before.wall, after.own - before.own
+    clips, wall, own = turns.timed * batch, after.wall - before.wall, after.own - before.own
     return {
         "clips_per_s": clips / wall,
         "cpu_ms_per_clip": 1000 * own / clips,
@@ -254,22 +221,29 @@ def table(measured: dict[str, Any]) -> str:
     f = measured["files"]
     lines = [
         "",
-        f"{measured['name']}: {f['files']} files, {', '.join(f['codecs'])}, {', '.join(f['sizes'])}, "
-        f"{f['mean_frames']} frames, {f['mean_keyframes']} key frames, {f['mean_kbit_per_s']} kbit/s; "
-        f"decoder {measured['decoder']}; {measured['n']} turns of {measured['clips_a_turn']} clips",
-        f"{'case':18} {'clips/s':>22} {'CPU ms/clip':>22} {'clipline / it':>22} {'pictures differ':>16}",
+        f"{measured['name']}, {measured['spec']} clips, {measured['workers']} workers: {f['files']} files, "
+        f"{', '.join(f['codecs'])}, {', '.join(f['sizes'])}, {f['mean_frames']} frames, "
+        f"{f['mean_keyframes']} key frames, {f['mean_kbit_per_s']} kbit/s; decoder {measured['decoder']}; "
+        f"{measured['n']} turns of {measured['clips_a_turn']} clips",
+        f"{'case':18} {'clips/s':>22} {'CPU ms/clip':>22} {'clipline / it':>22} {'MiB':>6} {'pictures differ':>16}",
     ]
     for case, figures in measured["cases"].items():
         ratio, apart = measured["ratios"].get(case), measured["pictures"].get(case)
         lines.append(
             f"{case:18} {shown(figures['clips_per_s'], 1):>22} {shown(figures['cpu_ms_per_clip'], 1):>22} "
-            f"{shown(ratio, 2) if ratio else '':>22} {format(apart['mean'], '.2f') + ' of 255' if apart else '':>16}"
+            f"{shown(ratio, 2) if ratio else '':>22} {figures['memory_mib']:>6} "
+            f"{format(apart['mean'], '.2f') + ' of 255' if apart else '':>16}"
         )
     if best := measured["ratios"].get("best_peer"):
         lines.append(f"{'best peer':18} {'':22} {'':22} {shown(best, 2):>22}")
     others = [x for figures in measured["cases"].values() for x in figures["cores_used_by_others"]["all"]]
     lines.append(f"used by other processes meanwhile: {np.mean(others):.2f} cores on average")
     return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; returns its exit status."""
+    return command("decode", __doc__, Settings, measure_all, arguments, ("decord", "torchcodec", "torchvision"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """MaskFeat's HOG targets beside scikit-image's, and their share of a training step.
 
-    python -m bench.hog [key=value ...]
+    python -m bench.hog [key=value ...] [--dry-run]
 
     frames=8 size=224      frames of a clip that targets are made of (16x4 clips: every second of 16)
     batch=1                clips at once; scikit-image takes one colour of one frame at a time, whatever it is
@@ -20,16 +20,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import networks
-from bench.common import head, shown, spread, write
+from bench.common import at_least, command, shown, spread
 from configs.device import autocast, choose_device, choose_dtype
-from configs.words import parse
 from networks.hog import hog
 from networks.tasks import MaskFeat
 
@@ -44,40 +43,25 @@ class Settings:
     threads: int = 1
     device: str = "auto"
     out: str = "bench/results/hog.json"
+    toy: ClassVar[str] = "frames=2 size=32 repeats=1 network="
 
     def __post_init__(self) -> None:
-        for key in ("frames", "size", "batch", "repeats", "threads"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)}: expected a whole number of at least 1")
+        at_least(self, frames=1, size=1, batch=1, repeats=1, threads=1)
         if self.size % 16:
             raise ValueError(f"size={self.size}: expected a multiple of 16")
         if self.network and self.network not in networks.PRETRAINING:
             raise ValueError(f"network={self.network}: expected one of {', '.join(networks.PRETRAINING)}")
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command; returns its exit status."""
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0
-    try:
-        _, settings = parse(Settings, arguments)
-        device = choose_device(settings.device)
-        torch.set_num_threads(settings.threads)
-        result = head("hog", settings, ("scikit-image",)) | {"device": str(device)}
-        result |= measure(settings, device)
-        print(table(result))
-        if settings.network:
-            result["step"] = measure_step(settings, device)
-            print(step_line(result["step"]))
-        write(result, settings.out)
-    except (ValueError, OSError) as error:
-        print(f"bench.hog: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    print(f"written: {settings.out}")
-    return 0
+def measure_all(s: Settings) -> dict[str, Any]:
+    device = choose_device(s.device)
+    torch.set_num_threads(s.threads)
+    result = {"device": str(device)} | measure(s, device)
+    print(table(result))
+    if s.network:
+        result["step"] = measure_step(s, device)
+        print(step_line(result["step"]))
+    return result
 
 
 def measure(settings: Settings, device: torch.device) -> dict[str, Any]:
@@ -169,6 +153,11 @@ def step_line(step: dict[str, Any]) -> str:
         f"a step of {step['network']}, clips {'x'.join(map(str, step['clip']))}: {shown(step['step_ms'], 1)} ms, "
         f"its targets {shown(step['targets_ms'], 2)} ms, {shown(step['share_percent'], 2)} %"
     )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; returns its exit status."""
+    return command("hog", __doc__, Settings, measure_all, arguments, ("scikit-image",))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import defaultdict
@@ -12,36 +13,62 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 
 class Clock(NamedTuple):
-    """A reading; the difference of two says what a stretch of work cost. All in seconds."""
+    """A reading; the difference of two says what a stretch of work cost. Times in seconds."""
 
     wall: float
     own: float  # CPU time of this process and all that descend from it, dead ones included once they are reaped
     busy: float  # CPU time of the whole machine
+    read: int  # bytes that they have read, from files (the page cache too) and pipes
 
     @staticmethod
     def now() -> Clock:
-        return Clock(time.perf_counter(), own_seconds(), busy_seconds())
+        return Clock(time.perf_counter(), own_seconds(), busy_seconds(), own_bytes())
+
+
+def descendants() -> list[int]:
+    """This process and all that descend from it."""
+    children = defaultdict(list)
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                children[int(_stat(int(folder.name))[1])].append(int(folder.name))
+    found = [os.getpid()]
+    for pid in found:
+        found += children[pid]
+    return found
+
+
+def _stat(pid: int) -> list[str]:
+    """What follows the name in brackets: state, parent, ..., utime, stime, reaped children's utime and stime."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def own_seconds() -> float:
     """CPU seconds of this process and its descendants, in steps of a kernel tick (10 ms) a process."""
-    ticks, children = {}, defaultdict(list)
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
-            # after the name in brackets: state, parent, ..., utime, stime, reaped children's utime and stime
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:  # it ended meanwhile
-            continue
-        ticks[int(folder.name)] = sum(map(int, fields[11:15]))
-        children[int(fields[1])].append(int(folder.name))
-    total, stack = 0, [os.getpid()]
-    while stack:
-        pid = stack.pop()
-        total += ticks.get(pid, 0)
-        stack += children[pid]
-    return total / _TICK
+    ticks = 0
+    for pid in descendants():
+        with contextlib.suppress(OSError):
+            ticks += sum(map(int, _stat(pid)[11:15]))
+    return ticks / _TICK
+
+
+def own_bytes() -> int:
+    """That this process and its descendants have read so far."""
+    total = 0
+    for pid in descendants():
+        with contextlib.suppress(OSError):
+            total += int(Path(f"/proc/{pid}/io").read_text().split()[1])
+    return total
+
+
+def own_mebibytes() -> float:
+    """Memory of this process and its descendants, what they share counted once."""
+    total = 0
+    for pid in descendants():
+        with contextlib.suppress(OSError):
+            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            total += sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+    return total / 1024
 
 
 def busy_seconds() -> float:

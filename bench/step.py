@@ -1,6 +1,6 @@
 """A training step alone, the clips being there already: forward, loss, backward, optimiser.
 
-    python -m bench.step [key=value ...]
+    python -m bench.step [key=value ...] [--dry-run]
 
     networks    timesformer_b,vivit_b,videomae_b,mvit_v2_s (default), also mvit_v1_b
     cases       ours,ours_compiled,ours_checkpoint,peer,peer_compiled
@@ -22,18 +22,17 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import networks
-from bench.common import head, shown, spread, write
+from bench.common import at_least, command, known, shown, spread
 from bench.hog import timed
 from bench.peer_networks import build_peer
 from configs.device import autocast, choose_device, choose_dtype
-from configs.words import parse
 from networks.info import count_flops, count_parameters
 from networks.optim import build_optimizer
 
@@ -56,48 +55,25 @@ class Settings:
     repeats: int = 7
     steps: int = 1
     out: str = "bench/results/step.json"
+    toy: ClassVar[str] = "networks=timesformer_b,vivit_b,videomae_b frames=4 size=32 depth=1 repeats=1 amp=fp32"
 
     def __post_init__(self) -> None:
-        for key, known in {"networks": NETWORKS, "cases": CASES}.items():
-            for word in getattr(self, key):
-                if word not in known:
-                    raise ValueError(f"{key}={word}: expected some of {','.join(known)}")
-        if self.amp not in ("auto", "fp32", "bf16"):
-            raise ValueError(f"amp={self.amp}: expected auto, fp32 or bf16")
-        for key, least in dict(frames=0, size=0, depth=0, threads=0, repeats=1, steps=1).items():
-            if getattr(self, key) < least:
-                raise ValueError(f"{key}={getattr(self, key)}: expected at least {least}")
-        if not all(word.isdecimal() and int(word) > 0 for word in self.batch):
-            raise ValueError(f"batch={','.join(self.batch)}: expected whole numbers of 1 or more")
+        known(self, networks=NETWORKS, cases=CASES, amp=("auto", "fp32", "bf16"))
+        at_least(self, frames=0, size=0, depth=0, threads=0, repeats=1, steps=1, batch=1)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command; returns its exit status."""
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0
-    try:
-        _, s = parse(Settings, arguments)
-        device = choose_device(s.device)
-        dtype = choose_dtype(s.amp, device)
-        torch.set_num_threads(s.threads or len(os.sched_getaffinity(0)))
-        rate = matrix_rate(device, dtype)
-        result = head("step", s, ("transformers", "torchvision")) | {
-            "device": str(device), "precision": str(dtype).removeprefix("torch."),
-            "matrix_gflops": round(rate / 1e9, 1), "rows": [],
-        }  # fmt: skip
-        for name in s.networks:
-            for batch in map(int, s.batch):
-                result["rows"].append(measure(name, batch, s, device, dtype, rate))
-                print(table(result["rows"][-1]), flush=True)
-        write(result, s.out)
-    except (ValueError, OSError) as error:
-        print(f"bench.step: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    print(f"written: {s.out}")
-    return 0
+def measure_all(s: Settings) -> dict[str, Any]:
+    device = choose_device(s.device)
+    dtype = choose_dtype(s.amp, device)
+    torch.set_num_threads(s.threads or len(os.sched_getaffinity(0)))
+    rate = matrix_rate(device, dtype)
+    rows = []
+    for name in s.networks:
+        for batch in map(int, s.batch):
+            rows.append(measure(name, batch, s, device, dtype, rate))
+            print(table(rows[-1]), flush=True)
+    return {"device": str(device), "precision": str(dtype).removeprefix("torch."),
+            "matrix_gflops": round(rate / 1e9, 1), "rows": rows}  # fmt: skip
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -201,6 +177,11 @@ def table(row: dict[str, Any]) -> str:
             f"{100 * found['utilisation']['median']:>10.0f} % {peer['median'] if peer else '':>7}"
         )
     return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; returns its exit status."""
+    return command("step", __doc__, Settings, measure_all, arguments, ("transformers", "torchvision"))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """The views of a multi-view test: all of a video from one decode, or every view decoded by itself.
 
-    python -m bench.views [key=value ...]
+    python -m bench.views [key=value ...] [--dry-run]
 
-    folder      any folder of videos, or one video (default: files of its own, as in bench.decode; sets= which of them)
-    sets        h264_bframes,h264_gop250,h264_gop12,vp9_gop12,vp9_gop4
+    folder      folders of videos, or one video, with commas (default: files of its own)
+    sets sizes=340x256 files=8 length=300 cache=PATH     its own files, as in bench.decode
     clips=10 crops=3 frames=16 stride=4 size=224         the views
     repeats=5   turns over all files of a set
-    files=8 width=340 height=256 length=300 cache=PATH   its own files
     out=PATH    the result (default bench/results/views.json)
 
 One process, one thread, the host decoder. `one` decodes what any view needs, once, and cuts all views from it; `clips`
@@ -17,18 +16,15 @@ All give the same pixels, which is checked. `one` is what eval.py does.
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from bench import files
-from bench.common import head, shown, spread, write
-from configs.words import parse
+from bench.common import at_least, command, shown, spread
 from pipelines.geometry import view_boxes
 from pipelines.host import decode_views
 from pipelines.index import Row, read_row
@@ -36,29 +32,19 @@ from pipelines.sampling import uniform_clips
 
 
 @dataclass(frozen=True)
-class Settings:
-    folder: str = ""
-    sets: tuple[str, ...] = tuple(files.KINDS)
+class Settings(files.Files):
     clips: int = 10
     crops: int = 3
     frames: int = 16
     stride: int = 4
     size: int = 224
     repeats: int = 5
-    files: int = 8
-    width: int = 340
-    height: int = 256
-    length: int = 300
-    cache: str = str(Path(tempfile.gettempdir()) / "clipline-bench")
     out: str = "bench/results/views.json"
+    toy: ClassVar[str] = "sets=vp9_gop12 sizes=64x48 files=1 length=40 clips=2 frames=4 stride=2 size=32 repeats=1"
 
     def __post_init__(self) -> None:
-        for word in self.sets:
-            if word not in files.KINDS:
-                raise ValueError(f"sets={word}: expected some of {','.join(files.KINDS)}")
-        for name in ("clips", "frames", "size", "repeats", "files", "width", "height", "length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        super().__post_init__()
+        at_least(self, clips=1, frames=1, stride=0, size=1, repeats=1)
         if self.crops not in (1, 3):
             raise ValueError(f"crops={self.crops}: expected 1 or 3")
 
@@ -101,33 +87,19 @@ def measure(rows: Sequence[Row], s: Settings) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def measure_all(s: Settings) -> dict[str, Any]:
+    sets = []
+    for name, paths in s.find().items():
+        rows = [read_row(path) for path in paths]
+        sets.append({"name": name, **files.describe(rows), **measure(rows, s)})
+        times = "   ".join(f"{way} {shown(t, 3)} s" for way, t in sets[-1]["seconds_a_video"].items())
+        print(f"{name:16} {times}   views / one {shown(sets[-1]['times_faster']['views'], 1)}", flush=True)
+    return {"sets": sets}
+
+
 def main(arguments: Sequence[str]) -> int:
     """The command; returns its exit status."""
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0
-    try:
-        _, s = parse(Settings, arguments)
-        if s.folder:
-            sets = {Path(s.folder).stem: files.find(s.folder)}
-        else:
-            sets = files.generate(Path(s.cache), list(s.sets), s.files, s.width, s.height, s.length)
-        result = head("views", s, ("av",)) | {"sets": []}
-        for name, paths in sets.items():
-            rows = [read_row(path) for path in paths]
-            result["sets"].append({"name": name, **files.describe(rows), **measure(rows, s)})
-            found = result["sets"][-1]
-            times = "   ".join(f"{way} {shown(t, 3)} s" for way, t in found["seconds_a_video"].items())
-            faster = found["times_faster"]["views"]
-            print(f"{name:16} {times}   views / one {shown(faster, 1)}", flush=True)
-        write(result, s.out)
-    except (ValueError, OSError) as error:
-        print(f"bench.views: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    print(f"written: {s.out}")
-    return 0
+    return command("views", __doc__, Settings, measure_all, arguments, ("av",))
 
 
 if __name__ == "__main__":

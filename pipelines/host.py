@@ -31,12 +31,14 @@ def decode_views(
     letterbox: Sequence[int] | None = None,
     seconds: float = math.inf,
     table: str = "",
+    trimmed: bool = True,
 ) -> np.ndarray:
     """(clips * crops, 3, T, size, size) uint8 RGB; `frames` (clips, T) as in `trim.trim`, `boxes` (crops, 4).
 
     View c * crops + k is clip c in box k, stretched to the square or, with `letterbox`, in its middle with that colour
     around it. Downscaling is antialiased. Raises ValueError with the path and the reason for a video that cannot be
-    read or a wanted frame that cannot be decoded, or not within `seconds`. `table` is as in `trim.trim`.
+    read or a wanted frame that cannot be decoded, or not within `seconds`. `table` is as in `trim.trim`. Without
+    `trimmed` all is decoded up to the last wanted frame (bench only).
     """
     clips, times = frames.shape
     views = np.empty((clips, len(boxes), 3, times, size, size), np.uint8)
@@ -47,7 +49,7 @@ def decode_views(
         shapes = [fitted(right - left, bottom - top, size) if letterbox else (size, size)
                   for top, left, bottom, right in whole]  # fmt: skip
         scalers = [_scaler(video, box, shape) for box, shape in zip(whole, shapes, strict=True)]
-        for frame, places in wanted_frames(video, frames.reshape(-1)):
+        for frame, places in wanted_frames(video, frames.reshape(-1), trimmed):
             clip, time = np.unravel_index(places, frames.shape)
             for crop, scaler in enumerate(scalers):
                 scaler.push(frame)
@@ -61,7 +63,9 @@ def decode_views(
     return views.reshape(-1, 3, times, size, size)
 
 
-def wanted_frames(video: Video, frames: Sequence[int] | np.ndarray) -> Iterator[tuple[av.VideoFrame, list[int]]]:
+def wanted_frames(
+    video: Video, frames: Sequence[int] | np.ndarray, trimmed: bool = True
+) -> Iterator[tuple[av.VideoFrame, list[int]]]:
     """Each wanted frame once, in presentation order, and where it stands in `frames`.
 
     One thread: the workers are the parallelism. Raises ValueError if one cannot be decoded.
@@ -70,7 +74,7 @@ def wanted_frames(video: Video, frames: Sequence[int] | np.ndarray) -> Iterator[
     decoded: Iterable[tuple[int | None, av.VideoFrame]]
     pictures = wanted_pictures(video.pictures, frames)
     if video.ordered:
-        keep, _ = needed(video.pictures, frames)
+        keep = needed(video.pictures, frames)[0] if trimmed else np.arange(pictures.max() + 1)
         keys, decoded = video.pictures.pts[pictures], ((frame.pts, frame) for frame in _decode(video, keep))
     else:  # counted as they come
         keys = np.minimum(np.asarray(frames), len(video.pictures.frames) - 1)

@@ -87,7 +87,7 @@ class Source:
     seed: int
     world: World
     host: bool  # feed the views themselves instead of a trimmed file
-    trimmed: bool = True  # False: the whole file (bench only)
+    trimmed: bool = True  # False: from the first frame (bench only)
     start: int = 0
     fill: tuple[int, int, int] = (0, 0, 0)  # RGB around letterboxed frames
     seconds: float = math.inf  # that a file may take
@@ -194,7 +194,14 @@ class Source:
         boxes = geometry.stored(boxes, known.width, known.height, known.turns)
         if self.host:
             views = decode_views(
-                path, frames, boxes, v.size, self.fill if v.crop == "letterbox" else None, self.seconds, known.table
+                path,
+                frames,
+                boxes,
+                v.size,
+                self.fill if v.crop == "letterbox" else None,
+                self.seconds,
+                known.table,
+                self.trimmed,
             )
             return views, mirror
         if self.trimmed:

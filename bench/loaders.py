@@ -1,0 +1,102 @@
+"""The loaders that benches measure, all over the same drawn clips: Clipline's, DALI's own reader, and bench.peers'."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import fn, pipeline_def, types
+
+from bench import peers
+from configs import schema
+from pipelines.loader import DALI_CODECS, VideoLoader, build_loader
+from pipelines.world import World
+
+
+def our_loader(
+    paths: Sequence[str], count: int, folder: Path, device: torch.device, half: bool = False, **wanted: Any
+) -> VideoLoader:
+    """The loader that training would get for a list that names each file often enough for one epoch of `count` clips.
+
+    `wanted` are keys of data; `seed` is the run's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    listed = folder / "train.txt"
+    listed.write_text("".join(f"{os.path.abspath(paths[i % len(paths)])} 0\n" for i in range(count)))
+    words = [f"data.train={listed}", f"run.seed={wanted.pop('seed', 0)}"]
+    cfg = schema.load(None, [*words, *(f"data.{key}={value}" for key, value in wanted.items())])
+    return build_loader(cfg, "train", [], World(), device, half)
+
+
+def variant(loader: VideoLoader, host: bool, trimmed: bool) -> VideoLoader | None:
+    """The loader with another decoder or without trimming; None if DALI cannot decode these files here."""
+    codecs = {row.codec for row in loader.source.rows}
+    if not host and not codecs <= DALI_CODECS[loader.device.type]:
+        return None
+    source = dataclasses.replace(loader.source, host=host, trimmed=trimmed)
+    return VideoLoader(source, dataclasses.replace(loader.graph, host=host), loader.device)
+
+
+def draw(loader: VideoLoader, count: int) -> list[peers.Drawn]:
+    """The first clips in the order of the loader, as its source draws them."""
+    source = dataclasses.replace(loader.source, host=False, trimmed=False)  # gives frame numbers instead of pictures
+    drawn = []
+    for place in range(count):
+        _, frames, boxes, mirror, info = source.sample(*divmod(place, source.batch))
+        top, left, bottom, right = map(round, boxes[0].tolist())
+        row = source.clips[int(info[2])]
+        box = (top, left, bottom - top, right - left)
+        drawn.append(peers.Drawn(row.path, tuple(frames.tolist()), box, bool(mirror[0]), row.label))
+    return drawn
+
+
+def dali_reader(loader: VideoLoader, drawn: Sequence[peers.Drawn], folder: Path) -> Iterator[torch.Tensor]:
+    """DALI's video reader, which opens the files and seeks in them itself: (B, C, T, H, W) float32.
+
+    On a GPU `readers.video`, on a CPU the experimental one. Raises RuntimeError for what it cannot decode.
+    """
+    graph, views = loader.graph, loader.source.views
+    step = int(views.stride)
+    if any((np.diff(clip.frames) != step).any() for clip in drawn):
+        raise RuntimeError("it cannot start a video over that is shorter than a clip")
+    lines = [f"{clip.path} {n} {clip.frames[0]} {clip.frames[-1] + 1}\n" for n, clip in enumerate(drawn)]
+    listed = folder / "reader.txt"
+    listed.write_text("".join(lines))
+    boxes = np.array([clip.box for clip in drawn], np.float32)
+    on_gpu = graph.device_id is not None
+    if on_gpu:
+        read, how = fn.readers.video, {"device": "gpu", "file_list_frame_num": True, "pad_sequences": True}
+    else:
+        read, how = fn.experimental.readers.video, {"device": "cpu", "file_list_format": "frames", "pad_mode": "edge"}
+        how["file_list_include_end"] = False
+
+    @pipeline_def(
+        batch_size=loader.source.batch, num_threads=graph.threads, device_id=graph.device_id, exec_dynamic=True,
+        prefetch_queue_depth=graph.prefetch,
+    )  # fmt: skip
+    def described() -> Any:
+        video, _ = read(
+            file_list=str(listed), stride=step, sequence_length=views.frames, prefetch_queue_depth=graph.prefetch, **how
+        )
+        corner, size, mirror = fn.external_source(
+            lambda place: (boxes[place.idx_in_epoch, :2], boxes[place.idx_in_epoch, 2:],
+                           np.int32(drawn[place.idx_in_epoch].mirror)),
+            num_outputs=3, batch=False, dtype=[types.FLOAT, types.FLOAT, types.INT32],
+        )  # fmt: skip
+        video = fn.resize(video, size=(views.size, views.size), roi_start=corner, roi_end=corner + size)
+        video = fn.reshape(video, layout="DHWC")
+        return fn.crop_mirror_normalize(
+            video, mirror=mirror, output_layout="CDHW", dtype=types.FLOAT, mean=[255 * m for m in graph.mean],
+            std=[255 * s for s in graph.std],
+        )  # fmt: skip
+
+    pipe = described()
+    pipe.build()
+    while True:
+        (clips,) = pipe.run()
+        yield torch.from_dlpack(clips.as_tensor())
