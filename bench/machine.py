@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
 
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -87,3 +90,40 @@ def settle(longest: float = 5.0) -> None:
         if now - before <= 0.02:
             return
         before = now
+
+
+class GpuUse:
+    """How busy a GPU and its video decoders are inside a with block, by the driver's account, asked every 50 ms; on a
+    CPU, and where nvidia-ml-py is not installed, nothing is known of it."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.seen, self._stop = device, list[tuple[int, int]](), threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> GpuUse:
+        if self.device.type == "cuda":
+            with contextlib.suppress(ImportError):
+                import pynvml
+
+                pynvml.nvmlInit()
+                handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(self.device).uuid}")
+                self._thread = threading.Thread(target=self._ask, args=(pynvml, handle), daemon=True)
+                self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._thread:
+            self._thread.join()
+
+    def _ask(self, nvml: Any, handle: Any) -> None:
+        while not self._stop.wait(0.05):
+            gpu = nvml.nvmlDeviceGetUtilizationRates(handle).gpu
+            self.seen.append((gpu, nvml.nvmlDeviceGetDecoderUtilization(handle)[0]))
+
+    def shares(self) -> dict[str, float]:
+        """Means of both, 0 to 1."""
+        if not self.seen:
+            return {}
+        gpu, decoder = (sum(column) / 100 / len(self.seen) for column in zip(*self.seen, strict=True))
+        return {"gpu_busy": gpu, "nvdec_busy": decoder}

@@ -6,7 +6,7 @@ loaders do: read the frames, crop and resize with torchvision, flip, normalise, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import set_forkserver_preload
 
@@ -38,6 +38,14 @@ def read_decord(path: str, frames: Sequence[int]) -> torch.Tensor:
     return decord.VideoReader(path, num_threads=1).get_batch(list(frames)).permute(0, 3, 1, 2)
 
 
+def read_decord_whole(path: str, frames: Sequence[int]) -> torch.Tensor:
+    import decord
+
+    decord.bridge.set_bridge("torch")
+    video = decord.VideoReader(path, num_threads=1)
+    return video.get_batch(range(len(video)))[list(frames)].permute(0, 3, 1, 2)
+
+
 def read_torchcodec(path: str, frames: Sequence[int], seek_mode: str = "exact") -> torch.Tensor:
     from torchcodec.decoders import VideoDecoder
 
@@ -65,6 +73,7 @@ def read_pyav(path: str, frames: Sequence[int]) -> torch.Tensor:
 # name of the case -> (T, C, H, W) uint8 of a file's frames
 READERS: dict[str, Callable[[str, Sequence[int]], torch.Tensor]] = {
     "decord": read_decord,
+    "decord_whole": read_decord_whole,
     "torchcodec": read_torchcodec,
     "torchcodec_approx": read_torchcodec_approximate,
     "pyav": read_pyav,
@@ -90,12 +99,12 @@ class Clips(Dataset):
         return video.permute(1, 0, 2, 3), clip.label
 
 
-def batches(clips: Clips, batch: int, workers: int, prefetch: int):  # -> Iterator[list[Tensor]]
+def batches(clips: Clips, batch: int, workers: int, prefetch: int, pin: bool = False) -> Iterator[list[torch.Tensor]]:
     """The batches in order, once; the workers (each with one torch thread) live as long as the iterator."""
     more = {"multiprocessing_context": "forkserver", "persistent_workers": True, "prefetch_factor": prefetch}
     set_forkserver_preload(["bench.peers"])  # torch is imported once, not by every worker of every case
     with light_main(), deaf_to_interrupts():
-        return iter(DataLoader(clips, batch, num_workers=workers, pin_memory=False, **more if workers else {}))
+        return iter(DataLoader(clips, batch, num_workers=workers, pin_memory=pin, **more if workers else {}))
 
 
 def missing(reader: str, path: str) -> str:

@@ -2,16 +2,28 @@
 
 import json
 import os
+import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from bench import bytes as bench_bytes
-from bench import decode, machine, step, views
+from bench import decode, epoch_time, machine, start, step, views
 from bench.common import spread
 from bench.decode import CASES, PEERS, Settings, ratios
+from bench.files import Files, coding
+from bench.ways import Way, pictures_decoded
 from configs.words import parse
+from pipelines.encode import encode
+from pipelines.host import _decode
+from pipelines.index import read_row
+from pipelines.synthetic import render
+from pipelines.trim import needed
+from pipelines.video import Video
 
 
 @pytest.mark.slow
@@ -132,3 +144,98 @@ def test_clock_counts_the_work_of_this_process() -> None:
     after = machine.Clock.now()
     assert after.own - before.own >= 0.2
     assert after.busy - before.busy >= 0.15
+
+
+def test_every_row_is_the_row_before_and_one_change() -> None:
+    ways = epoch_time.ways()
+    for (name, way), (_, before) in zip(list(ways.items())[1:], ways.items(), strict=False):
+        changed = {key for key, value in vars(way).items() if getattr(before, key) != value}
+        assert changed == set(epoch_time.CHANGES[name][0]) and len(changed) == 1, name
+    assert (ways["base"].batch, ways["base"].workers, ways["base"].stride) == (16, 8, 16)
+    assert (ways["interval_24"].batch, ways["interval_24"].workers, ways["interval_24"].stride) == (8, 4, 24)
+
+
+@pytest.mark.parametrize("cases", ["indices_first,trimmed", pytest.param("", marks=pytest.mark.slow)])
+def test_the_epoch_time_table_runs(cases: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    threads, out = torch.get_num_threads(), tmp_path / "e.json"
+    try:
+        words = ["--dry-run", f"out={out}", "device=cpu", *([f"cases={cases}"] if cases else [])]
+        assert epoch_time.main(words) == 0
+    finally:
+        torch.set_num_threads(threads)
+    (found,) = json.loads(out.read_text())["sets"]
+    rows = {row["case"]: row for row in found["cases"]}
+    assert list(rows) == (cases.split(",") if cases else list(epoch_time.CHANGES))
+    assert all(row["clips_per_s"]["median"] > 0 for row in rows.values())
+    assert rows["trimmed"]["pictures_per_clip"] <= rows["indices_first"]["pictures_per_clip"]
+    if not cases:
+        assert rows["synthetic"]["pictures_per_clip"] == 0 and rows["synthetic"]["of_ceiling"]["median"] == 1
+        assert rows["base"]["pictures_per_clip"] == 200 and rows["base"]["to_base"]["median"] == 1
+        assert rows["repeated_aug"]["pictures_per_clip"] * 1.5 < rows["prepared"]["pictures_per_clip"]
+        assert rows["indices_first"]["pictures_per_clip"] < rows["dali_decode"]["pictures_per_clip"] < 200
+    assert "of ceiling" in capsys.readouterr().out
+
+
+def test_pictures_that_a_clip_costs(tmp_path: Path) -> None:
+    """What PyAV decodes is what is counted; decord's seeking is never less."""
+    path = tmp_path / "v.mp4"
+    encode(path, render(0, 0, 0, 60, 64, 48), 30, codec="h264", gop=20, bframes=3)
+    row = read_row(str(path))
+    frames = np.array([5, 11, 45])
+
+    def count(**way: object) -> int:
+        return pictures_decoded(Way(**way), row, frames)  # type: ignore[arg-type]
+
+    assert count() == 60 and count(loader="clipline") <= 49
+    trimmed, whole = count(loader="clipline", trimmed=True), count(loader="decord")
+    with Video(str(path)) as video:
+        assert len(list(_decode(video, needed(video.pictures, frames)[0]))) == trimmed < whole <= 13 + 9
+
+
+def test_a_start_is_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "s.json"
+    assert start.main(["--dry-run", "counts=20,450", f"out={out}"]) == 0
+    few, many = json.loads(out.read_text())["sets"]
+    assert (few["files"], few["usable"], many["files"], many["usable"]) == (20, 20, 450, 450)
+    assert many["index_mb"] > few["index_mb"] >= 0 and few["start_s"]["median"] > few["index_s"]["median"]
+    assert "450 files" in capsys.readouterr().out
+
+
+def test_the_driver_is_asked_how_busy_the_gpu_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None, nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
+        nvmlDeviceGetUtilizationRates=lambda handle: SimpleNamespace(gpu=80),
+        nvmlDeviceGetDecoderUtilization=lambda handle: [50, 1000],
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1-2"))
+    with machine.GpuUse(torch.device("cuda")) as use:
+        time.sleep(0.3)
+    assert use.shares() == {"gpu_busy": pytest.approx(0.8), "nvdec_busy": pytest.approx(0.5)} and len(use.seen) >= 2
+    with machine.GpuUse(torch.device("cpu")) as use:
+        time.sleep(0.1)
+    assert use.shares() == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("h264_bframes", {"codec": "h264", "gop": 250, "bframes": 3, "crf": 15}),
+        ("vp9_gop4", {"codec": "vp9", "gop": 4, "bframes": 0, "crf": 18}),
+        ("hevc_gop1", {"codec": "hevc", "gop": 1, "bframes": 0, "crf": 18}),
+    ],
+)
+def test_sets_are_coded_as_they_are_called(name: str, expected: dict[str, object], tmp_path: Path) -> None:
+    assert coding(name) == expected
+    (path,) = Files(sets=(name,), sizes=("64x48",), files=1, length=24, cache=str(tmp_path)).find()[name]
+    row = read_row(path)
+    assert (row.codec, row.num_frames, row.width) == (expected["codec"], 24, 64)
+    assert len(row.keyframes) == -(-24 // int(str(expected["gop"])))
+
+
+def test_prepared_files_of_two_places_are_kept_apart(tmp_path: Path) -> None:
+    words = {"sizes": ("64x48",), "files": 1, "length": 24, "cache": str(tmp_path)}
+    found = Files(sets=("h264_bframes", "h264_bframes_prepared", "vp9_gop12_prepared"), **words).find()  # type: ignore[arg-type]
+    first, second = found["h264_bframes_prepared"], found["vp9_gop12_prepared"]
+    assert first != second and all(Path(p).exists() for p in (*first, *second))
+    assert read_row(first[0]).num_frames == 24 and first != found["h264_bframes"]

@@ -1,0 +1,199 @@
+"""The epoch-time table: from the loop that VideoTransformer-pytorch began with, one change at a time, to the ceiling.
+
+    python -m bench.epoch_time [key=value ...] [--dry-run]
+
+    folder      folders of videos, or one video, with commas (default: files of its own, as in bench.decode)
+    sets=h264_bframes sizes=340x256 files=8 length=300 cache=PATH      its own files
+    cases       base,recipes,indices_first,batch_8,workers_4,interval_24,dali_decode,trimmed,zero_copy,amp,compiled,
+                prepared,repeated_aug,synthetic; a case left out is not measured, but those after it still build on it
+    network=auto     timesformer_b on a GPU; on a CPU the same with width 192 and 2 blocks, small enough for the loaders
+                     to matter; or any name of python -m networks.info
+    frames=8 size=224 threads=4 device=auto cores=0      cores that everything together may use, 0: all
+    clips=64    clips that are timed in one turn of one case; warmed up with what is read ahead        repeats=5
+    out=PATH    the result (default bench/results/epoch_time.json)
+
+Every row is the row before and one change, and every row is trained: forward, loss, backward, optimiser. The first six
+are those of VideoTransformer-pytorch's own table. Cases take turns; a ratio is taken within a round. Waiting is
+the share of time in which nothing computes for want of clips, computing the share between the beginning and the end of
+steps on the device. Bytes are what all processes read, by the kernel's account. An epoch is of 240,436 clips, the
+training videos of Kinetics-400, on as many machines or GPUs as it says, which are assumed to slow each other down in
+nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from bench import files
+from bench.common import at_least, command, known, shown, spread
+from bench.machine import Clock, GpuUse, settle
+from bench.ways import Stream, Trainer, Way, read
+from configs.device import choose_device
+from configs.steps import Meter
+from pipelines.index import read_row
+
+KINETICS = 240_436
+CHANGES: dict[str, tuple[dict[str, Any], str]] = {
+    "base": ({}, "decord reads all frames, then picks; fp32, eager, loss read at each step; 16 clips, 8 workers, 8x16"),
+    "recipes": ({"lean": True}, "pinned memory, fused optimiser, nothing read back at each step"),
+    "indices_first": ({"loader": "decord"}, "decord reads the frames of the clip"),
+    "batch_8": ({"batch": 8}, "batch 16 to 8"),
+    "workers_4": ({"workers": 4}, "workers 8 to 4"),
+    "interval_24": ({"stride": 24}, "frame interval 16 to 24"),
+    "dali_decode": ({"loader": "clipline"}, "Clipline's loader, from the first frame to the last of the clip"),
+    "trimmed": ({"trimmed": True}, "only what the clip's frames depend on is decoded"),
+    "zero_copy": ({"copied": False}, "DALI's buffers are the network's input"),
+    "amp": ({"amp": True}, "bf16 autocast, clips in fp16"),
+    "compiled": ({"compiled": True}, "torch.compile"),
+    "prepared": ({"prepared": True}, "files as pipelines.prepare leaves them"),
+    "repeated_aug": ({"repeats": 2}, "two crops of each decoded clip"),
+    "synthetic": ({"loader": "none"}, "no data: the same batch again and again"),
+}
+SMALL = ("model.name=timesformer_b", "model.args.width=192", "model.args.depth=2", "model.args.heads=3")
+
+
+@dataclass(frozen=True)
+class Settings(files.Files):
+    sets: tuple[str, ...] = ("h264_bframes",)
+    cases: tuple[str, ...] = tuple(CHANGES)
+    network: str = "auto"
+    frames: int = 8
+    size: int = 224
+    threads: int = 4
+    device: str = "auto"
+    cores: int = 0
+    clips: int = 64
+    repeats: int = 5
+    out: str = "bench/results/epoch_time.json"
+    toy: ClassVar[str] = "sizes=64x48 files=2 length=200 frames=4 size=32 clips=4 repeats=1 threads=1 network=toy"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known(self, cases=CHANGES)
+        at_least(self, frames=1, size=1, threads=1, cores=0, clips=1, repeats=1)
+
+    def words(self, device: torch.device) -> list[str]:
+        """The network, as a configuration has it."""
+        small = self.network == "auto" and device.type == "cpu"
+        named = {"auto": ["model.name=timesformer_b"], "toy": [*SMALL, "model.args.width=24"]}
+        network = list(SMALL) if small else named.get(self.network, [f"model.name={self.network}"])
+        return [*network, f"data.frames={self.frames}", f"data.size={self.size}"]
+
+
+def ways() -> dict[str, Way]:
+    """Each case as the case before and its change."""
+    way, found = Way(), {}
+    for name, (change, _) in CHANGES.items():
+        found[name] = way = replace(way, **change)
+    return found
+
+
+def measure_all(s: Settings) -> dict[str, Any]:
+    if s.cores:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: s.cores])
+    device = choose_device(s.device)
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))  # as train.py
+    sets = []
+    for name, paths in s.find().items():
+        sets.append({"name": name, **measure(paths, s, device)})
+        print(table(sets[-1]), flush=True)
+    return {"device": str(device), "network": s.words(device), "sets": sets}
+
+
+def measure(paths: Sequence[str], s: Settings, device: torch.device) -> dict[str, Any]:
+    """One set of files: start every case, take turns."""
+    chosen = {name: way for name, way in ways().items() if name in s.cases}
+    with tempfile.TemporaryDirectory(prefix="clipline-bench-") as folder:
+        trainers: dict[tuple[bool, bool, bool], Trainer] = {}
+        streams: dict[str, Stream] = {}
+        steps: dict[str, Callable[..., None]] = {}
+        for name, way in chosen.items():
+            key = way.lean, way.amp, way.compiled
+            trainers[key] = trainers.get(key) or Trainer(way, s.words(device), device)
+            steps[name] = trainers[key].step
+            count = (1 + s.repeats * (way.warm + timed(way, s)) + way.warm) * way.batch
+            here = files.prepared(list(paths), Path(s.cache)) if way.prepared else paths
+            streams[name] = read(way, here, count, s.frames, s.size, s.threads, device, Path(folder) / name)
+            meter = Meter(device)
+            steps[name](next(meter.waiting(streams[name].batches)), meter)  # compiles
+            settle()
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
+        for repeat in range(s.repeats):
+            for name, way in chosen.items():
+                found[name].append(turn(streams[name], steps[name], way, s, device))
+            rates = "  ".join(f"{name} {turns[-1]['clips_per_s']:.1f}" for name, turns in found.items())
+            print(f"{repeat + 1}/{s.repeats}: {rates}", flush=True)
+    rows = []
+    for name, way in chosen.items():
+        rates = [t["clips_per_s"] for t in found[name]]
+        row = {"case": name, "what": CHANGES[name][1], "way": vars(way), "decoder": streams[name].decoder,
+               **{key: spread(t[key] for t in found[name]) for key in found[name][0]},
+               "pictures_per_clip": round(streams[name].pictures, 1),
+               "epoch_minutes_1": spread(KINETICS / rate / 60 for rate in rates),
+               "epoch_minutes_8": spread(KINETICS / rate / 60 / 8 for rate in rates)}  # fmt: skip
+        for key, other in (("to_base", "base"), ("of_ceiling", "synthetic")):
+            if other in found:
+                theirs = [t["clips_per_s"] for t in found[other]]
+                row[key] = spread(a / b for a, b in zip(rates, theirs, strict=True))
+        rows.append(row)
+    return {"files": files.describe([read_row(path) for path in paths]), "n": s.repeats, "cases": rows}
+
+
+def timed(way: Way, s: Settings) -> int:
+    """Batches of a turn."""
+    return max(s.clips // way.batch, 1)
+
+
+def turn(stream: Stream, step: Callable[..., None], way: Way, s: Settings, device: torch.device) -> dict[str, float]:
+    """One turn of one case: what was read ahead is used up, and then the clock runs."""
+    meter = Meter(device)
+    batches = meter.waiting(stream.batches)
+    for _ in range(way.warm):
+        step(next(batches), meter)
+    meter.read()
+    before = Clock.now()
+    with GpuUse(device) as use:
+        for _ in range(timed(way, s)):
+            step(next(batches), meter)
+        row = meter.read()  # waits for the device
+    after = Clock.now()
+    settle()
+    clips = timed(way, s) * way.batch
+    return {
+        "clips_per_s": row["clips_per_s"], "s_per_step": row["seconds"] / timed(way, s), "waiting": row["data"],
+        "computing": row["compute"], "other": row["other"], "bytes_per_clip": (after.read - before.read) / clips,
+        "cores_used": (after.own - before.own) / (after.wall - before.wall), **use.shares(),
+    }  # fmt: skip
+
+
+def table(measured: dict[str, Any]) -> str:
+    """A line a case."""
+    lines = ["", f"{'case':14} {'clips/s':>18} {'waiting':>8} {'computing':>9} {'pictures':>8} {'kB':>6} "
+                 f"{'epoch, 1':>9} {'epoch, 8':>9} {'x base':>7} {'of ceiling':>10}"]  # fmt: skip
+    for row in measured["cases"]:
+        hours = [f"{row[f'epoch_minutes_{n}']['median'] / 60:.1f} h" for n in (1, 8)]
+        ratio = f"{row['to_base']['median']:.2f}" if "to_base" in row else ""
+        share = f"{100 * row['of_ceiling']['median']:.0f} %" if "of_ceiling" in row else ""
+        lines.append(
+            f"{row['case']:14} {shown(row['clips_per_s'], 1):>18} {100 * row['waiting']['median']:>6.0f} % "
+            f"{100 * row['computing']['median']:>7.0f} % {row['pictures_per_clip']:>8.1f} "
+            f"{row['bytes_per_clip']['median'] / 1000:>6.0f} {hours[0]:>9} {hours[1]:>9} {ratio:>7} {share:>10}"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; returns its exit status."""
+    return command("epoch_time", __doc__, Settings, measure_all, arguments, ("decord", "torchvision"))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,227 @@
+"""Results as tables and pictures: bench/results/*.json into the README, between its markers, and into PNG files.
+
+    python -m bench.report [README.md] [--check]
+
+What stands between `<!-- table: A.json B.json -->` and `<!-- end -->` is made of these files of bench/results/. Under
+it stand the machine, the versions, the commit and the date; where files are of different machines, a column says which
+row is of which. The pictures lie beside the results. With --check nothing is written, and the status is 1 if a table is
+not what its files say.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import charts
+
+RESULTS = Path(__file__).parent / "results"
+MARKED = re.compile(r"(<!-- table: ([^>]+?) -->\n).*?(<!-- end -->)", re.S)
+Rows = list[dict[str, str]]
+
+
+def number(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def middle(s: dict[str, float] | None) -> str:
+    return number(s["median"]) if s else ""
+
+
+def quartiles(s: dict[str, float] | None) -> str:
+    return f"{s['median']:.2f} ({s['p25']:.2f}-{s['p75']:.2f})" if s else ""
+
+
+def percent(s: dict[str, float] | None) -> str:
+    return f"{100 * s['median']:.0f} %" if s else ""
+
+
+def set_name(name: str) -> str:
+    """h264_gop12_prepared 352x256 -> H.264, GOP 12, prepared, 352x256"""
+    coded, _, size = name.partition(" ")
+    match = re.fullmatch(r"(h264|hevc|vp9)_(bframes|gop(\d+))(_prepared)?", coded)
+    if not match:
+        return name
+    codec, kind, gop, prepared = match.groups()
+    structure = f"GOP {gop}" if gop else "B-frames, GOP 250"
+    parts = [{"h264": "H.264", "hevc": "HEVC", "vp9": "VP9"}[codec], structure, prepared and "prepared", size]
+    return ", ".join(part for part in parts if part)
+
+
+OTHERS = {"pyav": "PyAV", "clipline_host": "Clipline on the host", "clipline_dali": "Clipline, DALI's decoder",
+          "dali_untrimmed": "that untrimmed", "dali_reader": "DALI's reader"}  # fmt: skip
+
+
+def decode_rows(result: dict[str, Any]) -> Rows:
+    rows = []
+    workers = {s["workers"] for s in result["sets"]}
+    for s in result["sets"]:
+        rate = {case: figures["clips_per_s"] for case, figures in s["cases"].items()}
+        codecs = [case for case in ("torchcodec", "torchcodec_approx") if case in rate]
+        best = max(codecs, key=lambda case: rate[case]["median"], default="")
+        row = {"files": set_name(s["name"]), "clip": s["spec"]}
+        if len(workers) > 1:
+            row["workers"] = str(s["workers"])
+        row |= {"Clipline": middle(rate.get("clipline")), "decord": middle(rate.get("decord")),
+                "torchcodec": middle(rate.get(best))}  # fmt: skip
+        for case, name in OTHERS.items():
+            if any(case in other["cases"] for other in result["sets"]):
+                row[name] = middle(rate.get(case))
+        rows.append(row | {"Clipline / best peer": quartiles(s["ratios"].get("best_peer"))})
+    return rows
+
+
+def epoch_rows(result: dict[str, Any]) -> Rows:
+    rows = []
+    for s in result["sets"]:
+        for c in s["cases"]:
+            minutes = {n: c[f"epoch_minutes_{n}"]["median"] for n in (1, 8)}
+            row = {"row": f"`{c['case']}`", "what changes": c["what"], "clips/s": middle(c["clips_per_s"]),
+                   "s a step": middle(c["s_per_step"]), "waiting": percent(c["waiting"]),
+                   "computing": percent(c["computing"])}  # fmt: skip
+            if "gpu_busy" in c:
+                row |= {"GPU busy": percent(c["gpu_busy"]), "NVDEC busy": percent(c["nvdec_busy"])}
+            rows.append(row | {
+                "pictures a clip": number(c["pictures_per_clip"]),
+                "kB a clip": number(c["bytes_per_clip"]["median"] / 1000),
+                "epoch on 1, 8": f"{minutes[1] / 60:.1f}, {minutes[8] / 60:.2f} h",
+                "x base": quartiles(c.get("to_base")), "of the ceiling": percent(c.get("of_ceiling")),
+            })  # fmt: skip
+    return rows
+
+
+def step_rows(result: dict[str, Any]) -> Rows:
+    rows = []
+    for r in result["rows"]:
+        cases, ratio = r["cases"], r["times_faster"]
+        row = {"network": f"{r['network']} {'x'.join(map(str, r['clip'][1:]))}", "clips a step": str(r["batch"]),
+               "precision": result["precision"].replace("float32", "fp32").replace("bfloat16", "bf16")}  # fmt: skip
+        for case in ("ours", "peer", "ours_compiled", "peer_compiled"):
+            row[case.replace("_", " ")] = middle(cases[case]["clips_per_s"]) if case in cases else ""
+        for key in ("ours / peer", "ours_compiled / peer", "ours_compiled / peer_compiled"):
+            row[key.replace("_", " ")] = quartiles(ratio.get(key))
+        row["of the matrix rate"] = ", ".join(
+            percent(cases[c]["utilisation"]) for c in ("ours", "ours_compiled") if c in cases
+        )
+        row["MiB held"] = ", ".join(
+            number(cases[c]["held_mib"]) for c in ("ours", "peer", "ours_checkpoint") if c in cases
+        )
+        rows.append(row)
+    return rows
+
+
+def views_rows(result: dict[str, Any]) -> Rows:
+    return [
+        {"files": set_name(s["name"]), "one decode, s": middle(s["seconds_a_video"]["one"]),
+         "clip by clip": middle(s["seconds_a_video"]["clips"]), "view by view": middle(s["seconds_a_video"]["views"]),
+         "times faster than clip by clip": quartiles(s["times_faster"]["clips"]),
+         "than view by view": quartiles(s["times_faster"]["views"])} for s in result["sets"]
+    ]  # fmt: skip
+
+
+def bytes_rows(result: dict[str, Any]) -> Rows:
+    rows = []
+    for s in result["sets"]:
+        row = {"files": set_name(s["name"])}
+        for spec in s["specs"]:
+            for way, share in spec["share_of_file"].items():
+                row[f"{spec['spec']}, {way}"] = f"{100 * share:.0f} %"
+        rows.append(row)
+    return rows
+
+
+def start_rows(result: dict[str, Any]) -> Rows:
+    return [
+        {"files": f"{s['files']:,}", "index built, s": number(s["index_build_s"]),
+         "s per 1,000": number(s["index_build_s_per_1000"]), "index, MB": number(s["index_mb"]),
+         "first batch after, s": quartiles(s["start_s"]), "of it the list": middle(s["list_s"]),
+         "the index": middle(s["index_s"]), "MiB": number(s["memory_mib"])} for s in result["sets"]
+    ]  # fmt: skip
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {
+    "decode": decode_rows, "epoch_time": epoch_rows, "step": step_rows, "views": views_rows, "bytes": bytes_rows,
+    "start": start_rows,
+}  # fmt: skip
+
+
+def machine(result: dict[str, Any]) -> str:
+    e = result["environment"]
+    cores = result["settings"].get("cores") or e["cores"]
+    return f"{e['gpu']}, {e['cores']} cores of {e['cpu']}" if e["gpu"] else f"{cores} cores of {e['cpu']}"
+
+
+def caption(name: str, result: dict[str, Any]) -> str:
+    """The circumstances, in a line."""
+    e, peers = result["environment"], result.get("peers", {})
+    versions = {"torch": e["packages"]["torch"], "DALI": e["packages"]["nvidia-dali-cuda120"],
+                "PyAV": e["packages"]["av"], **peers}  # fmt: skip
+    turns = result["settings"].get("repeats")
+    again = f"medians of {turns} turns (quartiles); " if turns else ""
+    listed = ", ".join(f"{key} {value}" for key, value in versions.items())
+    return f"{again}{machine(result)}; {listed}; {result['date'][:10]}, commit {e['commit']}; `bench/results/{name}`"
+
+
+def markdown(names: Sequence[str], folder: Path = RESULTS) -> str:
+    """The table of result files of one bench. Raises ValueError for a file that is missing or of another bench."""
+    results = {}
+    for name in names:
+        try:
+            results[name] = json.loads((folder / name).read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{folder / name}: not readable as a result: {error}") from None
+    kinds = {result.get("bench") for result in results.values()}
+    if len(kinds) > 1 or not kinds <= TABLES.keys():
+        raise ValueError(f"{' '.join(names)}: expected results of one bench of {', '.join(TABLES)}, got {kinds}")
+    (kind,) = kinds
+    machines = {name: machine(result) for name, result in results.items()}
+    rows: Rows = []
+    for name, result in results.items():
+        on = {"on": machines[name]} if len(set(machines.values())) > 1 else {}
+        rows += [on | row for row in TABLES[kind](result)]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    columns = [key for key in columns if any(row.get(key) for row in rows)]
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(row.get(key, "") for key in columns) + " |" for row in rows]
+    return "\n".join([*lines, "", *(f"<sub>{caption(name, result)}</sub>  " for name, result in results.items()), ""])
+
+
+def rewritten(text: str, folder: Path = RESULTS) -> str:
+    """The page with every marked table made anew. Raises ValueError as markdown(), and for a marker without an end."""
+    if len(MARKED.findall(text)) != text.count("<!-- table:"):
+        raise ValueError("a <!-- table: ... --> has no <!-- end -->")
+    return MARKED.sub(lambda m: f"{m[1]}{markdown(m[2].split(), folder)}{m[3]}", text)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; returns its exit status."""
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    paths = [word for word in arguments if word != "--check"]
+    page = Path(paths[0]) if paths else RESULTS.parent.parent / "README.md"
+    try:
+        if len(paths) > 1 or page.suffix != ".md":
+            raise ValueError(f"{' '.join(paths)}: expected one Markdown file")
+        text = page.read_text(encoding="utf-8")
+        new = rewritten(text)
+        if "--check" in arguments:
+            print(f"{page}: {'as the results say' if new == text else 'not what the results say; run bench.report'}")
+            return int(new != text)
+        page.write_text(new, encoding="utf-8")
+        print(f"written: {page}, {len(MARKED.findall(new))} tables")
+        for picture in charts.draw_all(RESULTS):
+            print(f"written: {picture}")
+    except (ValueError, OSError) as error:
+        print(f"bench.report: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

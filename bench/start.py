@@ -1,0 +1,128 @@
+"""How long a run takes to begin: the index of a data set built once, and from then on the time to the first batch.
+
+    python -m bench.start [key=value ...] [--dry-run]
+
+    counts=1000,240436    files of the data set, hard links to a few of its own in 400 class folders; 240,436: Kinetics
+    sets=h264_bframes files=40 sizes=340x256 length=300 cache=PATH      its own files
+    frames=16 stride=4 batch=8 workers=2      as data.*       index_workers=0    processes that index, 0: one a core
+    repeats=3    starts, once the index is there
+    out=PATH     the result (default bench/results/start.json)
+
+What the operating system has read once it keeps: a cold disk takes longer. A start is what train.py does before its
+first step, without importing (which is the same for any number of files): the list, whether the index still holds for
+every file, the workers, the first batch.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from bench import files
+from bench.common import at_least, command, shown, spread
+from bench.machine import own_mebibytes
+from configs import schema
+from pipelines.index import build_index, cache_path
+from pipelines.lists import read_list
+from pipelines.loader import build_loader
+from pipelines.world import World
+
+CLASSES = 400
+
+
+@dataclass(frozen=True)
+class Settings(files.Files):
+    counts: tuple[str, ...] = ("1000", "240436")
+    sets: tuple[str, ...] = ("h264_bframes",)
+    files: int = 40
+    frames: int = 16
+    stride: int = 4
+    batch: int = 8
+    workers: int = 2
+    index_workers: int = 0
+    repeats: int = 3
+    out: str = "bench/results/start.json"
+    toy: ClassVar[str] = "counts=30 sizes=64x48 files=2 length=80 repeats=1 workers=1"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, counts=1, frames=1, stride=0, batch=1, workers=1, index_workers=0, repeats=1)
+
+
+def linked(paths: Sequence[str], count: int, folder: Path) -> Path:
+    """A list of `count` files, hard links to `paths`; those that are there already stay."""
+    lines = []
+    for number in range(count):
+        path = folder / f"c{number % CLASSES:03d}" / f"{number:06d}.mp4"
+        if number < CLASSES:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            os.link(paths[number % len(paths)], path)
+        lines.append(f"{path.relative_to(folder)} {number % CLASSES}\n")
+    listed = folder / "train.txt"
+    listed.write_text("".join(lines))
+    return listed
+
+
+def measure(listed: Path, s: Settings) -> dict[str, Any]:
+    """One data set: index it, then start several times."""
+    index = cache_path(listed)
+    index.unlink(missing_ok=True)
+    clips = read_list(listed)
+    before = time.perf_counter()
+    rows = build_index(clips, index, s.index_workers or None)
+    build = time.perf_counter() - before
+    keys = {"train": listed, "frames": s.frames, "stride": s.stride, "batch": s.batch, "workers": s.workers}
+    cfg = schema.load(None, [f"data.{key}={value}" for key, value in keys.items()])
+    turns = []
+    for _ in range(s.repeats):
+        times = [time.perf_counter()]
+        again = read_list(listed)
+        times.append(time.perf_counter())
+        build_index(again, index)
+        times.append(time.perf_counter())
+        loader = build_loader(cfg, "train", [], World(), torch.device("cpu"))
+        next(iter(loader))
+        times.append(time.perf_counter())
+        turns.append({"list_s": times[1] - times[0], "index_s": times[2] - times[1], "start_s": times[3] - times[2]})
+    return {
+        "files": len(clips), "usable": sum(not row.error for row in rows),
+        "index_build_s": round(build, 1), "index_build_s_per_1000": round(1000 * build / len(clips), 2),
+        "index_mb": round(index.stat().st_size / 1e6, 1),
+        "sent_to_a_worker_mb": round(len(pickle.dumps(loader.source, pickle.HIGHEST_PROTOCOL)) / 1e6, 1),
+        "memory_mib": round(own_mebibytes()), **{key: spread(t[key] for t in turns) for key in turns[0]},
+    }  # fmt: skip
+
+
+def measure_all(s: Settings) -> dict[str, Any]:
+    found = []
+    ((_, paths),) = s.find().items()
+    for count in map(int, s.counts):
+        folder = Path(s.cache) / f"links_{s.sizes[0]}_{s.sets[0]}_{count}"
+        found.append(measure(linked(paths, count, folder), s))
+        f = found[-1]
+        start, read, index = (shown(f[key], 2) for key in ("start_s", "list_s", "index_s"))
+        print(
+            f"{f['files']:>7} files: index built in {f['index_build_s']} s ({f['index_build_s_per_1000']} s per 1,000, "
+            f"{f['index_mb']} MB); first batch after {start} s, of it the list {read} s and the index {index} s; "
+            f"{f['memory_mib']} MiB, {f['sent_to_a_worker_mb']} MB to each worker",
+            flush=True,
+        )
+    return {"cores": len(os.sched_getaffinity(0)), "sets": found}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; returns its exit status."""
+    return command("start", __doc__, Settings, measure_all, arguments, ())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
