@@ -277,8 +277,7 @@ def main(arguments: Sequence[str]) -> int:
         cfg, folder, network, classes = load_run(Path(arguments[0]), words)
         device = choose_device(cfg.run.device, world.local_rank)
         dtype = choose_dtype(cfg.run.amp, device)
-        if world.size > 1:
-            torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        world.connect(device.type)
         network.to(device)
         pretraining = cfg.task.name == "maskfeat"
         if videos:

@@ -36,7 +36,17 @@ from configs.runs import (
 from configs.steps import Clock, Meter, Stop, log_line
 from eval import evaluate, progress
 from networks import weights
-from networks.configured import build_learner, build_network, build_task, freeze, initialise, set_rates
+from networks.configured import (
+    build_learner,
+    build_network,
+    build_task,
+    describe,
+    describe_step,
+    freeze,
+    initialise,
+    peak_rate,
+    set_rates,
+)
 from networks.drawing import draw_attention, draw_hog
 from networks.optim import clip_gradients
 from networks.parallel import is_sharded, network_state, synchronised, whole
@@ -61,8 +71,8 @@ def train(cfg: schema.Config) -> int:
     device = choose_device(cfg.run.device, world.local_rank)
     dtype = choose_dtype(cfg.run.amp, device)
     torch.set_num_threads(cfg.run.threads or max(1, len(os.sched_getaffinity(0)) - 1))
-    if world.size > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if not torch.distributed.is_initialized():
+        world.connect(device.type)
 
     classes = world.first(lambda: class_names(cfg.data.train, cfg.data.classes))
     half = dtype is not torch.float32
@@ -93,14 +103,18 @@ def train(cfg: schema.Config) -> int:
             say(f"weights of {cfg.model.init}\n{report}")
 
     o, accumulate = cfg.optim, loader.source.accumulate
-    epoch_steps, clips = len(loader) // accumulate, accumulate * cfg.data.batch * world.size
-    peak = o.lr * (clips / int(o.lr_per) if o.lr_per != "none" else 1)
+    epoch_steps, clips = len(loader) // accumulate, (cfg.data.batch, world.size, accumulate)
+    peak = peak_rate(o, clips)
     total_steps = step + (o.epochs - loader.epoch) * epoch_steps - loader.step // accumulate
-    say(describe(cfg, network, device, dtype, world, accumulate, epoch_steps, peak, folder))
+    if folder and (step < total_steps or not resumed):
+        folder.write_config(cfg)
+    say(f"{describe(cfg, network, dtype)}; run folder {run_path(cfg)}")
+    say(f"{epoch_steps} steps an epoch, each of {describe_step(o, clips)}")
 
     def save() -> None:
+        loader.add_bad(world.gather(dict(loader.bad)))
         state = {**learner.state(), "loader": loader.state_dict(), "step": step, "config": schema.dump(cfg),
-                 "bad": {row: why for part in world.gather(dict(loader.bad)) for row, why in part.items()}}  # fmt: skip
+                 "bad": dict(loader.bad)}  # fmt: skip
         if folder:
             folder.save_last(state)
             folder.write_bad_videos((loader.source.clips[row].path, why) for row, why in sorted(state["bad"].items()))
@@ -129,8 +143,9 @@ def train(cfg: schema.Config) -> int:
     with stop, profiled(cfg.run.profile, folder and folder.path / "profile", say) as profiler_step:
         if resumed and step and not loader.step and not world.gather(validated(folder, step))[0]:
             validate()  # the run was stopped between the end of the epoch and its validation
+        meter = Meter(device)
         for epoch in range(loader.epoch, o.epochs):
-            meter = Meter(device)
+            meter.restart()
             for batch in meter.waiting(progress(loader, f"epoch {epoch + 1}/{o.epochs}", world)):
                 # --- the training step ----------------------------------------------------------------------------
                 torch.manual_seed(torch_seed(cfg.run.seed, epoch, loader.step, world.rank))  # dropout
@@ -155,6 +170,7 @@ def train(cfg: schema.Config) -> int:
                 due = meter.steps == cfg.run.log_every or loader.step == len(loader)
                 if due:
                     row = {"lr": rate, **meter.read(world.size)}
+                    loader.add_bad(world.gather(dict(loader.bad)))
                     if folder:
                         folder.record("train", step, epoch=epoch + 1, **row)
                     say(f"epoch {epoch + 1}  step {step}/{total_steps}  " + log_line(row))
@@ -163,7 +179,7 @@ def train(cfg: schema.Config) -> int:
                             f"the loss was not finite for {row['bad_in_a_row']:.0f} steps in a row "
                             f"(run.max_bad_steps={cfg.run.max_bad_steps}); lower optim.lr"
                         )
-                if due or world.size == 1:
+                if due or meter.steps % meter.every == 0:  # often enough for who waits 30 s, as torchrun does
                     if stop.agreed(world.gather):
                         break
                     if world.gather(clock.due())[0]:
@@ -171,7 +187,8 @@ def train(cfg: schema.Config) -> int:
             save()
             if stop.signal:
                 break
-            if folder and (epoch + 1 == o.epochs or epoch % max(1, o.epochs // 5) == 0):
+            shown = cfg.task.show_epochs if isinstance(task, MaskFeat) else max(1, o.epochs // 5)
+            if folder and (epoch + 1 == o.epochs or epoch % shown == 0):
                 pictures(folder, cfg, network, batch, out, classes, step)
             with stop.at_once():
                 validate()
@@ -197,6 +214,8 @@ def restore(
     try:
         if missing := {"loader", "bad", "step", "config"} - state.keys():
             raise ValueError(f"not the checkpoint of a training run: it lacks {', '.join(sorted(missing))}")
+        if (other := schema.load_text(state["config"]).optim.name) != cfg.optim.name:
+            raise ValueError(f"it is of optim.name={other}, not {cfg.optim.name}; go on with that, or run.resume=no")
         learner.load(state)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -210,25 +229,6 @@ def restore(
             folder.say(f"  changed since: {line}")
         folder.forget_after(state["step"])
     return state["step"]
-
-
-def describe(
-    cfg: schema.Config, network: nn.Module, device: torch.device, dtype: torch.dtype, world: World, accumulate: int,
-    epoch_steps: int, peak: float, folder: RunFolder | None,
-) -> str:  # fmt: skip
-    """What is going to be trained, and what a step is."""
-    o, sizes = cfg.optim, [p.numel() for p in network.parameters()]
-    learned = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    frozen = f" ({learned / 1e6:.2f} M trained)" if learned < sum(sizes) else ""
-    clips = cfg.data.batch * world.size * accumulate
-    parts = " x ".join(f"{n} {what}" for n, what in ((cfg.data.batch, "clips"), (world.size, "processes"),
-                                                     (accumulate, "batches")) if n > 1)  # fmt: skip
-    lr = f"lr {peak:.3g}" + (f" = {o.lr:g} x {clips} / {o.lr_per}" if o.lr_per != "none" else "")
-    return (
-        f"{cfg.model.name}: {sum(sizes) / 1e6:.2f} M parameters{frozen}; {device}, {str(dtype).split('.')[1]}; "
-        f"run folder {folder.path if folder else ''}\n"
-        f"{epoch_steps} steps an epoch, each of {clips} clips ({parts or 'one clip'}); {o.name}, {lr}"
-    )
 
 
 def pictures(

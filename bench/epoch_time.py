@@ -6,7 +6,7 @@
     sets=h264_bframes sizes=340x256 files=8 length=300 cache=PATH      its own files
     cases       base,recipes,indices_first,batch_8,workers_4,interval_24,dali_decode,trimmed,zero_copy,amp,compiled,
                 prepared,repeated_aug,synthetic; a case left out is not measured, but those after it still build on it
-    network=auto     timesformer_b on a GPU; on a CPU the same with width 192 and 2 blocks, small enough for the loaders
+    network=auto     timesformer_b on a GPU; on a CPU the same with width 48 and one block, small enough for the loaders
                      to matter; or any name of python -m networks.info
     frames=8 size=224 threads=4 device=auto cores=0      cores that everything together may use, 0: all
     clips=64    clips that are timed in one turn of one case; warmed up with what is read ahead        repeats=5
@@ -57,7 +57,7 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "repeated_aug": ({"repeats": 2}, "two crops of each decoded clip"),
     "synthetic": ({"loader": "none"}, "no data: the same batch again and again"),
 }
-SMALL = ("model.name=timesformer_b", "model.args.width=192", "model.args.depth=2", "model.args.heads=3")
+SMALL = ("model.name=timesformer_b", "model.args.width=48", "model.args.depth=1", "model.args.heads=1")
 
 
 @dataclass(frozen=True)

@@ -160,10 +160,10 @@ def caption(name: str, result: dict[str, Any]) -> str:
     """The circumstances, in a line."""
     e, peers = result["environment"], result.get("peers", {})
     versions = {"torch": e["packages"]["torch"], "DALI": e["packages"]["nvidia-dali-cuda120"],
-                "PyAV": e["packages"]["av"], **peers}  # fmt: skip
+                "PyAV": e["packages"]["av"], "driver": e.get("driver"), **peers}  # fmt: skip
     turns = result["settings"].get("repeats")
     again = f"medians of {turns} turns (quartiles); " if turns else ""
-    listed = ", ".join(f"{key} {value}" for key, value in versions.items())
+    listed = ", ".join(f"{key} {value}" for key, value in versions.items() if value)
     return f"{again}{machine(result)}; {listed}; {result['date'][:10]}, commit {e['commit']}; `bench/results/{name}`"
 
 

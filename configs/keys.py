@@ -123,7 +123,7 @@ class Optim:
     )
     lr: float = _key(1e-3, "peak learning rate")
     lr_per: str = _key("none", "clips a step that lr is for, and is scaled from linearly; none: used as it stands")
-    min_lr: float = _key(1e-6, "learning rate at the start of the warm-up and the end of the cosine")
+    min_lr: float = _key(1e-6, "learning rate at the start of the warm-up and the end of the cosine, scaled as lr is")
     schedule: str = _key("cosine", "of the learning rate, step by step", ("cosine", "step", "constant"))
     drops: tuple[float, ...] = _key((), "schedule=step: epochs at which the rate is multiplied by gamma")
     gamma: float = _key(0.1, "schedule=step: the factor")

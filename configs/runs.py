@@ -11,6 +11,7 @@ import math
 import os
 import pickle
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -50,8 +51,6 @@ class RunFolder:
         self.path = run_path(cfg)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            replace_text(self.path / "config.yaml", schema.dump(cfg))
-            replace_text(self.path / "env.json", json.dumps(environment(), indent=1) + "\n")
             self._log = open(self.path / "log.txt", "a", buffering=1)
             self.board = SummaryWriter(str(self.path / "tb"))
         except OSError as error:
@@ -90,6 +89,12 @@ class RunFolder:
         with self._spared(f"{name}.png"):
             figure.savefig(self.path / f"{name}.png", dpi=90)
             self.board.add_figure(name, figure, step)
+
+    def write_config(self, cfg: Config) -> None:
+        """config.yaml and env.json, once it is sure that this is what the run goes on with."""
+        with self._spared("config.yaml"):
+            replace_text(self.path / "config.yaml", schema.dump(cfg))
+            replace_text(self.path / "env.json", json.dumps(environment(), indent=1) + "\n")
 
     def start_over(self) -> None:
         """Drop what an earlier run of this name left."""
@@ -140,20 +145,21 @@ class RunFolder:
 def find_checkpoint(cfg: Config, say: Callable[[str], None] = print) -> tuple[Path, dict[str, Any]] | None:
     """What run.resume means, read: auto is the run's own last.pt if there is one, and where that cannot be read, said,
     previous.pt; a path must exist."""
-    if cfg.run.resume == "no":
+    resume, own = cfg.run.resume, run_path(cfg)
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and any((own / n).exists() for n in (LAST, PREVIOUS)):
+        resume = "auto"  # torchrun started this run anew: what it was to begin with is behind it
+    if resume == "no":
         return None
-    folder = run_path(cfg) if cfg.run.resume == "auto" else Path(cfg.run.resume)
+    folder = own if resume == "auto" else Path(resume)
     if not folder.is_dir():
-        if cfg.run.resume == "auto":
+        if resume == "auto":
             return None
         if not folder.exists():
-            raise ValueError(
-                f"run.resume={cfg.run.resume}: no such checkpoint (expected auto, no, or an existing path)"
-            )
+            raise ValueError(f"run.resume={resume}: no such checkpoint (expected auto, no, or an existing path)")
         return folder, load_checkpoint(folder)
     there = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
-    if not there and cfg.run.resume != "auto":
-        raise ValueError(f"run.resume={cfg.run.resume}: no {LAST} in it")
+    if not there and resume != "auto":
+        raise ValueError(f"run.resume={resume}: no {LAST} in it")
     for path in there:
         try:
             return path, load_checkpoint(path)
@@ -226,8 +232,18 @@ def environment() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "gpu": gpu,
+        "driver": _driver(),
         "packages": {name: metadata.version(name) for name in _PACKAGES},
     }
+
+
+def _driver() -> str | None:
+    """NVIDIA's, as the kernel has it."""
+    try:
+        found = re.search(r"Module\s+(\d[\d.]+)", Path("/proc/driver/nvidia/version").read_text())
+    except OSError:
+        return None
+    return found[1] if found else None
 
 
 def _cpu_name() -> str:

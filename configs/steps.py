@@ -30,11 +30,13 @@ class Meter:
         self.device = device
         self.bad_run = torch.zeros(2, device=device)  # steps in a row that were not finite: now, and the longest run
         self.zero = torch.zeros((), device=device)
-        self._restart()
+        self.every = 1  # steps of about five seconds, the same on all processes
+        self.restart()
 
-    def _restart(self) -> None:
-        # loss and how often finite, hits, baseline; gradient norm and how often finite
-        self.sums = torch.zeros(6, device=self.device)
+    def restart(self) -> None:
+        """Begin an interval; what was not finite in a row counts on."""
+        # loss and how often finite, hits, baseline; gradient norm and how often finite; seconds
+        self.sums = torch.zeros(7, device=self.device)
         self.batches, self.steps, self.clips, self.data = 0, 0, 0, 0.0
         self.start = time.perf_counter()
         self.spans: list[tuple[Any, Any]] = []  # begin and end of each step: CUDA events, or seconds
@@ -56,10 +58,10 @@ class Meter:
         self.classifies = "logits" in out
         hits = (out["logits"].argmax(-1) == batch.classes).sum() if self.classifies else self.zero
         loss = out["loss"].detach().float()
-        values = [loss, loss.isfinite().float(), hits.float(), out.get("baseline", self.zero), self.zero, self.zero]
+        values = [loss, loss.isfinite().float(), hits.float(), out.get("baseline", self.zero), *[self.zero] * 3]
         if norm is not None:
             good = norm.isfinite()  # an overflow in fp16 spoils the gradients alone
-            values[4:] = [norm.detach().float(), good.float()]
+            values[4:6] = [norm.detach().float(), good.float()]
             run = (self.bad_run[0] + 1) * ~good
             self.bad_run = torch.stack([run, torch.maximum(run, self.bad_run[1])])
             self.steps += 1
@@ -71,10 +73,12 @@ class Meter:
     def read(self, processes: int = 1) -> dict[str, float]:
         """Means over the interval (of what was finite) and all processes, clips/s of all, shares of this one's time;
         then starts anew. For all processes to ask together."""
+        self.sums[6] = time.perf_counter() - self.start
         if processes > 1:
             torch.distributed.all_reduce(self.sums)
         sums = torch.cat([self.sums / processes, self.bad_run[1:]]).tolist()  # the interval's one sync
-        loss, finite, hits, baseline, norm, good, bad_run = sums
+        loss, finite, hits, baseline, norm, good, seconds, bad_run = sums
+        self.every = max(1, int(5 * self.steps / seconds))
         score = {"top1": hits / self.clips} if self.classifies else {"baseline": baseline / self.batches}
         on_gpu = self.device.type == "cuda"
         compute = sum(a.elapsed_time(b) / 1000 if on_gpu else b - a for a, b in self.spans)
@@ -89,7 +93,7 @@ class Meter:
         }  # fmt: skip
         if on_gpu:
             row["gpu_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
-        self._restart()
+        self.restart()
         return row
 
     def _now(self) -> Any:

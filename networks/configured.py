@@ -1,6 +1,7 @@
 """What a configuration says of networks, made: the network, its weights to start from, the task."""
 
 import difflib
+import math
 import re
 from collections.abc import Sequence
 
@@ -128,11 +129,34 @@ def build_learner(
     return Learner(network, model, optimizer, scaler, ema), compiled
 
 
+def describe(cfg: Config, network: nn.Module, dtype: torch.dtype) -> str:
+    """What is going to be trained, where, and how precisely."""
+    sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
+    whole, learned = sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
+    frozen = f" ({learned / 1e6:.2f} M trained)" if learned < whole else ""
+    device = next(network.parameters()).device
+    return f"{cfg.model.name}: {whole / 1e6:.2f} M parameters{frozen}; {device}, {str(dtype).removeprefix('torch.')}"
+
+
+def describe_step(o: Optim, clips: tuple[int, int, int]) -> str:
+    """The clips of an optimiser step, (data.batch, processes, batches), and its rate."""
+    named = zip(clips, ("clips", "processes", "batches"), strict=True)
+    parts = " x ".join(f"{n} {what}" for n, what in named if n > 1)
+    peak, scaled = peak_rate(o, clips), f" = {o.lr:g} x {math.prod(clips)} / {o.lr_per}" if o.lr_per != "none" else ""
+    return f"{math.prod(clips)} clips ({parts or 'one clip'}); {o.name}, lr {peak:.3g}{scaled}"
+
+
+def peak_rate(o: Optim, clips: tuple[int, int, int]) -> float:
+    """optim.lr as it stands, or scaled from optim.lr_per clips to those of a step."""
+    return o.lr * (math.prod(clips) / int(o.lr_per) if o.lr_per != "none" else 1)
+
+
 def set_rates(optimizer: torch.optim.Optimizer, o: Optim, at: int, epoch_steps: int, peak: float) -> float:
     """Learning rate and weight decay of optimiser step `at`, counted from the first epoch; returns the rate."""
     total, drops = o.epochs * epoch_steps, [epoch * epoch_steps for epoch in o.drops]
     warmup = round(o.warmup_epochs * epoch_steps)
-    rate = rate_at(at, total, warmup, peak, min(o.min_lr, peak), o.schedule, drops, o.gamma)
+    least = o.min_lr * peak / o.lr if o.lr else 0.0
+    rate = rate_at(at, total, warmup, peak, least, o.schedule, drops, o.gamma)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
         if o.weight_decay_end >= 0:

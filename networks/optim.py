@@ -71,7 +71,10 @@ def build_optimizer(
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=fused)
+        sgd = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=fused)
+        for group in sgd.param_groups:  # a first step that is skipped would leave them as memory was found
+            sgd.state.update((p, {"momentum_buffer": torch.zeros_like(p)}) for p in group["params"])
+        return sgd
     if name == "lamb":  # without its own clipping: clip_gradients() is there for all
         return Lamb(groups, lr=lr, betas=betas, max_grad_norm=None, decoupled_decay=True)
     if name == "lion":

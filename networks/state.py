@@ -67,7 +67,11 @@ class Learner:
             parallel.load_network_state(self.network, state["network"])
         else:
             weights.load_state(self.network, state["network"])
+        groups = self.optimizer.param_groups
+        asked = [{key: value for key, value in group.items() if key != "params"} for group in groups]
         parallel.load_optimizer_state(self.network, self.optimizer, state["optimizer"])
+        for group, options in zip(self.optimizer.param_groups, asked, strict=True):
+            group.update(options)  # of the configuration, which may have changed since
         self.scaler.load_state_dict(state["scaler"])
         if self.ema:
             weights.load_state(self.ema.module, state["ema"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,6 +104,17 @@ class VideoLoader:
         assert (info[:, Info._fields.index("step")] == step).all(), f"the stream is out of step: {info} at {step}"
         return self._batch(video, [Info(*row) for row in info.tolist()])
 
+    def add_bad(self, found: Sequence[Mapping[int, str]]) -> None:
+        """Rows and reasons, of other processes too. Raises Unreadable, in training, for more than `max_bad` allows."""
+        for part in found:
+            self.bad.update(part)
+        if self.source.views.train and len(self.bad) > self.max_bad * len(self.source.clips):
+            named = "\n".join(f"  {self.source.clips[row].path}: {why}" for row, why in sorted(self.bad.items()))
+            raise Unreadable(
+                f"{len(self.bad)} of {len(self.source.clips)} videos cannot be read, more than "
+                f"data.max_bad={self.max_bad} allows:\n{named}"
+            )
+
     def _paths(self, step: int) -> list[str]:
         return [self.source.clips[self.source.row_of(step, slot)[0]].path for slot in range(self.source.batch)]
 
@@ -133,13 +144,7 @@ class VideoLoader:
     def _batch(self, video: torch.Tensor, infos: Sequence[Info]) -> Batch:
         for info in infos:
             if info.status in (Status.REPLACED, Status.FAILED) and info.row not in self.bad:
-                self.bad[info.row] = self.source.reason(info.row)
-                if self.source.views.train and len(self.bad) > self.max_bad * len(self.source.clips):
-                    named = "\n".join(f"  {self.source.clips[row].path}: {why}" for row, why in self.bad.items())
-                    raise Unreadable(
-                        f"{len(self.bad)} of {len(self.source.clips)} videos cannot be read, more than "
-                        f"data.max_bad={self.max_bad} allows:\n{named}"
-                    )
+                self.add_bad([{info.row: self.source.reason(info.row)}])
         v = self.source.views
         for slot, info in enumerate(infos):
             if info.turns:  # few videos are: the graph need not know

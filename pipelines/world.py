@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from multiprocessing import get_context
 from typing import TypeVar
 
@@ -37,6 +38,15 @@ class World:
     @property
     def is_first(self) -> bool:
         return self.rank == 0
+
+    def connect(self, device: str) -> None:
+        """Join the group of all processes: device tensors over NCCL, and what gather() is given over gloo, which waits
+        for no GPU. Others wait for long while the first process builds an index."""
+        if self.size > 1:
+            import torch.distributed  # here: decode workers import this module, and not torch
+
+            backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+            torch.distributed.init_process_group(backend, timeout=timedelta(hours=6))
 
     def first(self, make: Callable[[], T]) -> T:
         """What the first process makes, on all of them."""

@@ -187,6 +187,33 @@ def test_two_processes_are_one_with_the_same_clips(arguments, tmp_path, shard):
 
 
 @pytest.mark.slow
+def test_several_processes_are_stopped_before_torchrun_loses_patience(arguments, tmp_path):
+    """It kills after 30 s; lines of the log are much further apart here."""
+    spy, lines = tmp_path / "spy.py", Path(arguments[0].partition("=")[2])
+    lines.write_text(10 * lines.read_text())
+    spy.write_text(
+        "import sys, os, time\nsys.path.insert(0, os.getcwd())\nimport train\nfrom networks.tasks import Classify\n"
+        "real = Classify.__call__\n"
+        "Classify.__call__ = lambda *given: time.sleep(0.7) or real(*given)\n"
+        "sys.exit(train.main(sys.argv[1:]))\n"
+    )
+    command = torchrun([*arguments, *STEADY, "data.val=", "data.batch=1", "run.name=a", "run.log_every=1000"])
+    command[command.index("train.py")] = str(spy)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                               start_new_session=True)  # fmt: skip
+    assert process.stdout
+    for line in process.stdout:
+        if "steps an epoch" in line:
+            break
+    time.sleep(4)
+    os.killpg(process.pid, signal.SIGTERM)
+    before = time.monotonic()
+    out, _ = process.communicate(timeout=60)
+    assert time.monotonic() - before < 20 and "stopped by SIGTERM" in out
+    assert 1 <= last(tmp_path / "a")["step"] < 60
+
+
+@pytest.mark.slow
 def test_another_number_of_processes_goes_on_with_unseen_clips(arguments, tmp_path):
     seen = tmp_path / "seen.txt"
     spy = tmp_path / "spy.py"
@@ -219,8 +246,8 @@ def test_a_rank_that_is_killed_is_started_again_and_goes_on(arguments, tmp_path)
     """torchrun --max-restarts: no flag of ours, and the end is that of a run that nothing befell."""
     plain = [*arguments, *STEADY, "optim.epochs=6", "data.batch=2"]
     complete(torchrun([*plain, "run.name=whole"]))
-    process = subprocess.Popen(torchrun([*plain, "run.name=a"], 2, "--max-restarts=2"), cwd=ROOT, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)  # fmt: skip
+    command = torchrun([*plain, "run.name=a", "run.resume=no"], 2, "--max-restarts=2")
+    process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout
     lines = []
     for line in process.stdout:
