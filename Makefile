@@ -26,11 +26,14 @@ test-gpu: .venv/dev
 	$(BIN)/python -m pytest -q -m gpu
 
 bench: .venv/dev
+	$(BIN)/python -m bench.epoch_time
 	$(BIN)/python -m bench.decode
-	$(BIN)/python -m bench.hog
-	$(BIN)/python -m bench.bytes
-	$(BIN)/python -m bench.views
 	$(BIN)/python -m bench.step
+	$(BIN)/python -m bench.views
+	$(BIN)/python -m bench.bytes
+	$(BIN)/python -m bench.start
+	$(BIN)/python -m bench.hog
+	$(BIN)/python -m bench.report
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -30,7 +30,7 @@ def draw_all(folder: Path) -> Iterator[Path]:
 
 def place(result: dict[str, Any]) -> str:
     e = result["environment"]
-    return e["gpu"] or f"{result['settings'].get('cores') or e['cores']} cores of {e['cpu']}, no GPU"
+    return f"{result['settings'].get('cores') or e['cores']} cores of {e['cpu']}, {e['gpu'] or 'no GPU'}"
 
 
 def draw_decode(result: dict[str, Any]) -> Figure:

@@ -87,8 +87,12 @@ def spread(values: Iterable[float]) -> dict[str, Any]:
     """Median, quartiles, and the values themselves, in their order."""
     all_values = list(values)
     p25, median, p75 = np.percentile(all_values, [25, 50, 75])
-    rounded = [round(v, 3) for v in all_values]
-    return {"median": round(median, 3), "p25": round(p25, 3), "p75": round(p75, 3), "all": rounded}
+    return {"median": digits(median), "p25": digits(p25), "p75": digits(p75), "all": [digits(v) for v in all_values]}
+
+
+def digits(value: float) -> float:
+    """With five that count."""
+    return float(f"{value:.5g}")
 
 
 def shown(s: dict[str, float], digits: int) -> str:

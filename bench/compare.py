@@ -42,9 +42,9 @@ def figures(result: Any, place: str = "") -> Iterator[tuple[str, dict[str, float
 
 
 def ratio(before: dict[str, float], after: dict[str, float]) -> tuple[float, float, float]:
-    """Of the medians, the least and the most that the quartiles allow; infinite where BEFORE is 0."""
-    pairs = ("median", "median"), ("p25", "p75"), ("p75", "p25")
-    middle, low, high = (after[a] / before[b] if before[b] else float("inf") for a, b in pairs)
+    """Of the medians, the least and the most that the quartiles allow; infinite where BEFORE is 0 and AFTER is not."""
+    pairs = [(after[a], before[b]) for a, b in (("median", "median"), ("p25", "p75"), ("p75", "p25"))]
+    middle, low, high = (a / b if b else float("inf") if a else 1.0 for a, b in pairs)
     return middle, low, high
 
 

@@ -39,11 +39,11 @@ import torch
 from bench import files, peers
 from bench.common import at_least, command, known, shown, spread
 from bench.loaders import dali_reader, draw, our_loader, variant
-from bench.machine import Clock, own_mebibytes, settle
+from bench.machine import Clock, gpu_mebibytes, own_mebibytes, settle
 from configs.device import choose_device
 from pipelines.loader import VideoLoader
 
-PEERS = ("decord", "torchcodec", "torchcodec_approx")  # what a ratio is taken to; pyav is the naive loader
+PEERS = ("decord", "torchcodec", "torchcodec_approx")  # and dali_reader: what a ratio is taken to; pyav is naive
 OURS = {"clipline_host": (True, True), "clipline_dali": (False, True), "dali_untrimmed": (False, False)}
 CASES = ("clipline", *PEERS, "pyav", *OURS, "dali_reader")
 
@@ -124,32 +124,33 @@ def measure(name: str, paths: Sequence[str], spec: str, workers: int, s: Setting
         "decoder": "host" if loader.source.host else "dali", "n": s.repeats, "clips_a_turn": turns.timed * s.batch,
         "pictures": pictures,
         "cases": {case: {key: spread(t[key] for t in found[case]) for key in found[case][0]}
-                  | {"memory_mib": round(memory[case])} for case in found},
+                  | memory[case] for case in found},
         "ratios": ratios({case: [t["clips_per_s"] for t in found[case]] for case in found}),
     }  # fmt: skip
 
 
 def start(
     loader: VideoLoader, turns: Turns, workers: int, s: Settings, folder: Path
-) -> tuple[dict[str, Iterator[torch.Tensor]], dict[str, torch.Tensor], dict[str, float]]:
+) -> tuple[dict[str, Iterator[torch.Tensor]], dict[str, torch.Tensor], dict[str, dict[str, int]]]:
     """The cases that can run here, each with its workers started; the first batch and the memory of each."""
     drawn = draw(loader, turns.all * s.batch)
-    running, first, memory = {}, {}, {}
+    running, first, memory, gpu = {}, {}, {}, {}
     for case in s.cases:
-        before = own_mebibytes()
+        before = own_mebibytes(), gpu_mebibytes(loader.device)
         batches = _batches(case, loader, drawn, workers, s, folder)
         if isinstance(batches, str):
             print(f"left out: {case}: {batches}", flush=True)
         elif batches:
             try:
                 first[case] = next(batches).cpu()
+                memory[case] = max(own_mebibytes() for _ in range(turns.warm) if next(batches) is not None) - before[0]
+                gpu[case] = gpu_mebibytes(loader.device) - before[1]
             except RuntimeError as error:
                 print(f"left out: {case}: {str(error).strip().splitlines()[-1]}", flush=True)
                 continue
-            memory[case] = max(own_mebibytes() for _ in range(turns.warm) if next(batches) is not None) - before
             running[case] = batches
             settle()
-    return running, first, memory
+    return running, first, {case: {"memory_mib": round(memory[case]), "gpu_mib": round(gpu[case])} for case in running}
 
 
 def _batches(
@@ -168,7 +169,8 @@ def _batches(
     if reason := peers.missing(case, drawn[0].path):
         return reason
     clips = peers.Clips(case, drawn, s.size, loader.graph.mean, loader.graph.std)
-    return (video for video, _ in peers.batches(clips, s.batch, workers, s.prefetch))
+    pairs = peers.batches(clips, s.batch, workers, s.prefetch, pin=loader.device.type == "cuda")
+    return (video.to(loader.device, non_blocking=True) for video, _ in pairs)
 
 
 def compare(first: dict[str, torch.Tensor], std: Sequence[float]) -> dict[str, dict[str, float]]:
@@ -203,11 +205,11 @@ def turn(batches: Iterator[torch.Tensor], turns: Turns, batch: int) -> dict[str,
 
 
 def ratios(rates: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
-    """Clipline's rate through another's, round by round; best_peer is the fastest of PEERS in each round."""
+    """Clipline's rate through another's, round by round; best_peer is the fastest of PEERS and dali_reader."""
     if "clipline" not in rates:
         return {}
     others = {case: rate for case, rate in rates.items() if case != "clipline"}
-    present = [others[case] for case in PEERS if case in others]
+    present = [others[case] for case in (*PEERS, "dali_reader") if case in others]
     if present:
         others = {"best_peer": [max(turn) for turn in zip(*present, strict=True)]} | others
     return {

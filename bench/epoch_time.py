@@ -8,24 +8,27 @@
                 prepared,repeated_aug,synthetic; a case left out is not measured, but those after it still build on it
     network=auto     timesformer_b on a GPU; on a CPU the same with width 48 and one block, small enough for the loaders
                      to matter; or any name of python -m networks.info
-    frames=8 size=224 threads=4 device=auto cores=0      cores that everything together may use, 0: all
-    clips=64    clips that are timed in one turn of one case; warmed up with what is read ahead        repeats=5
+    batch=8 stride=24      from dali_decode on                frames=8 size=224     of all
+    threads=4 device=auto  cores=0      cores that everything together may use, 0: all
+    clips=0     clips that are timed in one turn of one case (0: 1024 on a GPU, 128 without), or more, so that all
+                workers have made as many                     repeats=5
     out=PATH    the result (default bench/results/epoch_time.json)
 
 Every row is the row before and one change, and every row is trained: forward, loss, backward, optimiser. The first six
-are those of VideoTransformer-pytorch's own table. Cases take turns; a ratio is taken within a round. Waiting is
-the share of time in which nothing computes for want of clips, computing the share between the beginning and the end of
-steps on the device. Bytes are what all processes read, by the kernel's account. An epoch is of 240,436 clips, the
-training videos of Kinetics-400, on as many machines or GPUs as it says, which are assumed to slow each other down in
-nothing.
+are those of VideoTransformer-pytorch's own table. Cases take turns, each with workers of its own; a ratio is taken
+within a round. Waiting is the share of time in which nothing computes for want of clips, computing the share between
+the beginning and the end of steps on the device. Bytes are what all processes read, by the kernel's account. An epoch
+goes over 240,436 videos, Kinetics-400's for training (with repeated_aug two clips of each), on as many machines or GPUs
+as it says, which are assumed to slow each other down in nothing.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -65,12 +68,14 @@ class Settings(files.Files):
     sets: tuple[str, ...] = ("h264_bframes",)
     cases: tuple[str, ...] = tuple(CHANGES)
     network: str = "auto"
+    batch: int = 8
+    stride: int = 24
     frames: int = 8
     size: int = 224
     threads: int = 4
     device: str = "auto"
     cores: int = 0
-    clips: int = 64
+    clips: int = 0
     repeats: int = 5
     out: str = "bench/results/epoch_time.json"
     toy: ClassVar[str] = "sizes=64x48 files=2 length=200 frames=4 size=32 clips=4 repeats=1 threads=1 network=toy"
@@ -78,7 +83,7 @@ class Settings(files.Files):
     def __post_init__(self) -> None:
         super().__post_init__()
         known(self, cases=CHANGES)
-        at_least(self, frames=1, size=1, threads=1, cores=0, clips=1, repeats=1)
+        at_least(self, batch=1, stride=0, frames=1, size=1, threads=1, cores=0, clips=0, repeats=1)
 
     def words(self, device: torch.device) -> list[str]:
         """The network, as a configuration has it."""
@@ -88,11 +93,12 @@ class Settings(files.Files):
         return [*network, f"data.frames={self.frames}", f"data.size={self.size}"]
 
 
-def ways() -> dict[str, Way]:
-    """Each case as the case before and its change."""
+def ways(s: Settings) -> dict[str, Way]:
+    """Each case as the case before and its change; from Clipline's first on with the batch and stride asked for."""
     way, found = Way(), {}
     for name, (change, _) in CHANGES.items():
-        found[name] = way = replace(way, **change)
+        own = {"batch": s.batch, "stride": s.stride} if name == "dali_decode" else {}
+        found[name] = way = replace(way, **change, **own)
     return found
 
 
@@ -109,66 +115,69 @@ def measure_all(s: Settings) -> dict[str, Any]:
 
 
 def measure(paths: Sequence[str], s: Settings, device: torch.device) -> dict[str, Any]:
-    """One set of files: start every case, take turns."""
-    chosen = {name: way for name, way in ways().items() if name in s.cases}
+    """One set of files: every case in turn, several times."""
+    chosen = {name: way for name, way in ways(s).items() if name in s.cases}
+    clips = s.clips or (1024 if device.type == "cuda" else 128)
     with tempfile.TemporaryDirectory(prefix="clipline-bench-") as folder:
         trainers: dict[tuple[bool, bool, bool], Trainer] = {}
         streams: dict[str, Stream] = {}
-        steps: dict[str, Callable[..., None]] = {}
         for name, way in chosen.items():
-            key = way.lean, way.amp, way.compiled
-            trainers[key] = trainers.get(key) or Trainer(way, s.words(device), device)
-            steps[name] = trainers[key].step
-            count = (1 + s.repeats * (way.warm + timed(way, s)) + way.warm) * way.batch
             here = files.prepared(list(paths), Path(s.cache)) if way.prepared else paths
-            streams[name] = read(way, here, count, s.frames, s.size, s.threads, device, Path(folder) / name)
-            meter = Meter(device)
-            steps[name](next(meter.waiting(streams[name].batches)), meter)  # compiles
-            settle()
+            count = (way.wave + timed(way, clips) + 2 * way.wave) * way.batch
+            what = count, s.frames, s.size, s.threads, device, Path(folder) / name
+            streams[name] = read(way, here, *what)
+            key = way.lean, way.amp, way.compiled
+            if key not in trainers:
+                trainers[key] = Trainer(way, s.words(device), device)
+                trainers[key].warm_up(read(replace(way, loader="none"), here, *what), device)
         found: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
         for repeat in range(s.repeats):
             for name, way in chosen.items():
-                found[name].append(turn(streams[name], steps[name], way, s, device))
+                trainer = trainers[way.lean, way.amp, way.compiled]
+                found[name].append(turn(streams[name], trainer, way, timed(way, clips), device))
+                settle()
             rates = "  ".join(f"{name} {turns[-1]['clips_per_s']:.1f}" for name, turns in found.items())
             print(f"{repeat + 1}/{s.repeats}: {rates}", flush=True)
     rows = []
     for name, way in chosen.items():
         rates = [t["clips_per_s"] for t in found[name]]
+        keys = set.intersection(*(set(t) for t in found[name]))
         row = {"case": name, "what": CHANGES[name][1], "way": vars(way), "decoder": streams[name].decoder,
-               **{key: spread(t[key] for t in found[name]) for key in found[name][0]},
+               **{key: spread(t[key] for t in found[name]) for key in found[name][0] if key in keys},
                "pictures_per_clip": round(streams[name].pictures, 1),
-               "epoch_minutes_1": spread(KINETICS / rate / 60 for rate in rates),
-               "epoch_minutes_8": spread(KINETICS / rate / 60 / 8 for rate in rates)}  # fmt: skip
+               "epoch_minutes_1": spread(KINETICS * way.repeats / rate / 60 for rate in rates),
+               "epoch_minutes_8": spread(KINETICS * way.repeats / rate / 60 / 8 for rate in rates)}  # fmt: skip
         for key, other in (("to_base", "base"), ("of_ceiling", "synthetic")):
             if other in found:
                 theirs = [t["clips_per_s"] for t in found[other]]
                 row[key] = spread(a / b for a, b in zip(rates, theirs, strict=True))
         rows.append(row)
-    return {"files": files.describe([read_row(path) for path in paths]), "n": s.repeats, "cases": rows}
+    return {"files": files.describe([read_row(path) for path in paths]), "n": s.repeats, "clips_a_turn": clips,
+            "cases": rows}  # fmt: skip
 
 
-def timed(way: Way, s: Settings) -> int:
-    """Batches of a turn."""
-    return max(s.clips // way.batch, 1)
+def timed(way: Way, clips: int) -> int:
+    """Batches of a turn: whole waves, so that it matters not where in one it begins."""
+    return way.wave * math.ceil(clips / way.batch / way.wave)
 
 
-def turn(stream: Stream, step: Callable[..., None], way: Way, s: Settings, device: torch.device) -> dict[str, float]:
-    """One turn of one case: what was read ahead is used up, and then the clock runs."""
+def turn(stream: Stream, trainer: Trainer, way: Way, batches: int, device: torch.device) -> dict[str, float]:
+    """One turn of one case, with workers of its own: a wave of batches first, then the clock runs."""
     meter = Meter(device)
-    batches = meter.waiting(stream.batches)
-    for _ in range(way.warm):
-        step(next(batches), meter)
+    waited = meter.waiting(stream.open())
+    for _ in range(way.wave):
+        trainer.step(next(waited), meter)
     meter.read()
-    before = Clock.now()
     with GpuUse(device) as use:
-        for _ in range(timed(way, s)):
-            step(next(batches), meter)
+        before = Clock.now()
+        meter.restart()
+        for _ in range(batches):
+            trainer.step(next(waited), meter)
         row = meter.read()  # waits for the device
-    after = Clock.now()
-    settle()
-    clips = timed(way, s) * way.batch
+        after = Clock.now()
+    clips = batches * way.batch
     return {
-        "clips_per_s": row["clips_per_s"], "s_per_step": row["seconds"] / timed(way, s), "waiting": row["data"],
+        "clips_per_s": row["clips_per_s"], "s_per_step": row["seconds"] / batches, "waiting": row["data"],
         "computing": row["compute"], "other": row["other"], "bytes_per_clip": (after.read - before.read) / clips,
         "cores_used": (after.own - before.own) / (after.wall - before.wall), **use.shares(),
     }  # fmt: skip

@@ -74,14 +74,23 @@ def own_mebibytes() -> float:
     return total / 1024
 
 
+def gpu_mebibytes(device: torch.device) -> float:
+    """Memory of a GPU that is in use, DALI's and the decoders' too; 0 for a CPU."""
+    if device.type != "cuda":
+        return 0.0
+    free, total = torch.cuda.mem_get_info(device)
+    return (total - free) / 2**20
+
+
 def busy_seconds() -> float:
     """CPU seconds that all processes of the machine have used: neither idle nor waiting for a disk."""
     user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
     return (user + nice + system + irq + softirq + steal) / _TICK
 
 
-def settle(longest: float = 5.0) -> None:
-    """Wait until this process tree works no more: its read-ahead is done and takes nothing from the next case."""
+def settle(longest: float = 60.0) -> None:
+    """Wait until this process tree works no more: its read-ahead is done and takes nothing from the next case. Says so
+    if it goes on for longer."""
     end = time.perf_counter() + longest
     before = own_seconds()
     while time.perf_counter() < end:
@@ -90,11 +99,12 @@ def settle(longest: float = 5.0) -> None:
         if now - before <= 0.02:
             return
         before = now
+    print(f"after {longest:.0f} s something still works: what is measured next has it beside", flush=True)
 
 
 class GpuUse:
-    """How busy a GPU and its video decoders are inside a with block, by the driver's account, asked every 50 ms; on a
-    CPU, and where nvidia-ml-py is not installed, nothing is known of it."""
+    """How busy a GPU and its video decoders are inside a with block, by the driver's account, means of up to a second,
+    asked every 50 ms; on a CPU, and where nvidia-ml-py is not installed, nothing is known of it."""
 
     def __init__(self, device: torch.device):
         self.device, self.seen, self._stop = device, list[tuple[int, int]](), threading.Event()
@@ -102,9 +112,11 @@ class GpuUse:
 
     def __enter__(self) -> GpuUse:
         if self.device.type == "cuda":
-            with contextlib.suppress(ImportError):
+            try:
                 import pynvml
-
+            except ImportError:
+                print("pip install nvidia-ml-py to see how busy GPU and NVDEC are", flush=True)
+            else:
                 pynvml.nvmlInit()
                 handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(self.device).uuid}")
                 self._thread = threading.Thread(target=self._ask, args=(pynvml, handle), daemon=True)

@@ -54,24 +54,19 @@ def set_name(name: str) -> str:
 
 
 OTHERS = {"pyav": "PyAV", "clipline_host": "Clipline on the host", "clipline_dali": "Clipline, DALI's decoder",
-          "dali_untrimmed": "that untrimmed", "dali_reader": "DALI's reader"}  # fmt: skip
+          "dali_untrimmed": "DALI's decoder, untrimmed", "dali_reader": "DALI's reader"}  # fmt: skip
 
 
 def decode_rows(result: dict[str, Any]) -> Rows:
     rows = []
-    workers = {s["workers"] for s in result["sets"]}
     for s in result["sets"]:
         rate = {case: figures["clips_per_s"] for case, figures in s["cases"].items()}
         codecs = [case for case in ("torchcodec", "torchcodec_approx") if case in rate]
         best = max(codecs, key=lambda case: rate[case]["median"], default="")
-        row = {"files": set_name(s["name"]), "clip": s["spec"]}
-        if len(workers) > 1:
-            row["workers"] = str(s["workers"])
-        row |= {"Clipline": middle(rate.get("clipline")), "decord": middle(rate.get("decord")),
-                "torchcodec": middle(rate.get(best))}  # fmt: skip
-        for case, name in OTHERS.items():
-            if any(case in other["cases"] for other in result["sets"]):
-                row[name] = middle(rate.get(case))
+        row = {"files": set_name(s["name"]), "clip": s["spec"], "workers": str(s["workers"]),
+               "Clipline": middle(rate.get("clipline")), "decord": middle(rate.get("decord")),
+               "torchcodec": middle(rate.get(best))}  # fmt: skip
+        row |= {name: middle(rate.get(case)) for case, name in OTHERS.items()}
         rows.append(row | {"Clipline / best peer": quartiles(s["ratios"].get("best_peer"))})
     return rows
 
@@ -152,19 +147,19 @@ TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {
 
 def machine(result: dict[str, Any]) -> str:
     e = result["environment"]
-    cores = result["settings"].get("cores") or e["cores"]
-    return f"{e['gpu']}, {e['cores']} cores of {e['cpu']}" if e["gpu"] else f"{cores} cores of {e['cpu']}"
+    cores = f"{result['settings'].get('cores') or e['cores']} cores of {e['cpu']}"
+    return f"{e['gpu']}, {cores}" if e["gpu"] else cores
 
 
-def caption(name: str, result: dict[str, Any]) -> str:
-    """The circumstances, in a line."""
+def caption(result: dict[str, Any]) -> str:
+    """The circumstances, in a line, but for the file."""
     e, peers = result["environment"], result.get("peers", {})
     versions = {"torch": e["packages"]["torch"], "DALI": e["packages"]["nvidia-dali-cuda120"],
                 "PyAV": e["packages"]["av"], "driver": e.get("driver"), **peers}  # fmt: skip
     turns = result["settings"].get("repeats")
     again = f"medians of {turns} turns (quartiles); " if turns else ""
     listed = ", ".join(f"{key} {value}" for key, value in versions.items() if value)
-    return f"{again}{machine(result)}; {listed}; {result['date'][:10]}, commit {e['commit']}; `bench/results/{name}`"
+    return f"{again}{machine(result)}; {listed}; {result['date'][:10]}, commit {e['commit']}"
 
 
 def markdown(names: Sequence[str], folder: Path = RESULTS) -> str:
@@ -186,9 +181,16 @@ def markdown(names: Sequence[str], folder: Path = RESULTS) -> str:
         rows += [on | row for row in TABLES[kind](result)]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     columns = [key for key in columns if any(row.get(key) for row in rows)]
+    if len({row.get("workers") for row in rows}) == 1 and "workers" in columns:
+        columns.remove("workers")
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(row.get(key, "") for key in columns) + " |" for row in rows]
-    return "\n".join([*lines, "", *(f"<sub>{caption(name, result)}</sub>  " for name, result in results.items()), ""])
+    captions: dict[str, list[str]] = {}
+    for name, result in results.items():
+        captions.setdefault(caption(result), []).append(f"`bench/results/{name}`")
+    return "\n".join(
+        [*lines, "", *(f"<sub>{said}; {', '.join(where)}</sub>  " for said, where in captions.items()), ""]
+    )
 
 
 def rewritten(text: str, folder: Path = RESULTS) -> str:

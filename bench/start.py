@@ -5,7 +5,7 @@
     counts=1000,240436    files of the data set, hard links to a few of its own in 400 class folders; 240,436: Kinetics
     sets=h264_bframes files=40 sizes=340x256 length=300 cache=PATH      its own files
     frames=16 stride=4 batch=8 workers=2      as data.*       index_workers=0    processes that index, 0: one a core
-    repeats=3    starts, once the index is there
+    repeats=3    starts, once the index is there     device=auto
     out=PATH     the result (default bench/results/start.json)
 
 What the operating system has read once it keeps: a cold disk takes longer. A start is what train.py does before its
@@ -24,15 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-
 from bench import files
 from bench.common import at_least, command, shown, spread
-from bench.machine import own_mebibytes
+from bench.machine import own_mebibytes, settle
 from configs import schema
+from configs.device import choose_device
 from pipelines.index import build_index, cache_path
 from pipelines.lists import read_list
-from pipelines.loader import build_loader
+from pipelines.loader import VideoLoader, build_loader
 from pipelines.world import World
 
 CLASSES = 400
@@ -48,6 +47,7 @@ class Settings(files.Files):
     batch: int = 8
     workers: int = 2
     index_workers: int = 0
+    device: str = "auto"
     repeats: int = 3
     out: str = "bench/results/start.json"
     toy: ClassVar[str] = "counts=30 sizes=64x48 files=2 length=80 repeats=1 workers=1"
@@ -83,16 +83,20 @@ def measure(listed: Path, s: Settings) -> dict[str, Any]:
     keys = {"train": listed, "frames": s.frames, "stride": s.stride, "batch": s.batch, "workers": s.workers}
     cfg = schema.load(None, [f"data.{key}={value}" for key, value in keys.items()])
     turns = []
+    loader: VideoLoader | None = None
     for _ in range(s.repeats):
+        loader = None  # and its workers
+        settle()
         times = [time.perf_counter()]
         again = read_list(listed)
         times.append(time.perf_counter())
         build_index(again, index)
         times.append(time.perf_counter())
-        loader = build_loader(cfg, "train", [], World(), torch.device("cpu"))
+        loader = build_loader(cfg, "train", [], World(), choose_device(s.device))
         next(iter(loader))
         times.append(time.perf_counter())
         turns.append({"list_s": times[1] - times[0], "index_s": times[2] - times[1], "start_s": times[3] - times[2]})
+    assert loader
     return {
         "files": len(clips), "usable": sum(not row.error for row in rows),
         "index_build_s": round(build, 1), "index_build_s_per_1000": round(1000 * build / len(clips), 2),

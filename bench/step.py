@@ -6,20 +6,21 @@
     cases       ours,ours_compiled,ours_checkpoint,peer,peer_compiled
     batch=1     clips a step; more, with commas, are one row each       frames=0 size=0 depth=0    0: the network's own
     amp=auto    fp32, bf16; auto is bf16 on a GPU        device=auto     threads=0   torch's on a CPU (0: all cores)
-    repeats=7   turns of each case                       steps=1         steps in a turn
+    repeats=7   turns of each case                       steps=0         steps in a turn (0: 10 on a GPU, else 1)
     out=PATH    the result (default bench/results/step.json)
 
 The peer is transformers' TimeSformer, ViViT or VideoMAE, or torchvision's MViT: the same network, as that library
 builds it. Cases take turns, and a ratio is taken within a round. `ours_checkpoint` recomputes every block on the way
-back. `held` is what a step keeps for its way back; on a GPU `peak` is all memory at once. Utilisation is of the rate at
-which the device multiplies large matrices of that precision, measured before, and counts a network's multiply-adds once
-forward and twice back, recomputation not.
+back. `held` is what a step keeps for its way back; on a GPU `peak` is all memory of a case at once. Utilisation is of
+the rate at which the device multiplies large matrices of that precision, measured before, and counts a network's
+multiply-adds once forward and twice back, recomputation not.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -53,13 +54,13 @@ class Settings:
     device: str = "auto"
     threads: int = 0
     repeats: int = 7
-    steps: int = 1
+    steps: int = 0
     out: str = "bench/results/step.json"
     toy: ClassVar[str] = "networks=timesformer_b,vivit_b,videomae_b frames=4 size=32 depth=1 repeats=1 amp=fp32"
 
     def __post_init__(self) -> None:
         known(self, networks=NETWORKS, cases=CASES, amp=("auto", "fp32", "bf16"))
-        at_least(self, frames=0, size=0, depth=0, threads=0, repeats=1, steps=1, batch=1)
+        at_least(self, frames=0, size=0, depth=0, threads=0, repeats=1, steps=0, batch=1)
 
 
 def measure_all(s: Settings) -> dict[str, Any]:
@@ -80,7 +81,9 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Multiply-adds a second of square matrix products, the best of several."""
     side = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    timed(lambda: a @ b, device)
+    end = time.perf_counter() + 0.5
+    while time.perf_counter() < end:  # until the clocks are up
+        timed(lambda: a @ b, device)
     return side**3 / min(timed(lambda: a @ b, device) for _ in range(5))
 
 
@@ -88,10 +91,13 @@ def measure(
     name: str, batch: int, s: Settings, device: torch.device, dtype: torch.dtype, rate: float
 ) -> dict[str, Any]:
     """One network at one batch size: every case in turn."""
+    torch._dynamo.reset()  # else sizes that differ from the last network's would be compiled as variable ones
     sizes = {"num_frames": s.frames, "image_size": s.size, "depth": s.depth}
     kwargs = {key: value for key, value in sizes.items() if value}
     if name.startswith("mvit") and s.depth:
         kwargs.pop("depth")
+    if not name.startswith("mvit"):  # transformers drops no paths; torchvision's MViT does as ours
+        kwargs["drop_path"] = 0.0
     with torch.device("meta"):
         plan = networks.build(name, num_classes=CLASSES, **kwargs)
     shape: tuple[int, ...] = plan.patch_embed.input_shape  # type: ignore[union-attr,assignment]
@@ -101,6 +107,7 @@ def measure(
     about: dict[str, dict[str, Any]] = {}
     for case in s.cases:
         torch.manual_seed(0)
+        before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
         if case.startswith("ours"):
             more = {"checkpoint_blocks": len(plan.blocks)} if case == "ours_checkpoint" else {}  # type: ignore[arg-type]
             network = networks.build(name, num_classes=CLASSES, **kwargs | more)
@@ -111,11 +118,12 @@ def measure(
             network.compile()
         steps[case] = training_step(network, video, label, dtype)
         timed(steps[case], device)  # the first time compiles
-        about[case] = {"parameters": count_parameters(network), **memory(steps[case], device)}
+        about[case] = {"parameters": count_parameters(network), **memory(steps[case], device, before)}
     turns: dict[str, list[float]] = {case: [] for case in steps}
+    count = s.steps or (10 if device.type == "cuda" else 1)
     for _ in range(s.repeats):
         for case, step in steps.items():
-            turns[case].append(sum(timed(step, device) for _ in range(s.steps)) / s.steps)
+            turns[case].append(timed(lambda step=step: [step() for _ in range(count)], device) / count)
     cases = {
         case: {"clips_per_s": spread(batch / t for t in times), **about[case],
                "utilisation": spread(3 * flops * batch / t / rate for t in times)}
@@ -145,8 +153,9 @@ def training_step(network: nn.Module, video: Tensor, label: Tensor, dtype: torch
     return step
 
 
-def memory(step: Callable[[], Any], device: torch.device) -> dict[str, float]:
-    """MiB that a step holds for the way back, each storage once; on a GPU its peak as well."""
+def memory(step: Callable[[], Any], device: torch.device, before: int) -> dict[str, float]:
+    """MiB that a step holds for the way back, each storage once; on a GPU also its peak, beyond what was there `before`
+    the network."""
     held: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -161,7 +170,7 @@ def memory(step: Callable[[], Any], device: torch.device) -> dict[str, float]:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         timed(step, device)
-        found["peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+        found["peak_mib"] = round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
     return found
 
 

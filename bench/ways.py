@@ -50,9 +50,9 @@ class Way:
     repeats: int = 1
 
     @property
-    def warm(self) -> int:
-        """Batches that are read ahead, and two."""
-        return PREFETCH * (self.workers if self.loader.startswith("decord") else 2) + 2
+    def wave(self) -> int:
+        """Batches that come together: a worker of a DataLoader makes a whole batch, all at the same pace."""
+        return self.workers if self.loader.startswith("decord") else 2 * PREFETCH
 
     @property
     def half(self) -> bool:
@@ -60,9 +60,9 @@ class Way:
 
 
 class Stream(NamedTuple):
-    """Batches without end, who decodes them, and how many pictures are decoded for a clip."""
+    """`open` gives batches from the first on, with workers of their own; who decodes them; pictures for a clip."""
 
-    batches: Iterator[Batch]
+    open: Callable[[], Iterator[Batch]]
     decoder: str
     pictures: float
 
@@ -73,7 +73,8 @@ def read(way: Way, paths: Sequence[str], count: int, frames: int, size: int, thr
     if way.loader == "none":
         video = torch.randn(way.batch, 3, frames, size, size, device=device)
         label = torch.arange(way.batch, device=device) % CLASSES
-        return Stream(itertools.repeat(Batch(video.half() if way.amp else video, label, label, ())), "none", 0.0)
+        batch = Batch(video.half() if way.amp else video, label, label, ())
+        return Stream(lambda: itertools.repeat(batch), "none", 0.0)
     loader = our_loader(
         paths, count, folder, device, way.half, frames=frames, stride=way.stride, size=size, batch=way.batch,
         workers=way.workers, threads=threads, prefetch=PREFETCH, repeats=way.repeats,
@@ -82,15 +83,21 @@ def read(way: Way, paths: Sequence[str], count: int, frames: int, size: int, thr
     rows = {path: read_row(path) for path in paths}
     decoded = [pictures_decoded(way, rows[clip.path], np.array(clip.frames)) for clip in drawn]
     pictures = float(np.mean(decoded)) / way.repeats
+
+    def ours() -> Iterator[Batch]:
+        batches = variant(loader, loader.source.host, way.trimmed)
+        assert batches, "the decoder is the one that was chosen"
+        return (batch._replace(video=batch.video.clone()) if way.copied else batch for batch in batches)
+
+    def theirs() -> Iterator[Batch]:
+        clips = peers.Clips(way.loader, drawn, size, loader.graph.mean, loader.graph.std)
+        pairs = peers.batches(clips, way.batch, way.workers, PREFETCH, pin=way.lean and device.type == "cuda")
+        sent = ([part.to(device, non_blocking=way.lean) for part in pair] for pair in pairs)
+        return (Batch(video, label, label, ()) for video, label in sent)
+
     if way.loader == "clipline":
-        ours = variant(loader, loader.source.host, way.trimmed)
-        assert ours, "the decoder is the one that was chosen"
-        batches = (batch._replace(video=batch.video.clone()) if way.copied else batch for batch in ours)
-        return Stream(batches, "host" if loader.source.host else "dali", pictures)
-    clips = peers.Clips(way.loader, drawn, size, loader.graph.mean, loader.graph.std)
-    pairs = peers.batches(clips, way.batch, way.workers, PREFETCH, pin=way.lean and device.type == "cuda")
-    sent = ((part.to(device, non_blocking=way.lean) for part in pair) for pair in pairs)
-    return Stream((Batch(video, label, label, ()) for video, label in sent), "decord", pictures)
+        return Stream(ours, "host" if loader.source.host else "dali", pictures)
+    return Stream(theirs, "decord", pictures)
 
 
 def pictures_decoded(way: Way, row: Row, frames: np.ndarray) -> int:
@@ -113,7 +120,7 @@ def pictures_decoded(way: Way, row: Row, frames: np.ndarray) -> int:
 
 
 class Trainer:
-    """A network and its training step, which counts into a Meter."""
+    """A network and its training step, which counts into a Meter; compiled by warm_up()."""
 
     def __init__(self, way: Way, words: Sequence[str], device: torch.device):
         torch.manual_seed(0)
@@ -127,6 +134,12 @@ class Trainer:
         else:
             optimizer = torch.optim.AdamW(self.network.parameters(), lr=cfg.optim.lr)
             self.step = partial(_plain_step, self.network, optimizer)
+
+    def warm_up(self, stream: Stream, device: torch.device) -> None:
+        """One step, so that no turn begins with loaders that have got ahead meanwhile."""
+        meter = Meter(device)
+        self.step(next(meter.waiting(stream.open())), meter)
+        meter.read()
 
 
 def _our_step(learner: Any, task: Any, dtype: torch.dtype, clip: float, batch: Batch, meter: Meter) -> None:

@@ -51,7 +51,7 @@ def test_toy_run_writes_the_promised_result(tmp_path: Path, capsys: pytest.Captu
         assert measured["files"]["files"] == 2 and measured["n"] == 1 and measured["clips_a_turn"] == 4
         for figures in measured["cases"].values():
             rates = {"clips_per_s", "cpu_ms_per_clip", "cores_used", "cores_used_by_others"}
-            assert set(figures) == rates | {"memory_mib"}
+            assert set(figures) == rates | {"memory_mib", "gpu_mib"} and figures["gpu_mib"] == 0
             assert figures["clips_per_s"]["median"] > 0 and len(figures["clips_per_s"]["all"]) == 1
         others = set(measured["cases"]) - {"clipline"}
         assert set(measured["pictures"]) == others
@@ -133,6 +133,7 @@ def test_ratio_is_taken_within_a_round() -> None:
     assert found["best_peer"]["all"] == [2.0, 0.5]  # the naive loader is no peer
     assert found["pyav"]["median"] == 15
     assert ratios({"decord": [1.0]}) == {}
+    assert spread([0.0244, 0.0246])["median"] == 0.0245, "small figures keep their digits"
     assert spread([1, 2, 3, 4, 5]) == {"median": 3, "p25": 2, "p75": 4, "all": [1, 2, 3, 4, 5]}
 
 
@@ -147,10 +148,14 @@ def test_clock_counts_the_work_of_this_process() -> None:
 
 
 def test_every_row_is_the_row_before_and_one_change() -> None:
-    ways = epoch_time.ways()
+    ways = epoch_time.ways(epoch_time.Settings())
     for (name, way), (_, before) in zip(list(ways.items())[1:], ways.items(), strict=False):
         changed = {key for key, value in vars(way).items() if getattr(before, key) != value}
         assert changed == set(epoch_time.CHANGES[name][0]) and len(changed) == 1, name
+    asked = epoch_time.ways(epoch_time.Settings(batch=4, stride=32))
+    assert (asked["prepared"].batch, asked["prepared"].stride, asked["interval_24"].stride) == (4, 32, 24)
+    for way in ways.values():  # a turn is whole waves of batches, and enough of them
+        assert epoch_time.timed(way, 100) % way.wave == 0 and epoch_time.timed(way, 100) * way.batch >= 100
     assert (ways["base"].batch, ways["base"].workers, ways["base"].stride) == (16, 8, 16)
     assert (ways["interval_24"].batch, ways["interval_24"].workers, ways["interval_24"].stride) == (8, 4, 24)
 
