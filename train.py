@@ -179,7 +179,7 @@ def train(cfg: schema.Config) -> int:
                             f"the loss was not finite for {row['bad_in_a_row']:.0f} steps in a row "
                             f"(run.max_bad_steps={cfg.run.max_bad_steps}); lower optim.lr"
                         )
-                if due or meter.steps % meter.every == 0:  # often enough for who waits 30 s, as torchrun does
+                if due or world.size == 1 or meter.steps % meter.every == 0:  # torchrun kills after 30 s
                     if stop.agreed(world.gather):
                         break
                     if world.gather(clock.due())[0]:

@@ -132,8 +132,8 @@ def bytes_rows(result: dict[str, Any]) -> Rows:
 
 def start_rows(result: dict[str, Any]) -> Rows:
     return [
-        {"files": f"{s['files']:,}", "index built, s": number(s["index_build_s"]),
-         "s per 1,000": number(s["index_build_s_per_1000"]), "index, MB": number(s["index_mb"]),
+        {"files": f"{s['files']:,}", "index built, s": number(s["index_build_s"]) if "index_build_s" in s else "",
+         "index, MB": number(s["index_mb"]),
          "first batch after, s": quartiles(s["start_s"]), "of it the list": middle(s["list_s"]),
          "the index": middle(s["index_s"]), "MiB": number(s["memory_mib"])} for s in result["sets"]
     ]  # fmt: skip
@@ -153,7 +153,7 @@ def machine(result: dict[str, Any]) -> str:
 
 def caption(result: dict[str, Any]) -> str:
     """The circumstances, in a line, but for the file."""
-    e, peers = result["environment"], result.get("peers", {})
+    e, peers = result["environment"], {key: value for key, value in result.get("peers", {}).items() if key != "av"}
     versions = {"torch": e["packages"]["torch"], "DALI": e["packages"]["nvidia-dali-cuda120"],
                 "PyAV": e["packages"]["av"], "driver": e.get("driver"), **peers}  # fmt: skip
     turns = result["settings"].get("repeats")

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,6 +65,10 @@ def interval(hits: float, n: int, z: float = 1.96) -> tuple[float, float]:
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))  # rounding aside
+
+
+# Keys of data that decide what of a video a test sees.
+SEEN = ("eval_per_class", "frames", "stride", "fps", "sampling", "short", "snap", "crop", "size", "mean", "std")
 
 
 class Report(NamedTuple):
@@ -138,7 +143,7 @@ def confusion(scores: Scores, classes: int) -> Tensor:
 
 
 def test_name(cfg: Config, run: Path) -> str:
-    """Of a test's folder: the preset if it is one, else the views; and the list if it is not the run's own."""
+    """Of a test's folder: the preset if it is one, else the views; then the list and what else is not the run's own."""
     e = cfg.eval
     name = f"{e.clips}x{e.crops}"
     if e.preset and all(getattr(e, key) == value for key, value in PRESETS[e.preset].items()):
@@ -149,7 +154,13 @@ def test_name(cfg: Config, run: Path) -> str:
         name += f"_{e.average}"
     own = schema.load(run / "config.yaml") if (run / "config.yaml").exists() else cfg
     asked, known = (c.data.test or c.data.val for c in (cfg, own))
-    return name if asked == known else f"{name}_{Path(asked).stem}"
+    parts = [name] if asked == known else [name, Path(asked).stem]
+    given = {key: (getattr(cfg.data, key), getattr(own.data, key)) for key in SEEN}
+    if name != e.preset:
+        given["short_side"] = e.short_side, own.eval.short_side
+    parts += [f"{key}{value}" for key, (value, its) in given.items() if value != its]
+    parts = [re.sub(r"[^\w.-]+", "-", part).strip("-") for part in parts]
+    return "_".join(parts)
 
 
 def test_key(cfg: Config, folder: Path, videos: Sequence[tuple[object, ...]]) -> str:

@@ -65,9 +65,10 @@ def encode(
         options |= {"crf": f"{crf}", "g": f"{gop}", "keyint_min": f"{gop}", "threads": "1"}
         for name in {"x264-params", "x265-params"} & set(options):
             options[name] += f":{x26}"
-        if encoder:  # constant quality; key frames are IDR pictures at fixed places, B-frames no references
+        if encoder:  # constant quality, key frames IDR at fixed places, B-frames no references
             options = {"g": f"{gop}", "bf": f"{bframes}", "cq": f"{crf}", "rc": "vbr", "preset": "p4", "b_adapt": "0",
                        "no-scenecut": "1", "forced-idr": "1", "strict_gop": "1", "b_ref_mode": "disabled"}  # fmt: skip
+            options |= {"coder": "cavlc"} if codec == "h264" else {}
     target: Any = file if hasattr(file, "write") else os.fspath(file)
     with av.open(target, "w", format="mp4") as container:
         stream = container.add_stream(encoder or CODECS[codec], rate=Fraction(fps), options=options)

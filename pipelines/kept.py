@@ -78,7 +78,7 @@ def refresh(paths: Sequence[str], cache: Path, reading: Reading[F], workers: int
         )  # fmt: skip
         known.update((fact.path, fact) for fact in _kept(cache, facts))
         others = known.keys() - set(distinct)
-        _write(cache, [known[path] for path in [*distinct, *sorted(others)]], reading.name)
+        write(cache, [known[path] for path in [*distinct, *sorted(others)]], reading.name)
     return known
 
 
@@ -111,7 +111,7 @@ def _map(reading: Reading[F], paths: Sequence[str], workers: int) -> Iterator[F]
 
 
 def _kept(cache: Path, facts: Iterable[F]) -> Iterable[F]:
-    """The facts, each written to the end of the cache once it is there; if it cannot be, _write() says so."""
+    """The facts, each written to the end of the cache once it is there; if it cannot be, write() says so."""
     with contextlib.ExitStack() as stack:
         file: TextIO | None = None
         with contextlib.suppress(OSError):
@@ -149,7 +149,8 @@ def _line(fact: Any) -> str:
     return json.dumps(dataclasses.asdict(fact)) + "\n"
 
 
-def _write(cache: Path, facts: Sequence[Fact], what: str) -> None:
+def write(cache: Path, facts: Sequence[Fact], what: str) -> None:
+    """All facts of a cache; if it cannot be written, that is said, and no more."""
     try:
         replace_text(cache, "".join(map(_line, facts)))
     except OSError as error:

@@ -41,6 +41,21 @@ def decoded(path: Path) -> np.ndarray:
         )
 
 
+def test_h264_is_coded_without_cabac(source, tmp_path):
+    """entropy_coding_mode_flag of the picture parameter set, behind two ids of 0 (H.264, 7.3.2.2)."""
+
+    def flag(path: Path) -> int:
+        with Video(path) as video:
+            header = bytes(video.stream.codec_context.extradata or b"")
+        at = 8 + int.from_bytes(header[6:8], "big")  # avcC: one sequence parameter set, then one picture parameter set
+        assert header[5] & 31 == header[at] == 1 and header[at + 3] & 31 == 8 and header[at + 4] >> 6 == 3
+        return header[at + 4] >> 5 & 1
+
+    assert flag(source / "high.mp4") == 1
+    assert main([str(source / "train.csv"), str(tmp_path / "out"), "short=64", "encoder=software"]) == 0
+    assert flag(tmp_path / "out" / "high.mp4") == 0
+
+
 @pytest.mark.parametrize("codec", ["h264", "hevc", "vp9"])
 def test_what_is_written(source, tmp_path, capsys, codec):
     out = tmp_path / "out"
