@@ -309,7 +309,7 @@ def test_the_page_in_a_browser(trained, tmp_path):
     ("words", "name"),
     [
         (["eval.preset=mvit"], "mvit"),
-        (["eval.preset=mvit", "eval.crops=3"], "5x3"),
+        (["eval.preset=mvit", "eval.crops=3"], "5x3_short_side-1"),
         (["eval.clips=2", "eval.crops=1", "eval.place=centre", "eval.average=logits"], "2x1_centre_logits"),
         (["eval.clips=2", "eval.crops=1", "data.val=lists/other.txt"], "2x1_other"),
         (["eval.clips=2", "eval.crops=1", "data.stride=6", "data.mean=0.5,0.5,0.5"], "2x1_stride6_mean-0.5-0.5-0.5"),
