@@ -36,7 +36,10 @@ def place(result: dict[str, Any]) -> str:
 def draw_decode(result: dict[str, Any]) -> Figure:
     """Over GOP if that is all that differs between the sets, else bars."""
     gops = [re.fullmatch(r"(\w+)_gop(\d+)", s["name"]) for s in result["sets"]]
-    same = {(m[1] if m else "", s["spec"], s["workers"]) for m, s in zip(gops, result["sets"], strict=True)}
+    same = {
+        (m[1] if m else "", s["spec"], s["workers"], s.get("threads"))
+        for m, s in zip(gops, result["sets"], strict=True)
+    }
     found = [int(m[2]) for m in gops if m]
     over_gop = len(found) == len(gops) > 2 and len(same) == 1
     return draw_gops(result, found) if over_gop else draw_bars(result)
@@ -55,9 +58,9 @@ def draw_bars(result: dict[str, Any]) -> Figure:
         bounds = np.array([[rate["median"] - rate["p25"], rate["p75"] - rate["median"]] for _, rate in has]).T
         axes.bar([at + (number - (len(cases) - 1) / 2) * width for at, _ in has], middles, width, yerr=bounds,
                  color=COLOURS[case], label=NAMES.get(case, case), error_kw={"linewidth": 0.8})  # fmt: skip
-    workers = {s["workers"] for s in sets}
+    differ = [key for key in ("workers", "threads") if len({s.get(key) for s in sets}) > 1]
     labels = [s["name"].replace("_", " ").replace(" prepared", "\nprepared") + f"\n{s['spec']}"
-              + (f", {s['workers']} workers" if len(workers) > 1 else "") for s in sets]  # fmt: skip
+              + "".join(f", {s.get(key)} {key}" for key in differ) for s in sets]  # fmt: skip
     axes.set_xticks(range(len(sets)), labels, fontsize=8)
     axes.set(ylabel="clips/s", title=f"Whole loader, {place(result)}", ylim=(0, None))
     axes.grid(axis="y", alpha=0.3)

@@ -18,7 +18,7 @@ from typing import Any
 
 from configs.words import parse
 
-_NAMES = ("name", "network", "case", "spec", "workers", "batch", "files")  # what tells rows of a list apart
+_NAMES = ("name", "network", "case", "spec", "workers", "threads", "batch", "files")  # what tells rows of a list apart
 
 
 @dataclass(frozen=True)

@@ -9,21 +9,22 @@
     cases       which loaders: clipline,decord,torchcodec,torchcodec_approx,pyav,clipline_host,clipline_dali,
                 dali_untrimmed,dali_reader
     specs=16x4  frames x stride; more with commas      size=224 batch=8 seed=0
-    workers=2   more with commas; the peers have as many        threads=2 prefetch=2 decoder=auto      as data.*
+    workers=2 threads=2     more with commas; the peers have as many workers      prefetch=2 decoder=auto  as data.*
     cores=2     cores that everything together may use              device=auto
     clips=128   clips that are timed in one turn of one case        repeats=7   turns of each case
     cache=PATH  where its own files are kept
     out=PATH    the result (default bench/results/decode.json)
 
-Every set, spec and number of workers is a table of its own. Every case delivers the same clips (files, frame numbers,
-crop boxes, flips, drawn by Clipline's source) as normalised float32 tensors, on the same cores; the pictures are
-compared before the clock starts. The cases take turns in one process, and what they read ahead is used up before their
-turn is timed. A ratio is taken within a round of turns. Memory is the most that a case added, seen after each of its
-first batches.
+Every set, spec and number of workers and threads is a table of its own. Every case delivers the same clips (files,
+frame numbers, crop boxes, flips, drawn by Clipline's source) as normalised float32 tensors, on the same cores; the
+pictures are compared before the clock starts. The cases take turns in one process, and what they read ahead is used up
+before their turn is timed. A ratio is taken within a round of turns. Memory is the most that a case added, seen after
+each of its first batches.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sys
@@ -55,7 +56,7 @@ class Settings(files.Files):
     size: int = 224
     batch: int = 8
     workers: tuple[str, ...] = ("2",)
-    threads: int = 2
+    threads: tuple[str, ...] = ("2",)
     prefetch: int = 2
     decoder: str = "auto"
     cores: int = 2
@@ -93,20 +94,20 @@ def measure_all(s: Settings) -> dict[str, Any]:
     results = []
     for name, paths in s.find().items():
         for spec in s.specs:
-            for workers in map(int, s.workers):
-                results.append(measure(name, paths, spec, workers, s))
+            for workers, threads in itertools.product(map(int, s.workers), map(int, s.threads)):
+                results.append(measure(name, paths, spec, workers, threads, s))
                 print(table(results[-1]), flush=True)
     return {"sets": results}
 
 
-def measure(name: str, paths: Sequence[str], spec: str, workers: int, s: Settings) -> dict[str, Any]:
+def measure(name: str, paths: Sequence[str], spec: str, workers: int, threads: int, s: Settings) -> dict[str, Any]:
     """One set of files: start every case, compare the pictures, take turns."""
     turns = Turns(s.prefetch * max(workers, 2) + 2, max(s.clips // s.batch, 1), s.repeats)
     frames, stride = map(int, spec.split("x"))
     with tempfile.TemporaryDirectory(prefix="clipline-bench-") as folder:
         loader = our_loader(
             paths, turns.all * s.batch, Path(folder), choose_device(s.device), seed=s.seed, frames=frames,
-            stride=stride, size=s.size, batch=s.batch, workers=workers, threads=s.threads, prefetch=s.prefetch,
+            stride=stride, size=s.size, batch=s.batch, workers=workers, threads=threads, prefetch=s.prefetch,
             decoder=s.decoder,
         )  # fmt: skip
         running, first, memory = start(loader, turns, workers, s, Path(folder))
@@ -120,7 +121,8 @@ def measure(name: str, paths: Sequence[str], spec: str, workers: int, s: Setting
             print(f"{name} {spec} {repeat + 1}/{s.repeats}: {rates}", flush=True)
     rows = {row.path: row for row in loader.source.rows}
     return {
-        "name": name, "spec": spec, "workers": workers, "files": files.describe(list(rows.values())),
+        "name": name, "spec": spec, "workers": workers, "threads": threads,
+        "files": files.describe(list(rows.values())),
         "decoder": "host" if loader.source.host else "dali", "n": s.repeats, "clips_a_turn": turns.timed * s.batch,
         "pictures": pictures,
         "cases": {case: {key: spread(t[key] for t in found[case]) for key in found[case][0]}
@@ -223,7 +225,8 @@ def table(measured: dict[str, Any]) -> str:
     f = measured["files"]
     lines = [
         "",
-        f"{measured['name']}, {measured['spec']} clips, {measured['workers']} workers: {f['files']} files, "
+        f"{measured['name']}, {measured['spec']} clips, {measured['workers']} workers, {measured['threads']} threads: "
+        f"{f['files']} files, "
         f"{', '.join(f['codecs'])}, {', '.join(f['sizes'])}, {f['mean_frames']} frames, "
         f"{f['mean_keyframes']} key frames, {f['mean_kbit_per_s']} kbit/s; decoder {measured['decoder']}; "
         f"{measured['n']} turns of {measured['clips_a_turn']} clips",

@@ -64,6 +64,7 @@ def decode_rows(result: dict[str, Any]) -> Rows:
         codecs = [case for case in ("torchcodec", "torchcodec_approx") if case in rate]
         best = max(codecs, key=lambda case: rate[case]["median"], default="")
         row = {"files": set_name(s["name"]), "clip": s["spec"], "workers": str(s["workers"]),
+               "threads": str(s.get("threads", "")),
                "Clipline": middle(rate.get("clipline")), "decord": middle(rate.get("decord")),
                "torchcodec": middle(rate.get(best))}  # fmt: skip
         row |= {name: middle(rate.get(case)) for case, name in OTHERS.items()}
@@ -181,8 +182,9 @@ def markdown(names: Sequence[str], folder: Path = RESULTS) -> str:
         rows += [on | row for row in TABLES[kind](result)]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     columns = [key for key in columns if any(row.get(key) for row in rows)]
-    if len({row.get("workers") for row in rows}) == 1 and "workers" in columns:
-        columns.remove("workers")
+    for key in ("workers", "threads"):
+        if len({row.get(key) for row in rows}) == 1 and key in columns:
+            columns.remove(key)
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(row.get(key, "") for key in columns) + " |" for row in rows]
     captions: dict[str, list[str]] = {}
