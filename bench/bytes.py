@@ -52,8 +52,8 @@ def measure(rows: Sequence[Row], spec: str, settings: Settings) -> dict[str, Any
     frames, stride = map(int, spec.split("x"))
     rng = np.random.default_rng(settings.seed)
     taken: dict[str, list[float]] = {"whole": [], "ranges": [], "address": []}
-    own_bytes()
-    overhead = -own_bytes() + own_bytes()  # of looking
+    own_bytes([os.getpid()])
+    overhead = -own_bytes([os.getpid()]) + own_bytes([os.getpid()])  # of looking
     for number in range(settings.clips):
         row = rows[number % len(rows)]
         clip = random_clip(row.num_frames, frames, stride, "loop", rng)
@@ -61,9 +61,9 @@ def measure(rows: Sequence[Row], spec: str, settings: Settings) -> dict[str, Any
                 "address": (f"file://{os.path.abspath(row.path)}", row.table)}  # fmt: skip
         results = []
         for way, (path, table) in ways.items():
-            before = own_bytes()
+            before = own_bytes([os.getpid()])
             results.append(trim(path, clip, table=table)[0])
-            taken[way].append(own_bytes() - before - overhead)
+            taken[way].append(own_bytes([os.getpid()]) - before - overhead)
         assert len(set(map(len, results))) == 1, row.path
     mean = sum(rows[n % len(rows)].size for n in range(settings.clips)) / settings.clips
     return {

@@ -122,18 +122,18 @@ def measure(paths: Sequence[str], s: Settings, device: torch.device) -> dict[str
         trainers: dict[tuple[bool, bool, bool], Trainer] = {}
         streams: dict[str, Stream] = {}
         for name, way in chosen.items():
-            here = files.prepared(list(paths), Path(s.cache)) if way.prepared else paths
-            count = (way.wave + timed(way, clips) + 2 * way.wave) * way.batch
+            wanted = way.prepared and way.loader != "none"
+            here = files.prepared(list(paths), Path(s.cache)) if wanted else paths
+            count = (timed(way, clips) + 3 * way.wave) * way.batch  # one wave before, two are read ahead
             what = count, s.frames, s.size, s.threads, device, Path(folder) / name
             streams[name] = read(way, here, *what)
-            key = way.lean, way.amp, way.compiled
-            if key not in trainers:
-                trainers[key] = Trainer(way, s.words(device), device)
-                trainers[key].warm_up(read(replace(way, loader="none"), here, *what), device)
+            if way.trainer not in trainers:
+                trainers[way.trainer] = Trainer(way, s.words(device), device)
+                trainers[way.trainer].warm_up(read(replace(way, loader="none"), here, *what), device)
         found: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
         for repeat in range(s.repeats):
             for name, way in chosen.items():
-                trainer = trainers[way.lean, way.amp, way.compiled]
+                trainer = trainers[way.trainer]
                 found[name].append(turn(streams[name], trainer, way, timed(way, clips), device))
                 settle()
             rates = "  ".join(f"{name} {turns[-1]['clips_per_s']:.1f}" for name, turns in found.items())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,10 +57,10 @@ def own_seconds() -> float:
     return ticks / _TICK
 
 
-def own_bytes() -> int:
-    """That this process and its descendants have read so far."""
+def own_bytes(pids: Iterable[int] | None = None) -> int:
+    """That this process and its descendants have read so far, or the processes that are named."""
     total = 0
-    for pid in descendants():
+    for pid in descendants() if pids is None else pids:
         with contextlib.suppress(OSError):
             total += int(Path(f"/proc/{pid}/io").read_text().split()[1])
     return total
@@ -102,6 +104,18 @@ def settle(longest: float = 60.0) -> None:
     print(f"after {longest:.0f} s something still works: what is measured next has it beside", flush=True)
 
 
+@functools.cache
+def driver_library() -> Any:
+    """nvidia-ml-py's module, ready; None, said once, where it is not installed."""
+    try:
+        import pynvml
+    except ImportError:
+        print("pip install nvidia-ml-py to see how busy GPU and NVDEC are", flush=True)
+        return None
+    pynvml.nvmlInit()
+    return pynvml
+
+
 class GpuUse:
     """How busy a GPU and its video decoders are inside a with block, by the driver's account, means of up to a second,
     asked every 50 ms; on a CPU, and where nvidia-ml-py is not installed, nothing is known of it."""
@@ -111,16 +125,10 @@ class GpuUse:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> GpuUse:
-        if self.device.type == "cuda":
-            try:
-                import pynvml
-            except ImportError:
-                print("pip install nvidia-ml-py to see how busy GPU and NVDEC are", flush=True)
-            else:
-                pynvml.nvmlInit()
-                handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(self.device).uuid}")
-                self._thread = threading.Thread(target=self._ask, args=(pynvml, handle), daemon=True)
-                self._thread.start()
+        if self.device.type == "cuda" and (nvml := driver_library()):
+            handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(self.device).uuid}")
+            self._thread = threading.Thread(target=self._ask, args=(nvml, handle), daemon=True)
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -4,7 +4,7 @@
 
     counts=1000,240436    files of the data set, hard links to a few of its own in 400 class folders; 240,436: Kinetics
     sets=h264_bframes files=40 sizes=340x256 length=300 cache=PATH      its own files
-    frames=16 stride=4 batch=8 workers=2      as data.*       index_workers=0    processes that index, 0: one a core
+    frames=16 stride=4 batch=8 workers=2      as data.*
     repeats=3    starts, once the index is there     device=auto
     out=PATH     the result (default bench/results/start.json)
 
@@ -36,7 +36,7 @@ from pipelines.loader import VideoLoader, build_loader
 from pipelines.world import World
 
 CLASSES = 400
-READ = 10_000  # files that are read for an index here; of more the facts of what they are links to are taken
+MOST_READ = 10_000  # files that are read for an index here; of more the facts of what they are links to are taken
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,6 @@ class Settings(files.Files):
     stride: int = 4
     batch: int = 8
     workers: int = 2
-    index_workers: int = 0
     device: str = "auto"
     repeats: int = 3
     out: str = "bench/results/start.json"
@@ -56,7 +55,9 @@ class Settings(files.Files):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, counts=1, frames=1, stride=0, batch=1, workers=1, index_workers=0, repeats=1)
+        at_least(self, counts=1, frames=1, stride=0, batch=1, workers=1, repeats=1)
+        if len(self.folder or self.sets) * len(self.sizes) > 1:
+            raise ValueError(f"sets={','.join(self.sets)}: expected one set of one size, or one folder")
 
 
 def linked(paths: Sequence[str], count: int, folder: Path) -> Path:
@@ -82,9 +83,9 @@ def measure(listed: Path, paths: Sequence[str], s: Settings) -> dict[str, Any]:
     index.unlink(missing_ok=True)
     clips = read_list(listed)
     built: dict[str, float] = {}
-    if len(clips) <= READ:
+    if len(clips) <= MOST_READ:
         before = time.perf_counter()
-        build_index(clips, index, s.index_workers or None)
+        build_index(clips, index)
         seconds = time.perf_counter() - before
         built = {"index_build_s": round(seconds, 1), "index_build_s_per_1000": round(1000 * seconds / len(clips), 2)}
     else:  # links to the same file are the same fact
@@ -130,7 +131,7 @@ def measure_all(s: Settings) -> dict[str, Any]:
             f"{read} s and the index {index} s; {f['memory_mib']} MiB, {f['sent_to_a_worker_mb']} MB to each worker",
             flush=True,
         )
-    return {"cores": len(os.sched_getaffinity(0)), "sets": found}
+    return {"sets": found}
 
 
 def main(arguments: Sequence[str]) -> int:

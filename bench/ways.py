@@ -55,6 +55,11 @@ class Way:
         return self.workers if self.loader.startswith("decord") else 2 * PREFETCH
 
     @property
+    def trainer(self) -> tuple[bool, bool, bool]:
+        """Ways that have this in common train the same network with the same step."""
+        return self.lean, self.amp, self.compiled
+
+    @property
     def half(self) -> bool:
         return self.amp and self.loader == "clipline"
 

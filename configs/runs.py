@@ -91,10 +91,13 @@ class RunFolder:
             self.board.add_figure(name, figure, step)
 
     def write_config(self, cfg: Config) -> None:
-        """config.yaml and env.json, once it is sure that this is what the run goes on with."""
-        with self._spared("config.yaml"):
+        """config.yaml and env.json, once it is sure that this is what the run goes on with. Raises ValueError if they
+        cannot be written: without them nobody could use what the run leaves."""
+        try:
             replace_text(self.path / "config.yaml", schema.dump(cfg))
             replace_text(self.path / "env.json", json.dumps(environment(), indent=1) + "\n")
+        except OSError as error:
+            raise ValueError(f"run folder {self.path}: cannot be written: {error.strerror}") from None
 
     def start_over(self) -> None:
         """Drop what an earlier run of this name left."""

@@ -204,6 +204,8 @@ def test_a_start_is_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert (few["files"], few["usable"], many["files"], many["usable"]) == (20, 20, 450, 450)
     assert many["index_mb"] > few["index_mb"] >= 0 and few["start_s"]["median"] > few["index_s"]["median"]
     assert "450 files" in capsys.readouterr().out
+    assert start.main(["sets=vp9_gop4,vp9_gop12"]) == 2
+    assert "expected one set of one size" in capsys.readouterr().err
 
 
 def test_the_driver_is_asked_how_busy_the_gpu_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,6 +215,7 @@ def test_the_driver_is_asked_how_busy_the_gpu_is(monkeypatch: pytest.MonkeyPatch
         nvmlDeviceGetDecoderUtilization=lambda handle: [50, 1000],
     )  # fmt: skip
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    machine.driver_library.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1-2"))
     with machine.GpuUse(torch.device("cuda")) as use:
         time.sleep(0.3)

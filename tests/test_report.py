@@ -291,6 +291,7 @@ def test_names_of_videos_and_classes_are_no_markup(tmp_path):
     assert "<script" not in (tmp_path / "p.html").read_text() and page.text.count(evil) >= 6
 
 
+# A browser is no package of Python's; that tags close and all is inline is held by the tests above, which never skip.
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium")
 def test_the_page_in_a_browser(trained, tmp_path):

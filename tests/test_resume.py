@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -16,7 +14,7 @@ from networks.tasks import Classify
 from pipelines.loader import VideoLoader, build_loader
 from pipelines.source import Unreadable
 from pipelines.world import World
-from tests.runs import SMALL, last
+from tests.runs import ROOT, SMALL, last
 
 
 def learner(*words: str):
@@ -50,12 +48,14 @@ def test_options_are_of_now_and_moments_of_then(name):
 def test_a_first_step_that_is_skipped_leaves_nothing_behind(name):
     """fp16's first steps often overflow; torch's fused SGD then kept momentum as memory was found."""
     spoilt, plain = learner(f"optim.name={name}"), learner(f"optim.name={name}")
-    rubbish = [torch.full((200_000,), 1e9) for _ in range(50)]  # what memory is found as
-    del rubbish
-    step(spoilt, 1, float("nan"))
-    for it in (spoilt, plain):
-        step(it, 2)
-        step(it, 3)
+    torch.use_deterministic_algorithms(True)  # finds memory full of NaN
+    try:
+        step(spoilt, 1, float("nan"))
+        for it in (spoilt, plain):
+            step(it, 2)
+            step(it, 3)
+    finally:
+        torch.use_deterministic_algorithms(False)
     pairs = zip(spoilt.network.parameters(), plain.network.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
@@ -77,6 +77,12 @@ def test_a_finished_run_keeps_its_configuration(arguments, tmp_path):
     assert (tmp_path / "a" / "config.yaml").read_text() == before
     assert training.main([*arguments, "run.name=a", "data.stride=0"]) == 0  # a second epoch
     assert "stride: 0" in (tmp_path / "a" / "config.yaml").read_text()
+
+
+def test_a_run_without_its_configuration_does_not_begin(arguments, tmp_path, capsys):
+    (tmp_path / "a" / "config.yaml").mkdir(parents=True)
+    assert training.main([*arguments, "run.name=a"]) == 2
+    assert f"run folder {tmp_path}/a: cannot be written: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("resume", ["no", "elsewhere"])
@@ -155,5 +161,5 @@ def test_rates_of_recipes_are_their_sources():
     """VideoMAE's code counts videos, SlowFast's 16 videos of two clips a machine."""
     for name, clips, rate in (("videomae_16x4_k400", 512, 5e-4), ("mvitv2s_16x4_k400", 512, 1.6e-3),
                               ("maskfeat_mvitv2s_16x4_k400_finetune", 512, 9.6e-3)):  # fmt: skip
-        o = schema.load(Path("configs") / f"{name}.yaml").optim
+        o = schema.load(ROOT / "configs" / f"{name}.yaml").optim
         assert training.peak_rate(o, (clips, 1, 1)) == pytest.approx(rate), name
