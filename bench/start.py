@@ -91,7 +91,8 @@ def measure(listed: Path, paths: Sequence[str], s: Settings) -> dict[str, Any]:
     else:  # links to the same file are the same fact
         facts = {os.stat(path).st_ino: read_row(path) for path in paths}
         kept.write(index, [replace(facts[os.stat(clip.path).st_ino], path=clip.path) for clip in clips], "index")
-    rows = build_index(clips, index)
+    files_known = {"files": len(clips), "usable": sum(not row.error for row in build_index(clips, index))}
+    del clips  # what a run does not keep is not to be counted as its memory
     keys = {"train": listed, "frames": s.frames, "stride": s.stride, "batch": s.batch, "workers": s.workers}
     cfg = schema.load(None, [f"data.{key}={value}" for key, value in keys.items()])
     turns = []
@@ -99,22 +100,27 @@ def measure(listed: Path, paths: Sequence[str], s: Settings) -> dict[str, Any]:
     for _ in range(s.repeats):
         loader = None  # and its workers
         settle()
-        times = [time.perf_counter()]
-        again = read_list(listed)
-        times.append(time.perf_counter())
-        build_index(again, index)
-        times.append(time.perf_counter())
+        parts = list_and_index(listed, index)
+        before = time.perf_counter()
         loader = build_loader(cfg, "train", [], World(), choose_device(s.device))
         next(iter(loader))
-        times.append(time.perf_counter())
-        turns.append({"list_s": times[1] - times[0], "index_s": times[2] - times[1], "start_s": times[3] - times[2]})
+        turns.append({**parts, "start_s": time.perf_counter() - before})
     assert loader
     return {
-        "files": len(clips), "usable": sum(not row.error for row in rows),
-        **built, "index_mb": round(index.stat().st_size / 1e6, 1),
-        "sent_to_a_worker_mb": round(len(pickle.dumps(loader.source, pickle.HIGHEST_PROTOCOL)) / 1e6, 1),
+        **files_known, **built, "index_mb": round(index.stat().st_size / 1e6, 1),
+        "sent_to_a_worker_kb": round(len(pickle.dumps(loader.source, pickle.HIGHEST_PROTOCOL)) / 1e3, 1),
         "memory_mib": round(own_mebibytes()), **{key: spread(t[key] for t in turns) for key in turns[0]},
     }  # fmt: skip
+
+
+def list_and_index(listed: Path, index: Path) -> dict[str, float]:
+    """Seconds of the two parts of a start by themselves."""
+    times = [time.perf_counter()]
+    clips = read_list(listed)
+    times.append(time.perf_counter())
+    build_index(clips, index)
+    times.append(time.perf_counter())
+    return {"list_s": times[1] - times[0], "index_s": times[2] - times[1]}
 
 
 def measure_all(s: Settings) -> dict[str, Any]:
@@ -128,7 +134,7 @@ def measure_all(s: Settings) -> dict[str, Any]:
         start, read, index = (shown(f[key], 2) for key in ("start_s", "list_s", "index_s"))
         print(
             f"{f['files']:>7} files: {built}index of {f['index_mb']} MB; first batch after {start} s, of it the list "
-            f"{read} s and the index {index} s; {f['memory_mib']} MiB, {f['sent_to_a_worker_mb']} MB to each worker",
+            f"{read} s and the index {index} s; {f['memory_mib']} MiB, {f['sent_to_a_worker_kb']} kB to each worker",
             flush=True,
         )
     return {"sets": found}

@@ -25,6 +25,7 @@ from pipelines.graph import Graph, build_pipeline, mean_colour
 from pipelines.index import Row, build_index, cache_path, coverage
 from pipelines.labels import is_subset
 from pipelines.lists import Clip, first_of_each_class, read_list
+from pipelines.packed import pack
 from pipelines.readers import Readers
 from pipelines.source import Info, Source, Status, Unreadable, Views
 from pipelines.world import World
@@ -202,8 +203,8 @@ def build_loader(
         )
     batch = cfg.eval.batch if split == "test" else data.batch // (data.repeats if train else 1)
     source = Source(
-        tuple(clips),
-        tuple(rows),
+        pack(clips),
+        pack(rows),
         views,
         batch,
         cfg.run.seed,

@@ -8,7 +8,7 @@ or on where a run was interrupted.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -80,8 +80,8 @@ class Views:
 class Source:
     """Called by DALI with a sample's place (SampleInfo), returns its arrays; `start` is the step of iteration 0."""
 
-    clips: tuple[Clip, ...]
-    rows: tuple[Row, ...]
+    clips: Sequence[Clip]  # these two packed, or every worker is sent all of them
+    rows: Sequence[Row]
     views: Views
     batch: int
     seed: int

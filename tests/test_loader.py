@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -288,6 +289,13 @@ def test_video_shorter_than_a_clip(video, tmp_path, short, decoder):
 def test_stride_zero_repeats_one_frame(clips_folder, tmp_path):
     clip = next(iter(make(clips_folder(tmp_path, 6), "data.stride=0"))).video
     assert torch.equal(clip, clip[:, :, :1].expand_as(clip))
+
+
+def test_what_a_worker_is_sent_does_not_grow_with_the_data_set(clips_folder, tmp_path):
+    path = clips_folder(tmp_path, 30)
+    few, many = (make(path, f"data.per_class={number}").source for number in (1, 5))
+    assert (len(few.clips), len(many.clips)) == (6, 30)
+    assert abs(len(pickle.dumps(many)) - len(pickle.dumps(few))) < 10, "counts, of one digit more"
 
 
 def test_choice_of_decoder(clips_folder, tmp_path, video):
