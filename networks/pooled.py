@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from networks.layers import Attention, Triple
+from networks.layers import Attention, Triple, attend
 
 ALIGNMENT = 8  # columns: what fused kernels want of the width of a head
 
@@ -129,7 +129,7 @@ class PooledAttention(Attention):
         query, key, value = self.query_key_value(tokens)
         extra = query.shape[-1] - self.head_width
         # fused kernels want values as wide as queries and keys
-        mixed = F.scaled_dot_product_attention(query, key, F.pad(value, (0, extra)), scale=self.scale)
+        mixed = attend(query, key, F.pad(value, (0, extra)), self.scale)
         mixed = mixed[..., : self.head_width]
         if self.residual:
             pooled_query = query[..., : self.head_width]

@@ -14,7 +14,7 @@ from torch import nn
 import networks
 from networks.attention import attention_maps
 from networks.info import count_flops, count_parameters
-from networks.layers import Attention, drop_path_rates
+from networks.layers import FEW_KEYS, Attention, attend, drop_path_rates
 from networks.positions import sincos_table
 from networks.tasks import Classify
 from networks.timesformer import TimeSformer
@@ -194,6 +194,20 @@ def test_attention_maps_leave_the_network_alone():
 
 
 # ---- initialisation and positions ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keys", [1, FEW_KEYS, FEW_KEYS + 1])
+def test_attention_to_few_keys_is_attention(keys):
+    """Values and gradients are those of the definition, on either side of where a CPU takes plain products."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 3, tokens, 8, dtype=torch.float64, requires_grad=True) for tokens in (5, keys, keys)]
+    query, key, value = inputs
+    expected = torch.einsum("bhqd,bhkd->bhqk", query, key).div(8**0.5).softmax(-1) @ value
+    found = attend(query, key, value, 8**-0.5)
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn_like(found)
+    for ours, theirs in zip(*(torch.autograd.grad((o * weight).sum(), inputs) for o in (found, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_drop_path_grows_linearly_with_depth():
