@@ -23,7 +23,9 @@ FRACTIONS = ("mlp_ratio", "norm_eps", "head_scale")
 
 POOLING = ("cls", "mean", "fc_norm")
 
-FEW_KEYS = 16  # at 32 a CPU is as fast either way
+# Keys up to which plain products are faster on a CPU than its fused kernel, which works in blocks of hundreds and is
+# slow in bfloat16. A GPU has the fused one always.
+FEW_KEYS = {torch.float32: 16, torch.bfloat16: 512}
 
 Triple = tuple[int, int, int]  # of frames, rows, columns
 
@@ -168,14 +170,12 @@ class TubeletEmbed(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """(B, h, N, d), (B, h, N'', d), (B, h, N'', d) -> (B, h, N, d), by torch's fused kernel.
-
-    A CPU's works in blocks of many keys: few of them, as divided attention has over time, take half the time as plain
-    products, in bfloat16 a third.
-    """
-    if query.device.type == "cpu" and key.shape[-2] <= FEW_KEYS:
+    """(B, h, N, d), (B, h, N'', d), (B, h, N'', e) -> (B, h, N, e) for e up to d, by what is fastest on the device."""
+    if query.device.type == "cpu" and key.shape[-2] <= FEW_KEYS.get(query.dtype, 0):
         return (query * scale @ key.transpose(-2, -1)).softmax(-1) @ value
-    return F.scaled_dot_product_attention(query, key, value, scale=scale)
+    extra = query.shape[-1] - value.shape[-1]  # fused kernels want values as wide as queries and keys
+    mixed = F.scaled_dot_product_attention(query, key, F.pad(value, (0, extra)) if extra else value, scale=scale)
+    return mixed[..., : value.shape[-1]]
 
 
 class Attention(nn.Module):

@@ -127,10 +127,7 @@ class PooledAttention(Attention):
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, 1 + t h w, D) -> (B, 1 + t' h' w', D')."""
         query, key, value = self.query_key_value(tokens)
-        extra = query.shape[-1] - self.head_width
-        # fused kernels want values as wide as queries and keys
-        mixed = attend(query, key, F.pad(value, (0, extra)), self.scale)
-        mixed = mixed[..., : self.head_width]
+        mixed = attend(query, key, value, self.scale)
         if self.residual:
             pooled_query = query[..., : self.head_width]
             mixed = torch.cat([mixed[:, :, :1], mixed[:, :, 1:] + pooled_query[:, :, 1:]], dim=2)
