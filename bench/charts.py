@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from bench.common import processors
+
 COLOURS = {"clipline": "#0969da", "decord": "#8c959f", "torchcodec": "#bf8700", "torchcodec_approx": "#e2b54a",
            "pyav": "#d0d7de", "clipline_host": "#54aeff", "clipline_dali": "#218bff", "dali_untrimmed": "#a475f9",
            "dali_reader": "#6639ba"}  # fmt: skip
@@ -29,8 +31,7 @@ def draw_all(folder: Path) -> Iterator[Path]:
 
 
 def place(result: dict[str, Any]) -> str:
-    e = result["environment"]
-    return f"{result['settings'].get('cores') or e['cores']} cores of {e['cpu']}, {e['gpu'] or 'no GPU'}"
+    return f"{processors(result)}, {result['environment']['gpu'] or 'no GPU'}"
 
 
 def draw_decode(result: dict[str, Any]) -> Figure:
@@ -73,7 +74,7 @@ def draw_gops(result: dict[str, Any], gops: list[int]) -> Figure:
     sets = [result["sets"][n] for n in np.argsort(gops)]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for case in (case for case in COLOURS if case in sets[0]["cases"]):
+    for case in (case for case in COLOURS if all(case in s["cases"] for s in sets)):
         rates = [s["cases"][case]["clips_per_s"] for s in sets]
         axes.plot(
             sorted(gops), [r["median"] for r in rates], marker="o", color=COLOURS[case], label=NAMES.get(case, case)

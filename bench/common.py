@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 import tempfile
 import time
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from bench.machine import Clock
 from configs.runs import environment
 from configs.words import parse
 from configs.written import replace_text
@@ -39,7 +39,9 @@ def command(
                 words = [*kind.toy.split(), *caches, f"out={folder}/{name}.json", *words]  # type: ignore[attr-defined]
             _, settings = parse(kind, words)
             result = head(name, settings, peers)
-            result |= measure(settings) | {"load_after": os.getloadavg()}
+            before = Clock.now()
+            result |= measure(settings)
+            result["cores_used_by_others"] = others(before, Clock.now())
             out = Path(settings.out)  # type: ignore[attr-defined]
             out.parent.mkdir(parents=True, exist_ok=True)
             replace_text(out, json.dumps(result, indent=1) + "\n")
@@ -61,8 +63,19 @@ def head(bench: str, settings: Any, peers: Sequence[str]) -> dict[str, Any]:
         "environment": environment(),
         "peers": {name: metadata.version(name) for name in peers if name in installed},
         "settings": dataclasses.asdict(settings),
-        "load_before": os.getloadavg(),
     }
+
+
+def others(before: Clock, after: Clock) -> float:
+    """Cores that other processes of the machine used meanwhile, on average."""
+    used = (after.busy - before.busy) - (after.own - before.own)
+    return round(max(used, 0) / (after.wall - before.wall), 2)
+
+
+def processors(result: dict[str, Any]) -> str:
+    """On which cores a result was measured."""
+    e = result["environment"]
+    return f"{result.get('cores') or result['settings'].get('cores') or e['cores']} cores of {e['cpu']}"
 
 
 def known(settings: Any, **choices: Iterable[str]) -> None:

@@ -9,17 +9,21 @@
     cases       which loaders: clipline,decord,torchcodec,torchcodec_approx,pyav,clipline_host,clipline_dali,
                 dali_untrimmed,dali_reader
     specs=16x4  frames x stride; more with commas      size=224 batch=8 seed=0
-    workers=2 threads=2     more with commas; the peers have as many workers      prefetch=2 decoder=auto  as data.*
-    cores=2     cores that everything together may use              device=auto
-    clips=128   clips that are timed in one turn of one case        repeats=7   turns of each case
+    workers= threads=       more with commas (default: as many as cores); the peers have as many workers
+    prefetch=2 decoder=auto             as data.*
+    cores=0     cores that everything together may use, 0: all      device=auto
+    clips=0     clips that are timed in one turn of one case (0: 2048 on a GPU, 128 without)
+    repeats=7   turns of each case
     cache=PATH  where its own files are kept
     out=PATH    the result (default bench/results/decode.json)
 
-Every set, spec and number of workers and threads is a table of its own. Every case delivers the same clips (files,
-frame numbers, crop boxes, flips, drawn by Clipline's source) as normalised float32 tensors, on the same cores; the
-pictures are compared before the clock starts. The cases take turns in one process, and what they read ahead is used up
-before their turn is timed. A ratio is taken within a round of turns. Memory is the most that a case added, seen after
-each of its first batches.
+Every set, spec and number of workers and threads is a table of its own; a set and what pipelines.prepare makes of it
+take turns, and Clipline's rate on prepared files is set beside the best peer's on the files as downloaded, too. Every
+case delivers the same clips (files, frame numbers, crop boxes, flips, drawn by Clipline's source) as normalised float32
+tensors, on the same cores; the pictures are compared before the clock starts, and a case that shows others is left out.
+The peers decode on the CPU, on a machine with a GPU too. The cases take turns in one process, and what they read ahead
+is used up before their turn is timed. A ratio is taken within a round of turns. Memory is the most that a case added,
+seen after each of its first batches, once libraries are loaded and helpers started; DALI's cases share its pools.
 """
 
 from __future__ import annotations
@@ -30,23 +34,21 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
-from bench import files, peers
+from bench import files
 from bench.common import at_least, command, known, shown, spread
-from bench.loaders import dali_reader, draw, our_loader, variant
+from bench.loaders import CASES, PEERS, batches_of, draw, our_loader
 from bench.machine import Clock, gpu_mebibytes, own_mebibytes, settle
 from configs.device import choose_device
 from pipelines.loader import VideoLoader
 
-PEERS = ("decord", "torchcodec", "torchcodec_approx")  # and dali_reader: what a ratio is taken to; pyav is naive
-OURS = {"clipline_host": (True, True), "clipline_dali": (False, True), "dali_untrimmed": (False, False)}
-CASES = ("clipline", *PEERS, "pyav", *OURS, "dali_reader")
+MOST_APART = 5.0  # grey levels of 255 that a clip's pictures may differ by on average: scalers do by one
 
 
 @dataclass(frozen=True)
@@ -55,22 +57,22 @@ class Settings(files.Files):
     specs: tuple[str, ...] = ("16x4",)
     size: int = 224
     batch: int = 8
-    workers: tuple[str, ...] = ("2",)
-    threads: tuple[str, ...] = ("2",)
+    workers: tuple[str, ...] = ()
+    threads: tuple[str, ...] = ()
     prefetch: int = 2
     decoder: str = "auto"
-    cores: int = 2
+    cores: int = 0
     device: str = "auto"
     seed: int = 0
-    clips: int = 128
+    clips: int = 0
     repeats: int = 7
     out: str = "bench/results/decode.json"
-    toy: ClassVar[str] = "sets=h264_bframes,vp9_gop12 sizes=64x48 files=2 length=40 specs=4x2 size=32 batch=2 clips=4 repeats=1 threads=1"  # fmt: skip  # noqa: E501
+    toy: ClassVar[str] = "sets=h264_bframes,vp9_gop12 sizes=192x144 files=2 length=40 specs=4x2 size=32 batch=2 clips=4 repeats=1 threads=1"  # fmt: skip  # noqa: E501
 
     def __post_init__(self) -> None:
         super().__post_init__()
         known(self, cases=CASES)
-        at_least(self, size=1, batch=1, threads=1, prefetch=1, cores=1, clips=1, repeats=1, workers=0, seed=0)
+        at_least(self, size=1, batch=1, threads=1, prefetch=1, repeats=1, cores=0, clips=0, workers=0, seed=0)
         for word in self.specs:
             if not re.fullmatch(r"[1-9]\d*x\d+", word):
                 raise ValueError(f"specs={word}: expected FRAMESxSTRIDE")
@@ -88,91 +90,114 @@ class Turns(NamedTuple):
         return 1 + self.warm + self.repeats * (self.warm + self.timed) + self.warm
 
 
+class Running(NamedTuple):
+    """The cases that can run here, their workers started: the batches of each, how its pictures differ, its memory."""
+
+    loader: VideoLoader
+    cases: dict[str, Iterator[torch.Tensor]]
+    pictures: dict[str, dict[str, float]]
+    memory: dict[str, dict[str, int]]
+
+
 def measure_all(s: Settings) -> dict[str, Any]:
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: s.cores])  # and so all that we start
+    cores = sorted(os.sched_getaffinity(0))[: s.cores or None]
+    os.sched_setaffinity(0, cores)  # and so all that we start
     torch.set_num_threads(1)
-    results = []
-    for name, paths in s.find().items():
-        for spec in s.specs:
-            for workers, threads in itertools.product(map(int, s.workers), map(int, s.threads)):
-                results.append(measure(name, paths, spec, workers, threads, s))
-                print(table(results[-1]), flush=True)
-    return {"sets": results}
+    device = choose_device(s.device)
+    s = replace(
+        s, workers=s.workers or (str(len(cores)),), threads=s.threads or (str(len(cores)),),
+        clips=s.clips or (2048 if device.type == "cuda" else 128),
+    )  # fmt: skip
+    results: list[dict[str, Any]] = []
+    for group in groups(s.find()):
+        for spec, workers, threads in itertools.product(s.specs, map(int, s.workers), map(int, s.threads)):
+            if not results:  # what is loaded and started once is no case's memory
+                start(*next(iter(group.items())), spec, workers, threads, replace(s, repeats=1, clips=1), device)
+            results += measure(group, spec, workers, threads, s, device)
+    return {"sets": results, "cores": len(cores)}
 
 
-def measure(name: str, paths: Sequence[str], spec: str, workers: int, threads: int, s: Settings) -> dict[str, Any]:
-    """One set of files: start every case, compare the pictures, take turns."""
-    turns = Turns(s.prefetch * max(workers, 2) + 2, max(s.clips // s.batch, 1), s.repeats)
-    frames, stride = map(int, spec.split("x"))
-    with tempfile.TemporaryDirectory(prefix="clipline-bench-") as folder:
-        loader = our_loader(
-            paths, turns.all * s.batch, Path(folder), choose_device(s.device), seed=s.seed, frames=frames,
-            stride=stride, size=s.size, batch=s.batch, workers=workers, threads=threads, prefetch=s.prefetch,
-            decoder=s.decoder,
-        )  # fmt: skip
-        running, first, memory = start(loader, turns, workers, s, Path(folder))
-        pictures = compare(first, loader.graph.std)
-        del first
-        found: dict[str, list[dict[str, float]]] = {case: [] for case in running}
-        for repeat in range(s.repeats):
-            for case, batches in running.items():
-                found[case].append(turn(batches, turns, s.batch))
-            rates = "  ".join(f"{case} {found[case][-1]['clips_per_s']:.1f}" for case in running)
+def groups(sets: dict[str, list[str]]) -> list[dict[str, list[str]]]:
+    """Sets that take turns with each other: files as they were, and what pipelines.prepare makes of them."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, paths in sets.items():
+        found.setdefault(name.replace("_prepared", ""), {})[name] = paths
+    return list(found.values())
+
+
+def measure(
+    group: dict[str, list[str]], spec: str, workers: int, threads: int, s: Settings, device: torch.device
+) -> list[dict[str, Any]]:
+    """Sets of files: start every case, compare the pictures, take turns."""
+    running = {name: start(name, paths, spec, workers, threads, s, device) for name, paths in group.items()}
+    turns = turns_of(workers, s)
+    found: dict[str, dict[str, list[dict[str, float]]]]
+    found = {name: {case: [] for case in r.cases} for name, r in running.items()}
+    for repeat in range(s.repeats):
+        for name, r in running.items():
+            for case, batches in r.cases.items():
+                found[name][case].append(turn(batches, turns, s.batch, device))
+            rates = "  ".join(f"{case} {done[-1]['clips_per_s']:.1f}" for case, done in found[name].items())
             print(f"{name} {spec} {repeat + 1}/{s.repeats}: {rates}", flush=True)
-    rows = {row.path: row for row in loader.source.rows}
-    return {
-        "name": name, "spec": spec, "workers": workers, "threads": threads,
-        "files": files.describe(list(rows.values())),
-        "decoder": "host" if loader.source.host else "dali", "n": s.repeats, "clips_a_turn": turns.timed * s.batch,
-        "pictures": pictures,
-        "cases": {case: {key: spread(t[key] for t in found[case]) for key in found[case][0]}
-                  | memory[case] for case in found},
-        "ratios": ratios({case: [t["clips_per_s"] for t in found[case]] for case in found}),
-    }  # fmt: skip
+    rates_of = {
+        name: {case: [t["clips_per_s"] for t in done] for case, done in cases.items()} for name, cases in found.items()
+    }
+    results = []
+    for name, r in running.items():
+        before = rates_of.get(name.replace("_prepared", ""), {}) if "_prepared" in name else {}
+        source = r.loader.source
+        results.append({
+            "name": name, "spec": spec, "workers": workers, "threads": threads,
+            "files": files.describe(list({row.path: row for row in source.rows}.values())),
+            "decoder": "host" if source.host else "dali", "n": s.repeats, "clips_a_turn": turns.timed * s.batch,
+            "pictures": r.pictures,
+            "cases": {case: {key: spread(t[key] for t in done) for key in done[0]} | r.memory[case]
+                      for case, done in found[name].items()},
+            "ratios": ratios(rates_of[name], before),
+        })  # fmt: skip
+        print(table(results[-1]), flush=True)
+    return results
+
+
+def turns_of(workers: int, s: Settings) -> Turns:
+    return Turns(s.prefetch * max(workers, 2) + 2, max(s.clips // s.batch, 1), s.repeats)
 
 
 def start(
-    loader: VideoLoader, turns: Turns, workers: int, s: Settings, folder: Path
-) -> tuple[dict[str, Iterator[torch.Tensor]], dict[str, torch.Tensor], dict[str, dict[str, int]]]:
-    """The cases that can run here, each with its workers started; the first batch and the memory of each."""
-    drawn = draw(loader, turns.all * s.batch)
-    running, first, memory, gpu = {}, {}, {}, {}
-    for case in s.cases:
-        before = own_mebibytes(), gpu_mebibytes(loader.device)
-        batches = _batches(case, loader, drawn, workers, s, folder)
-        if isinstance(batches, str):
-            print(f"left out: {case}: {batches}", flush=True)
-        elif batches:
+    name: str, paths: Sequence[str], spec: str, workers: int, threads: int, s: Settings, device: torch.device
+) -> Running:
+    """One set of files: the cases with their workers, a first batch of each compared."""
+    turns = turns_of(workers, s)
+    frames, stride = map(int, spec.split("x"))
+    with tempfile.TemporaryDirectory(prefix="clipline-bench-") as folder:
+        loader = our_loader(
+            paths, turns.all * s.batch, Path(folder), device, seed=s.seed, frames=frames, stride=stride, size=s.size,
+            batch=s.batch, workers=workers, threads=threads, prefetch=s.prefetch, decoder=s.decoder,
+        )  # fmt: skip
+        drawn = draw(loader, turns.all * s.batch)
+        cases, first, memory = {}, {}, {}
+        for case in s.cases:
+            before = own_mebibytes(), gpu_mebibytes(device)
             try:
+                batches = batches_of(case, loader, drawn, workers, s.prefetch, Path(folder))
                 first[case] = next(batches).cpu()
-                memory[case] = max(own_mebibytes() for _ in range(turns.warm) if next(batches) is not None) - before[0]
-                gpu[case] = gpu_mebibytes(loader.device) - before[1]
+                apart = compare({key: first[key] for key in dict.fromkeys((next(iter(first)), case))}, loader.graph.std)
+                if any(d["mean"] > MOST_APART for d in apart.values()):
+                    raise RuntimeError(f"its pictures are others, {apart[case]['mean']:.1f} of 255 apart on average")
+                seen = [
+                    (own_mebibytes(), gpu_mebibytes(device)) for _ in range(turns.warm) if next(batches) is not None
+                ]
             except RuntimeError as error:
-                print(f"left out: {case}: {str(error).strip().splitlines()[-1]}", flush=True)
+                first.pop(case, None)
+                print(f"left out: {name}: {case}: {str(error).strip().splitlines()[-1]}", flush=True)
                 continue
-            running[case] = batches
+            own, gpu = (
+                round(max(column) - start) for column, start in zip(zip(*seen, strict=True), before, strict=True)
+            )
+            memory[case] = {"memory_mib": own, "gpu_mib": gpu}
+            cases[case] = batches
             settle()
-    return running, first, {case: {"memory_mib": round(memory[case]), "gpu_mib": round(gpu[case])} for case in running}
-
-
-def _batches(
-    case: str, loader: VideoLoader, drawn: Sequence[peers.Drawn], workers: int, s: Settings, folder: Path
-) -> Iterator[torch.Tensor] | str | None:
-    """The clips of a case; None if it would be another one again; or why it cannot be had."""
-    if case == "clipline":
-        return (batch.video for batch in loader)
-    if case in OURS:  # what else could have been chosen
-        if OURS[case] == (loader.source.host, loader.source.trimmed):
-            return None
-        other = variant(loader, *OURS[case])
-        return (batch.video for batch in other) if other else None
-    if case == "dali_reader":
-        return dali_reader(loader, drawn, folder) if variant(loader, False, True) else None
-    if reason := peers.missing(case, drawn[0].path):
-        return reason
-    clips = peers.Clips(case, drawn, s.size, loader.graph.mean, loader.graph.std)
-    pairs = peers.batches(clips, s.batch, workers, s.prefetch, pin=loader.device.type == "cuda")
-    return (video.to(loader.device, non_blocking=True) for video, _ in pairs)
+    return Running(loader, cases, compare(first, loader.graph.std), memory)
 
 
 def compare(first: dict[str, torch.Tensor], std: Sequence[float]) -> dict[str, dict[str, float]]:
@@ -186,15 +211,16 @@ def compare(first: dict[str, torch.Tensor], std: Sequence[float]) -> dict[str, d
     }
 
 
-def turn(batches: Iterator[torch.Tensor], turns: Turns, batch: int) -> dict[str, float]:
+def turn(batches: Iterator[torch.Tensor], turns: Turns, batch: int, device: torch.device) -> dict[str, float]:
     """One turn of one case, from a full read-ahead to a full read-ahead."""
     for _ in range(turns.warm):
         next(batches)
+    done = torch.cuda.synchronize if device.type == "cuda" else bool
+    done()
     before = Clock.now()
     for _ in range(turns.timed):
-        last = next(batches)
-    if last.is_cuda:
-        torch.cuda.synchronize()
+        next(batches)
+    done()
     after = Clock.now()
     settle()
     clips, wall, own = turns.timed * batch, after.wall - before.wall, after.own - before.own
@@ -206,18 +232,22 @@ def turn(batches: Iterator[torch.Tensor], turns: Turns, batch: int) -> dict[str,
     }
 
 
-def ratios(rates: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
-    """Clipline's rate through another's, round by round; best_peer is the fastest of PEERS and dali_reader."""
+def ratios(rates: dict[str, list[float]], before: dict[str, list[float]] | None = None) -> dict[str, dict[str, Any]]:
+    """Clipline's rate through another's, round by round; best_peer is the fastest of PEERS and dali_reader, and
+    best_peer_before the fastest on the files `before` they were prepared."""
     if "clipline" not in rates:
         return {}
-    others = {case: rate for case, rate in rates.items() if case != "clipline"}
-    present = [others[case] for case in (*PEERS, "dali_reader") if case in others]
-    if present:
-        others = {"best_peer": [max(turn) for turn in zip(*present, strict=True)]} | others
+    others = {"best_peer": best_peer(rates), "best_peer_before": best_peer(before or {})}
+    others |= {case: rate for case, rate in rates.items() if case != "clipline"}
     return {
         case: spread(ours / theirs for ours, theirs in zip(rates["clipline"], rate, strict=True))
-        for case, rate in others.items()
-    }
+        for case, rate in others.items() if rate
+    }  # fmt: skip
+
+
+def best_peer(rates: dict[str, list[float]]) -> list[float]:
+    present = [rates[case] for case in (*PEERS, "dali_reader") if case in rates]
+    return [max(turn) for turn in zip(*present, strict=True)]
 
 
 def table(measured: dict[str, Any]) -> str:
@@ -239,8 +269,9 @@ def table(measured: dict[str, Any]) -> str:
             f"{shown(ratio, 2) if ratio else '':>22} {figures['memory_mib']:>6} "
             f"{format(apart['mean'], '.2f') + ' of 255' if apart else '':>16}"
         )
-    if best := measured["ratios"].get("best_peer"):
-        lines.append(f"{'best peer':18} {'':22} {'':22} {shown(best, 2):>22}")
+    for key in ("best_peer", "best_peer_before"):
+        if best := measured["ratios"].get(key):
+            lines.append(f"{key.replace('_', ' '):18} {'':22} {'':22} {shown(best, 2):>22}")
     others = [x for figures in measured["cases"].values() for x in figures["cores_used_by_others"]["all"]]
     lines.append(f"used by other processes meanwhile: {np.mean(others):.2f} cores on average")
     return "\n".join(lines)

@@ -3,7 +3,7 @@
     python -m bench.hog [key=value ...] [--dry-run]
 
     frames=8 size=224      frames of a clip that targets are made of (16x4 clips: every second of 16)
-    batch=1                clips at once; scikit-image takes one colour of one frame at a time, whatever it is
+    batch=0                clips at once (0: 16 on a GPU, 1 without); scikit-image takes a colour of a frame at a time
     network=maskfeat_mvit_v2_s     whose training step the share is of (network= leaves it out)
     repeats=7              turns of each case       threads=1      torch's threads on a CPU; scikit-image has one
     device=auto            auto takes a GPU if there is one
@@ -18,7 +18,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -37,7 +37,7 @@ from networks.tasks import MaskFeat
 class Settings:
     frames: int = 8
     size: int = 224
-    batch: int = 1
+    batch: int = 0
     network: str = "maskfeat_mvit_v2_s"
     repeats: int = 7
     threads: int = 1
@@ -46,7 +46,7 @@ class Settings:
     toy: ClassVar[str] = "frames=2 size=32 repeats=1 network="
 
     def __post_init__(self) -> None:
-        at_least(self, frames=1, size=1, batch=1, repeats=1, threads=1)
+        at_least(self, frames=1, size=1, batch=0, repeats=1, threads=1)
         if self.size % 16:
             raise ValueError(f"size={self.size}: expected a multiple of 16")
         if self.network and self.network not in networks.PRETRAINING:
@@ -55,6 +55,7 @@ class Settings:
 
 def measure_all(s: Settings) -> dict[str, Any]:
     device = choose_device(s.device)
+    s = replace(s, batch=s.batch or (16 if device.type == "cuda" else 1))
     torch.set_num_threads(s.threads)
     result = {"device": str(device)} | measure(s, device)
     print(table(result))

@@ -17,6 +17,10 @@ from configs import schema
 from pipelines.loader import DALI_CODECS, VideoLoader, build_loader
 from pipelines.world import World
 
+PEERS = ("decord", "torchcodec", "torchcodec_approx")  # and dali_reader: what a ratio is taken to; pyav is naive
+OURS = {"clipline_host": (True, True), "clipline_dali": (False, True), "dali_untrimmed": (False, False)}
+CASES = ("clipline", *PEERS, "pyav", *OURS, "dali_reader")
+
 
 def our_loader(
     paths: Sequence[str], count: int, folder: Path, device: torch.device, half: bool = False, **wanted: Any
@@ -55,6 +59,29 @@ def draw(loader: VideoLoader, count: int) -> list[peers.Drawn]:
     return drawn
 
 
+def batches_of(
+    case: str, loader: VideoLoader, drawn: Sequence[peers.Drawn], workers: int, prefetch: int, folder: Path
+) -> Iterator[torch.Tensor]:
+    """The drawn clips as one of CASES delivers them. Raises RuntimeError that says why it cannot be had."""
+    if case == "clipline":
+        return (batch.video for batch in loader)
+    if case in OURS or case == "dali_reader":
+        host, trimmed = OURS.get(case, (False, True))
+        other = variant(loader, host, trimmed)
+        if not other:
+            raise RuntimeError("DALI does not decode these files here")
+        if case == "dali_reader":
+            return dali_reader(loader, drawn, folder)
+        if (host, trimmed) == (loader.source.host, loader.source.trimmed):
+            raise RuntimeError("it is clipline here")
+        return (batch.video for batch in other)
+    if reason := peers.missing(case, drawn[0].path):
+        raise RuntimeError(reason)
+    clips = peers.Clips(case, drawn, loader.source.views.size, loader.graph.mean, loader.graph.std)
+    pairs = peers.batches(clips, loader.source.batch, workers, prefetch, pin=loader.device.type == "cuda")
+    return (video.to(loader.device, non_blocking=True) for video, _ in pairs)
+
+
 def dali_reader(loader: VideoLoader, drawn: Sequence[peers.Drawn], folder: Path) -> Iterator[torch.Tensor]:
     """DALI's video reader, which opens the files and seeks in them itself: (B, C, T, H, W) float32.
 
@@ -70,7 +97,8 @@ def dali_reader(loader: VideoLoader, drawn: Sequence[peers.Drawn], folder: Path)
     boxes = np.array([clip.box for clip in drawn], np.float32)
     on_gpu = graph.device_id is not None
     if on_gpu:
-        read, how = fn.readers.video, {"device": "gpu", "file_list_frame_num": True, "pad_sequences": True}
+        span = (views.frames - 1) * step + 1  # of the file a clip each: the next would begin after its end
+        read, how = fn.readers.video, {"device": "gpu", "file_list_frame_num": True, "step": span}
     else:
         read, how = fn.experimental.readers.video, {"device": "cpu", "file_list_format": "frames", "pad_mode": "edge"}
         how["file_list_include_end"] = False

@@ -106,19 +106,23 @@ def settle(longest: float = 60.0) -> None:
 
 @functools.cache
 def driver_library() -> Any:
-    """nvidia-ml-py's module, ready; None, said once, where it is not installed."""
+    """nvidia-ml-py's module, ready; None, said once, where it or the driver's part of it is not installed."""
     try:
         import pynvml
     except ImportError:
         print("pip install nvidia-ml-py to see how busy GPU and NVDEC are", flush=True)
         return None
-    pynvml.nvmlInit()
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        print(f"how busy GPU and NVDEC are cannot be seen: {error}", flush=True)
+        return None
     return pynvml
 
 
 class GpuUse:
     """How busy a GPU and its video decoders are inside a with block, by the driver's account, means of up to a second,
-    asked every 50 ms; on a CPU, and where nvidia-ml-py is not installed, nothing is known of it."""
+    asked every 50 ms; on a CPU, and where the driver does not tell, nothing is known of it."""
 
     def __init__(self, device: torch.device):
         self.device, self.seen, self._stop = device, list[tuple[int, int]](), threading.Event()
@@ -137,9 +141,10 @@ class GpuUse:
             self._thread.join()
 
     def _ask(self, nvml: Any, handle: Any) -> None:
-        while not self._stop.wait(0.05):
-            gpu = nvml.nvmlDeviceGetUtilizationRates(handle).gpu
-            self.seen.append((gpu, nvml.nvmlDeviceGetDecoderUtilization(handle)[0]))
+        with contextlib.suppress(nvml.NVMLError):  # not every card tells
+            while not self._stop.wait(0.05):
+                gpu = nvml.nvmlDeviceGetUtilizationRates(handle).gpu
+                self.seen.append((gpu, nvml.nvmlDeviceGetDecoderUtilization(handle)[0]))
 
     def shares(self) -> dict[str, float]:
         """Means of both, 0 to 1."""

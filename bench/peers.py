@@ -111,6 +111,6 @@ def missing(reader: str, path: str) -> str:
     """Why the library cannot be used here; empty if it can."""
     try:
         READERS[reader](path, [0])
-    except (ImportError, OSError, RuntimeError) as error:
-        return str(error).strip().splitlines()[0]
+    except Exception as error:  # decord's are of its own kind
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
     return ""

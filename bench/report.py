@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import charts
+from bench.common import processors
 
 RESULTS = Path(__file__).parent / "results"
 MARKED = re.compile(r"(<!-- table: ([^>]+?) -->\n).*?(<!-- end -->)", re.S)
@@ -53,6 +54,7 @@ def set_name(name: str) -> str:
     return ", ".join(part for part in parts if part)
 
 
+DECODERS = {"decord": "decord", "host": "PyAV", "dali": "DALI", "none": ""}
 OTHERS = {"pyav": "PyAV", "clipline_host": "Clipline on the host", "clipline_dali": "Clipline, DALI's decoder",
           "dali_untrimmed": "DALI's decoder, untrimmed", "dali_reader": "DALI's reader"}  # fmt: skip
 
@@ -68,24 +70,31 @@ def decode_rows(result: dict[str, Any]) -> Rows:
                "Clipline": middle(rate.get("clipline")), "decord": middle(rate.get("decord")),
                "torchcodec": middle(rate.get(best))}  # fmt: skip
         row |= {name: middle(rate.get(case)) for case, name in OTHERS.items()}
-        rows.append(row | {"Clipline / best peer": quartiles(s["ratios"].get("best_peer"))})
+        row |= {"Clipline / best peer": quartiles(s["ratios"].get("best_peer")),
+                "/ best peer before preparing": quartiles(s["ratios"].get("best_peer_before")),
+                "MiB": ", ".join(f"{s['cases'][c]['memory_mib']}" for c in ("clipline", "decord", best) if c in rate),
+                "kbit/s": number(s["files"]["mean_kbit_per_s"])}  # fmt: skip
+        rows.append(row)
     return rows
 
 
 def epoch_rows(result: dict[str, Any]) -> Rows:
     rows = []
+    on = "GPUs" if result["environment"]["gpu"] else "machines"
     for s in result["sets"]:
         for c in s["cases"]:
             minutes = {n: c[f"epoch_minutes_{n}"]["median"] for n in (1, 8)}
-            row = {"row": f"`{c['case']}`", "what changes": c["what"], "clips/s": middle(c["clips_per_s"]),
-                   "s a step": middle(c["s_per_step"]), "waiting": percent(c["waiting"]),
+            row = {"files": set_name(s["name"]) if len(result["sets"]) > 1 else "", "row": f"`{c['case']}`",
+                   "what changes": c["what"], "decoder": DECODERS[c["decoder"]], "clips/s": middle(c["clips_per_s"]),
+                   "s a step": middle(c["s_per_step"]), "waiting for data": percent(c["waiting"]),
                    "computing": percent(c["computing"])}  # fmt: skip
             if "gpu_busy" in c:
                 row |= {"GPU busy": percent(c["gpu_busy"]), "NVDEC busy": percent(c["nvdec_busy"])}
             rows.append(row | {
-                "pictures a clip": number(c["pictures_per_clip"]),
-                "kB a clip": number(c["bytes_per_clip"]["median"] / 1000),
-                "epoch on 1, 8": f"{minutes[1] / 60:.1f}, {minutes[8] / 60:.2f} h",
+                "pictures decoded a clip": number(c["pictures_per_clip"]),
+                "kB read a clip": number(max(c["bytes_per_clip"]["median"], 0) / 1000),
+                f"an epoch on 1, 8 {on}": f"{minutes[1] / 60:.1f}, {minutes[8] / 60:.2f} h",
+                "published (8 GPUs of another kind)": c.get("published", ""),
                 "x base": quartiles(c.get("to_base")), "of the ceiling": percent(c.get("of_ceiling")),
             })  # fmt: skip
     return rows
@@ -104,9 +113,10 @@ def step_rows(result: dict[str, Any]) -> Rows:
         row["of the matrix rate"] = ", ".join(
             percent(cases[c]["utilisation"]) for c in ("ours", "ours_compiled") if c in cases
         )
-        row["MiB held"] = ", ".join(
-            number(cases[c]["held_mib"]) for c in ("ours", "peer", "ours_checkpoint") if c in cases
-        )
+        for key, name in (("held_mib", "MiB held"), ("peak_mib", "MiB at most")):
+            row[name] = ", ".join(
+                number(cases[c][key]) for c in ("ours", "peer", "ours_checkpoint") if key in cases.get(c, {})
+            )
         rows.append(row)
     return rows
 
@@ -135,8 +145,8 @@ def start_rows(result: dict[str, Any]) -> Rows:
     return [
         {"files": f"{s['files']:,}", "index built, s": number(s["index_build_s"]) if "index_build_s" in s else "",
          "index, MB": number(s["index_mb"]),
-         "first batch after, s": quartiles(s["start_s"]), "of it the list": middle(s["list_s"]),
-         "the index": middle(s["index_s"]), "MiB": number(s["memory_mib"])} for s in result["sets"]
+         "first batch after, s": quartiles(s["start_s"]), "of which the list, s": middle(s["list_s"]),
+         "the index, s": middle(s["index_s"]), "MiB of all processes": number(s["memory_mib"])} for s in result["sets"]
     ]  # fmt: skip
 
 
@@ -147,9 +157,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {
 
 
 def machine(result: dict[str, Any]) -> str:
-    e = result["environment"]
-    cores = f"{result['settings'].get('cores') or e['cores']} cores of {e['cpu']}"
-    return f"{e['gpu']}, {cores}" if e["gpu"] else cores
+    gpu = result["environment"]["gpu"]
+    return ", ".join(filter(None, (gpu, processors(result))))
 
 
 def caption(result: dict[str, Any]) -> str:
@@ -160,7 +169,9 @@ def caption(result: dict[str, Any]) -> str:
     turns = result["settings"].get("repeats")
     again = f"medians of {turns} turns (quartiles); " if turns else ""
     listed = ", ".join(f"{key} {value}" for key, value in versions.items() if value)
-    return f"{again}{machine(result)}; {listed}; {result['date'][:10]}, commit {e['commit']}"
+    network = " ".join(word.removeprefix("model.") for word in result.get("network", ()) if word.startswith("model."))
+    network = network and f"network {network}; "
+    return f"{again}{network}{machine(result)}; {listed}; {result['date'][:10]}, commit {e['commit']}"
 
 
 def markdown(names: Sequence[str], folder: Path = RESULTS) -> str:
@@ -189,7 +200,9 @@ def markdown(names: Sequence[str], folder: Path = RESULTS) -> str:
     lines += ["| " + " | ".join(row.get(key, "") for key in columns) + " |" for row in rows]
     captions: dict[str, list[str]] = {}
     for name, result in results.items():
-        captions.setdefault(caption(result), []).append(f"`bench/results/{name}`")
+        beside = result.get("cores_used_by_others")
+        others = "" if beside is None else f" ({beside:.2f} cores used by others)"
+        captions.setdefault(caption(result), []).append(f"`bench/results/{name}`{others}")
     return "\n".join(
         [*lines, "", *(f"<sub>{said}; {', '.join(where)}</sub>  " for said, where in captions.items()), ""]
     )

@@ -4,7 +4,8 @@
 
     networks    timesformer_b,vivit_b,videomae_b,mvit_v2_s (default), also mvit_v1_b
     cases       ours,ours_compiled,ours_checkpoint,peer,peer_compiled
-    batch=1     clips a step; more, with commas, are one row each       frames=0 size=0 depth=0    0: the network's own
+    batch=      clips a step (default: 16 on a GPU, 1 without); more, with commas, are one row each
+    frames=0 size=0 depth=0      0: the network's own; depth is not for MViT
     amp=auto    fp32, bf16; auto is bf16 on a GPU        device=auto     threads=0   torch's on a CPU (0: all cores)
     repeats=7   turns of each case                       steps=0         steps in a turn (0: 10 on a GPU, else 1)
     out=PATH    the result (default bench/results/step.json)
@@ -46,7 +47,7 @@ CLASSES = 400
 class Settings:
     networks: tuple[str, ...] = NETWORKS[:4]
     cases: tuple[str, ...] = CASES
-    batch: tuple[str, ...] = ("1",)
+    batch: tuple[str, ...] = ()
     frames: int = 0
     size: int = 0
     depth: int = 0
@@ -70,8 +71,13 @@ def measure_all(s: Settings) -> dict[str, Any]:
     rate = matrix_rate(device, dtype)
     rows = []
     for name in s.networks:
-        for batch in map(int, s.batch):
-            rows.append(measure(name, batch, s, device, dtype, rate))
+        for batch in map(int, s.batch or ("16" if device.type == "cuda" else "1",)):
+            try:
+                rows.append(measure(name, batch, s, device, dtype, rate))
+            except torch.OutOfMemoryError:
+                print(f"left out: {name}, {batch} clips: {device} has not enough memory", flush=True)
+                torch.cuda.empty_cache()
+                continue
             print(table(rows[-1]), flush=True)
     return {"device": str(device), "precision": str(dtype).removeprefix("torch."),
             "matrix_gflops": round(rate / 1e9, 1), "rows": rows}  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -55,9 +56,14 @@ class Way:
         return self.workers if self.loader.startswith("decord") else 2 * PREFETCH
 
     @property
-    def trainer(self) -> tuple[bool, bool, bool]:
-        """Ways that have this in common train the same network with the same step."""
-        return self.lean, self.amp, self.compiled
+    def trainer(self) -> tuple[bool, ...]:
+        """Ways that have this in common train the same network with the same step on as many cores."""
+        return self.lean, self.amp, self.compiled, self.loader == "none"
+
+    @property
+    def cores(self) -> int:
+        """That a CPU computes on: train.py leaves one to the workers, if there are any."""
+        return max(1, len(os.sched_getaffinity(0)) - (self.loader != "none"))
 
     @property
     def half(self) -> bool:
@@ -85,7 +91,7 @@ def read(way: Way, paths: Sequence[str], count: int, frames: int, size: int, thr
         workers=way.workers, threads=threads, prefetch=PREFETCH, repeats=way.repeats,
     )  # fmt: skip
     drawn = draw(loader, count // way.repeats)
-    rows = {path: read_row(path) for path in paths}
+    rows = {os.path.abspath(path): read_row(path) for path in paths}
     decoded = [pictures_decoded(way, rows[clip.path], np.array(clip.frames)) for clip in drawn]
     pictures = float(np.mean(decoded)) / way.repeats
 
@@ -129,6 +135,7 @@ class Trainer:
 
     def __init__(self, way: Way, words: Sequence[str], device: torch.device):
         torch.manual_seed(0)
+        torch.set_num_threads(way.cores)
         cfg = schema.load(None, [*words, f"run.compile={'yes' if way.compiled else 'no'}"])
         self.network = build_network(cfg, CLASSES).to(device).train()
         self.step: Callable[[Batch, Meter], None]

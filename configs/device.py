@@ -14,8 +14,10 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
 
 def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
     """`auto` takes this rank's GPU if there is one."""
+    if wanted not in ("auto", "cuda", "cpu"):
+        raise ValueError(f"device={wanted}: expected auto, cuda or cpu")
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise ValueError("run.device=cuda: torch finds no GPU; use run.device=auto or cpu")
+        raise ValueError("device=cuda: torch finds no GPU; use auto or cpu")
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     torch.cuda.set_device(local_rank)

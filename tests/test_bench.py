@@ -14,8 +14,9 @@ import torch
 from bench import bytes as bench_bytes
 from bench import decode, epoch_time, machine, start, step, views
 from bench.common import spread
-from bench.decode import CASES, PEERS, Settings, ratios
+from bench.decode import Settings, groups, ratios
 from bench.files import Files, coding
+from bench.loaders import CASES, PEERS
 from bench.ways import Way, pictures_decoded
 from configs.words import parse
 from pipelines.encode import encode
@@ -31,12 +32,12 @@ def test_toy_run_writes_the_promised_result(tmp_path: Path, capsys: pytest.Captu
     out = tmp_path / "results" / "toy.json"
     cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
     try:
-        assert decode.main(["--dry-run", f"out={out}"]) == 0
+        assert decode.main(["--dry-run", "device=cpu", f"out={out}"]) == 0
     finally:
         os.sched_setaffinity(0, cores)
         torch.set_num_threads(threads)
     result = json.loads(out.read_text())
-    assert {"bench", "date", "environment", "peers", "settings", "load_before", "load_after", "sets"} <= set(result)
+    assert {"bench", "date", "environment", "peers", "settings", "cores_used_by_others", "sets"} <= set(result)
     assert result["settings"]["specs"] == ["4x2"] and result["environment"]["cores"] >= 1
     host, dali = result["sets"]
     assert (host["name"], host["decoder"], dali["name"], dali["decoder"]) == (
@@ -133,8 +134,16 @@ def test_ratio_is_taken_within_a_round() -> None:
     assert found["best_peer"]["all"] == [2.0, 0.5]  # the naive loader is no peer
     assert found["pyav"]["median"] == 15
     assert ratios({"decord": [1.0]}) == {}
+    assert "best_peer_before" not in found
+    prepared = ratios({"clipline": [30.0, 60.0], PEERS[0]: [10.0, 10.0]}, before=rates)
+    assert prepared["best_peer_before"]["all"] == [6.0, 1.5] and prepared["best_peer"]["all"] == [3.0, 6.0]
     assert spread([0.0244, 0.0246])["median"] == 0.0245, "small figures keep their digits"
     assert spread([1, 2, 3, 4, 5]) == {"median": 3, "p25": 2, "p75": 4, "all": [1, 2, 3, 4, 5]}
+
+
+def test_files_and_what_was_prepared_of_them_take_turns() -> None:
+    sets = {name: [name] for name in ("a", "b_prepared 64x48", "a_prepared", "b 64x48", "c")}
+    assert [list(group) for group in groups(sets)] == [["a", "a_prepared"], ["b_prepared 64x48", "b 64x48"], ["c"]]
 
 
 def test_clock_counts_the_work_of_this_process() -> None:
@@ -152,8 +161,12 @@ def test_every_row_is_the_row_before_and_one_change() -> None:
     for (name, way), (_, before) in zip(list(ways.items())[1:], ways.items(), strict=False):
         changed = {key for key, value in vars(way).items() if getattr(before, key) != value}
         assert changed == set(epoch_time.CHANGES[name][0]) and len(changed) == 1, name
-    asked = epoch_time.ways(epoch_time.Settings(batch=4, stride=32))
+    settings = epoch_time.Settings(batch=4, stride=32, workers=6)
+    asked, said = epoch_time.ways(settings), epoch_time.changes(settings)
     assert (asked["prepared"].batch, asked["prepared"].stride, asked["interval_24"].stride) == (4, 32, 24)
+    assert said["base"].endswith("16 clips a batch; 8 workers; 16 frames apart")
+    assert said["dali_decode"].endswith("4 clips a batch; 6 workers; 32 frames apart")
+    assert ";" not in epoch_time.changes(epoch_time.Settings())["dali_decode"]
     for way in ways.values():  # a turn is whole waves of batches, and enough of them
         assert epoch_time.timed(way, 100) % way.wave == 0 and epoch_time.timed(way, 100) * way.batch >= 100
     assert (ways["base"].batch, ways["base"].workers, ways["base"].stride) == (16, 8, 16)
@@ -208,9 +221,11 @@ def test_a_start_is_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "expected one set of one size" in capsys.readouterr().err
 
 
-def test_the_driver_is_asked_how_busy_the_gpu_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_driver_is_asked_how_busy_the_gpu_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     nvml = SimpleNamespace(
-        nvmlInit=lambda: None, nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
+        NVMLError=RuntimeError, nvmlInit=lambda: None, nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
         nvmlDeviceGetUtilizationRates=lambda handle: SimpleNamespace(gpu=80),
         nvmlDeviceGetDecoderUtilization=lambda handle: [50, 1000],
     )  # fmt: skip
@@ -224,13 +239,23 @@ def test_the_driver_is_asked_how_busy_the_gpu_is(monkeypatch: pytest.MonkeyPatch
         time.sleep(0.1)
     assert use.shares() == {}
 
+    def missing() -> None:
+        raise RuntimeError("no libnvidia-ml.so.1")
+
+    monkeypatch.setattr(nvml, "nvmlInit", missing)
+    machine.driver_library.cache_clear()
+    with machine.GpuUse(torch.device("cuda")) as use:
+        pass
+    assert use.shares() == {} and "no libnvidia-ml.so.1" in capsys.readouterr().out
+    machine.driver_library.cache_clear()
+
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
         ("h264_bframes", {"codec": "h264", "gop": 250, "bframes": 3, "crf": 15}),
         ("vp9_gop4", {"codec": "vp9", "gop": 4, "bframes": 0, "crf": 18}),
-        ("hevc_gop1", {"codec": "hevc", "gop": 1, "bframes": 0, "crf": 18}),
+        ("hevc_gop1", {"codec": "hevc", "gop": 1, "bframes": 0, "crf": 11}),
     ],
 )
 def test_sets_are_coded_as_they_are_called(name: str, expected: dict[str, object], tmp_path: Path) -> None:

@@ -18,14 +18,16 @@ def made_up(rate: float = 50.0, cpu: str = "A", gpu: str | None = None) -> dict:
     cases = {
         "clipline": {"clips_per_s": spread([rate, rate + 1, rate + 2]), "memory_mib": 7},
         "decord": {"clips_per_s": spread([20.0, 25.0, 30.0]), "memory_mib": 7},
-        "torchcodec": {"clips_per_s": spread([10.0, 10.0, 10.0]), "memory_mib": 7},
+        "torchcodec": {"clips_per_s": spread([10.0, 10.0, 10.0]), "memory_mib": 8},
         "torchcodec_approx": {"clips_per_s": spread([31.0, 31.0, 31.0]), "memory_mib": 7},
     }
     sets = [{"name": "h264_bframes_prepared", "spec": "16x4", "workers": 2, "cases": cases,
-             "ratios": {"best_peer": spread([rate / 31, (rate + 1) / 31, (rate + 2) / 31])}}]  # fmt: skip
+             "files": {"mean_kbit_per_s": 412.3},
+             "ratios": {"best_peer": spread([rate / 31, (rate + 1) / 31, (rate + 2) / 31]),
+                        "best_peer_before": spread([4.0, 4.1, 4.2])}}]  # fmt: skip
     return {"bench": "decode", "date": "2026-01-02 03:04:05 UTC", "sets": sets, "peers": {"decord": "0.6"},
             "environment": {"cpu": cpu, "cores": 2, "gpu": gpu, "commit": "abc", "packages": packages},
-            "settings": {"repeats": 3, "clips": 8}}  # fmt: skip
+            "settings": {"repeats": 3, "clips": 8}, "cores_used_by_others": 0.25}  # fmt: skip
 
 
 def write(folder: Path, **results: dict) -> None:
@@ -44,7 +46,11 @@ def test_a_table_is_made_of_its_file(tmp_path: Path) -> None:
     new = report.rewritten(page, tmp_path)
     assert new == report.rewritten(new, tmp_path), "again, nothing changes"
     assert new.startswith("before\n<!-- table: a.json -->\n| files |") and new.endswith("<!-- end -->\nafter\n")
-    assert "| H.264, B-frames, GOP 250, prepared | 16x4 | 51.0 | 25.0 | 31.0 | 1.65 (1.63-1.66) |" in new
+    assert (
+        "| H.264, B-frames, GOP 250, prepared | 16x4 | 51.0 | 25.0 | 31.0 | 1.65 (1.63-1.66) | 4.10 (4.05-4.15) | 7, 7, 7 | 412 |"
+        in new
+    )
+    assert "`bench/results/a.json` (0.25 cores used by others)" in new
     assert "medians of 3 turns" in new and "2 cores of A" in new and "commit abc" in new and "decord 0.6" in new
     assert "old" not in new and " on |" not in new
 
