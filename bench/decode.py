@@ -20,14 +20,16 @@
 Every set, spec and number of workers and threads is a table of its own; a set and what pipelines.prepare makes of it
 take turns, and Clipline's rate on prepared files is set beside the best peer's on the files as downloaded, too. Every
 case delivers the same clips (files, frame numbers, crop boxes, flips, drawn by Clipline's source) as normalised float32
-tensors, on the same cores; the pictures are compared before the clock starts, and a case that shows others is left out.
-The peers decode on the CPU, on a machine with a GPU too. The cases take turns in one process, and what they read ahead
-is used up before their turn is timed. A ratio is taken within a round of turns. Memory is the most that a case added,
-seen after each of its first batches, once libraries are loaded and helpers started; DALI's cases share its pools.
+tensors, on the same cores; the pictures are compared before the clock starts. The peers decode on the CPU, on a machine
+with a GPU too. The cases take turns in one process, and what they read ahead is used up before their turn is timed. A
+ratio is taken within a round of turns. Memory is asked for the first set alone: the most that a fresh process has, with
+its workers, which reads nothing but this case's clips.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import os
 import re
@@ -43,12 +45,12 @@ import torch
 
 from bench import files
 from bench.common import at_least, command, known, shown, spread
-from bench.loaders import CASES, PEERS, batches_of, draw, our_loader
+from bench.loaders import CASES, PEERS, batches_of, compare, draw, our_loader
 from bench.machine import Clock, gpu_mebibytes, own_mebibytes, settle
+from bench.peers import Drawn
 from configs.device import choose_device
 from pipelines.loader import VideoLoader
-
-MOST_APART = 5.0  # grey levels of 255 that a clip's pictures may differ by on average: scalers do by one
+from pipelines.world import worker_pool
 
 
 @dataclass(frozen=True)
@@ -91,52 +93,60 @@ class Turns(NamedTuple):
 
 
 class Running(NamedTuple):
-    """The cases that can run here, their workers started: the batches of each, how its pictures differ, its memory."""
+    """The cases that can run here, their workers started: the batches of each, and how its pictures differ."""
 
     loader: VideoLoader
     cases: dict[str, Iterator[torch.Tensor]]
     pictures: dict[str, dict[str, float]]
-    memory: dict[str, dict[str, int]]
 
 
 def measure_all(s: Settings) -> dict[str, Any]:
     cores = sorted(os.sched_getaffinity(0))[: s.cores or None]
     os.sched_setaffinity(0, cores)  # and so all that we start
     torch.set_num_threads(1)
-    device = choose_device(s.device)
+    on_gpu = choose_device(s.device).type == "cuda"
     s = replace(
         s, workers=s.workers or (str(len(cores)),), threads=s.threads or (str(len(cores)),),
-        clips=s.clips or (2048 if device.type == "cuda" else 128),
+        clips=s.clips or (2048 if on_gpu else 128),
     )  # fmt: skip
     results: list[dict[str, Any]] = []
     for group in groups(s.find()):
         for spec, workers, threads in itertools.product(s.specs, map(int, s.workers), map(int, s.threads)):
-            if not results:  # what is loaded and started once is no case's memory
-                start(*next(iter(group.items())), spec, workers, threads, replace(s, repeats=1, clips=1), device)
-            results += measure(group, spec, workers, threads, s, device)
+            found = measure(group, spec, workers, threads, s)
+            if not results or found[0]["name"] == results[0]["name"]:
+                for case, figures in found[0]["cases"].items():
+                    with worker_pool(1) as pool:
+                        paths = group[found[0]["name"]]
+                        figures |= pool.submit(memory, case, paths, spec, workers, threads, s).result()
+            for result in found:
+                print(table(result), flush=True)
+            results += found
     return {"sets": results, "cores": len(cores)}
+
+
+def before_preparing(name: str) -> str:
+    """The name of the set that a prepared one was made of; of others their own."""
+    return name.replace("_prepared", "")
 
 
 def groups(sets: dict[str, list[str]]) -> list[dict[str, list[str]]]:
     """Sets that take turns with each other: files as they were, and what pipelines.prepare makes of them."""
     found: dict[str, dict[str, list[str]]] = {}
     for name, paths in sets.items():
-        found.setdefault(name.replace("_prepared", ""), {})[name] = paths
+        found.setdefault(before_preparing(name), {})[name] = paths
     return list(found.values())
 
 
-def measure(
-    group: dict[str, list[str]], spec: str, workers: int, threads: int, s: Settings, device: torch.device
-) -> list[dict[str, Any]]:
+def measure(group: dict[str, list[str]], spec: str, workers: int, threads: int, s: Settings) -> list[dict[str, Any]]:
     """Sets of files: start every case, compare the pictures, take turns."""
-    running = {name: start(name, paths, spec, workers, threads, s, device) for name, paths in group.items()}
+    running = {name: start(name, paths, spec, workers, threads, s) for name, paths in group.items()}
     turns = turns_of(workers, s)
     found: dict[str, dict[str, list[dict[str, float]]]]
     found = {name: {case: [] for case in r.cases} for name, r in running.items()}
     for repeat in range(s.repeats):
         for name, r in running.items():
             for case, batches in r.cases.items():
-                found[name][case].append(turn(batches, turns, s.batch, device))
+                found[name][case].append(turn(batches, turns, s.batch, r.loader.device))
             rates = "  ".join(f"{case} {done[-1]['clips_per_s']:.1f}" for case, done in found[name].items())
             print(f"{name} {spec} {repeat + 1}/{s.repeats}: {rates}", flush=True)
     rates_of = {
@@ -144,18 +154,16 @@ def measure(
     }
     results = []
     for name, r in running.items():
-        before = rates_of.get(name.replace("_prepared", ""), {}) if "_prepared" in name else {}
         source = r.loader.source
         results.append({
             "name": name, "spec": spec, "workers": workers, "threads": threads,
             "files": files.describe(list({row.path: row for row in source.rows}.values())),
             "decoder": "host" if source.host else "dali", "n": s.repeats, "clips_a_turn": turns.timed * s.batch,
             "pictures": r.pictures,
-            "cases": {case: {key: spread(t[key] for t in done) for key in done[0]} | r.memory[case]
+            "cases": {case: {key: spread(t[key] for t in done) for key in done[0]}
                       for case, done in found[name].items()},
-            "ratios": ratios(rates_of[name], before),
+            "ratios": ratios(rates_of[name], rates_of.get(before_preparing(name), {}) if "_prepared" in name else {}),
         })  # fmt: skip
-        print(table(results[-1]), flush=True)
     return results
 
 
@@ -163,52 +171,54 @@ def turns_of(workers: int, s: Settings) -> Turns:
     return Turns(s.prefetch * max(workers, 2) + 2, max(s.clips // s.batch, 1), s.repeats)
 
 
-def start(
-    name: str, paths: Sequence[str], spec: str, workers: int, threads: int, s: Settings, device: torch.device
-) -> Running:
-    """One set of files: the cases with their workers, a first batch of each compared."""
-    turns = turns_of(workers, s)
+def drawn_clips(
+    paths: Sequence[str], spec: str, workers: int, threads: int, s: Settings, folder: str
+) -> tuple[VideoLoader, list[Drawn]]:
+    """Clipline's loader, and the clips of all turns as its source draws them."""
+    count = turns_of(workers, s).all * s.batch
     frames, stride = map(int, spec.split("x"))
+    loader = our_loader(
+        paths, count, Path(folder), choose_device(s.device), seed=s.seed, frames=frames, stride=stride, size=s.size,
+        batch=s.batch, workers=workers, threads=threads, prefetch=s.prefetch, decoder=s.decoder,
+    )  # fmt: skip
+    return loader, draw(loader, count)
+
+
+def start(name: str, paths: Sequence[str], spec: str, workers: int, threads: int, s: Settings) -> Running:
+    """One set of files: the cases with their workers, a first batch of each compared."""
     with tempfile.TemporaryDirectory(prefix="clipline-bench-") as folder:
-        loader = our_loader(
-            paths, turns.all * s.batch, Path(folder), device, seed=s.seed, frames=frames, stride=stride, size=s.size,
-            batch=s.batch, workers=workers, threads=threads, prefetch=s.prefetch, decoder=s.decoder,
-        )  # fmt: skip
-        drawn = draw(loader, turns.all * s.batch)
-        cases, first, memory = {}, {}, {}
+        loader, drawn = drawn_clips(paths, spec, workers, threads, s, folder)
+        cases, first = {}, {}
         for case in s.cases:
-            before = own_mebibytes(), gpu_mebibytes(device)
             try:
                 batches = batches_of(case, loader, drawn, workers, s.prefetch, Path(folder))
                 first[case] = next(batches).cpu()
-                apart = compare({key: first[key] for key in dict.fromkeys((next(iter(first)), case))}, loader.graph.std)
-                if any(d["mean"] > MOST_APART for d in apart.values()):
-                    raise RuntimeError(f"its pictures are others, {apart[case]['mean']:.1f} of 255 apart on average")
-                seen = [
-                    (own_mebibytes(), gpu_mebibytes(device)) for _ in range(turns.warm) if next(batches) is not None
-                ]
             except RuntimeError as error:
-                first.pop(case, None)
                 print(f"left out: {name}: {case}: {str(error).strip().splitlines()[-1]}", flush=True)
                 continue
-            own, gpu = (
-                round(max(column) - start) for column, start in zip(zip(*seen, strict=True), before, strict=True)
-            )
-            memory[case] = {"memory_mib": own, "gpu_mib": gpu}
+            for _ in range(turns_of(workers, s).warm):
+                next(batches)
             cases[case] = batches
             settle()
-    return Running(loader, cases, compare(first, loader.graph.std), memory)
+    if not cases:
+        raise ValueError(f"{name}: none of {', '.join(s.cases)} can read it here")
+    return Running(loader, cases, compare(first, loader.graph.std))
 
 
-def compare(first: dict[str, torch.Tensor], std: Sequence[float]) -> dict[str, dict[str, float]]:
-    """How far the first batches are from the first case's, in grey levels of 255: mean, and mean of the worst clip."""
-    (reference, theirs), *others = first.items()
-    levels = 255 * torch.tensor(std).reshape(3, 1, 1, 1)
-    differences = {case: ((batch - theirs).abs() * levels).mean((1, 2, 3, 4)) for case, batch in others}
-    return {
-        case: {"mean": round(d.mean().item(), 3), "worst_clip": round(d.max().item(), 3), "to": reference}
-        for case, d in differences.items()
-    }
+def memory(case: str, paths: Sequence[str], spec: str, workers: int, threads: int, s: Settings) -> dict[str, int]:
+    """The most of this process, which has done nothing else, and of those it starts, while a case reads."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="clipline-bench-") as folder, contextlib.redirect_stdout(io.StringIO()):
+        loader, drawn = drawn_clips(paths, spec, workers, threads, replace(s, repeats=1), folder)
+        before = gpu_mebibytes(loader.device)
+        batches = batches_of(case, loader, drawn, workers, s.prefetch, Path(folder))
+        seen = []
+        for number in range(turns_of(workers, s).warm):
+            next(batches)
+            if number % max(workers, 1) == 0:  # to ask all processes takes a while
+                seen.append((own_mebibytes(), gpu_mebibytes(loader.device) - before))
+        own, gpu = (round(max(column)) for column in zip(*seen, strict=True))
+        return {"memory_mib": own, "gpu_mib": gpu}
 
 
 def turn(batches: Iterator[torch.Tensor], turns: Turns, batch: int, device: torch.device) -> dict[str, float]:
@@ -266,7 +276,7 @@ def table(measured: dict[str, Any]) -> str:
         ratio, apart = measured["ratios"].get(case), measured["pictures"].get(case)
         lines.append(
             f"{case:18} {shown(figures['clips_per_s'], 1):>22} {shown(figures['cpu_ms_per_clip'], 1):>22} "
-            f"{shown(ratio, 2) if ratio else '':>22} {figures['memory_mib']:>6} "
+            f"{shown(ratio, 2) if ratio else '':>22} {figures.get('memory_mib', ''):>6} "
             f"{format(apart['mean'], '.2f') + ' of 255' if apart else '':>16}"
         )
     for key in ("best_peer", "best_peer_before"):

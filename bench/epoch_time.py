@@ -109,14 +109,14 @@ def ways(s: Settings) -> dict[str, Way]:
 
 def changes(s: Settings) -> dict[str, str]:
     """Each case in words, with the numbers that the first has, and what else the settings change."""
-    said, before = {}, Way()
-    for name, way in ways(s).items():
+    said = {name: words for name, (_, words) in CHANGES.items()}
+    of, before = ways(s), None
+    for name in ("base", "interval_24", "dali_decode"):
+        way = of[name]
         numbers = {"clips a batch": way.batch, "workers": way.workers, "frames apart": way.stride}
-        last = {"clips a batch": before.batch, "workers": before.workers, "frames apart": before.stride}
-        new = [f"{value} {key}" for key, value in numbers.items() if name == "base" or value != last[key]]
-        more = new if name in ("base", "dali_decode") else []
-        said[name] = "; ".join([CHANGES[name][1], *more])
-        before = way
+        if name != "interval_24":
+            said[name] += "".join(f"; {n} {key}" for key, n in numbers.items() if not before or n != before[key])
+        before = numbers
     return said
 
 
@@ -136,7 +136,7 @@ def measure(paths: Sequence[str], s: Settings, device: torch.device) -> dict[str
     chosen = {name: way for name, way in ways(s).items() if name in s.cases}
     clips = s.clips or (1024 if device.type == "cuda" else 128)
     with tempfile.TemporaryDirectory(prefix="clipline-bench-") as folder:
-        trainers: dict[tuple[bool, bool, bool], Trainer] = {}
+        trainers: dict[tuple[bool, ...], Trainer] = {}
         streams: dict[str, Stream] = {}
         for name, way in chosen.items():
             wanted = way.prepared and way.loader != "none"

@@ -87,7 +87,10 @@ def measure(settings: Settings, device: torch.device) -> dict[str, Any]:
     for _ in range(settings.repeats):
         for name, case in cases.items():
             turns[name].append(1000 * timed(case, device) / settings.batch)
-    result: dict[str, Any] = {"ms_a_clip": {name: spread(times) for name, times in turns.items()}}
+    result: dict[str, Any] = {
+        "batch": settings.batch,
+        "ms_a_clip": {name: spread(times) for name, times in turns.items()},
+    }
     if peer := turns.get("scikit-image"):
         mine = {name: times for name, times in turns.items() if name != "scikit-image"}
         result["times_faster"] = {

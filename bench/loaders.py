@@ -128,3 +128,14 @@ def dali_reader(loader: VideoLoader, drawn: Sequence[peers.Drawn], folder: Path)
     while True:
         (clips,) = pipe.run()
         yield torch.from_dlpack(clips.as_tensor())
+
+
+def compare(first: dict[str, torch.Tensor], std: Sequence[float]) -> dict[str, dict[str, float]]:
+    """How far the first batches are from the first case's, in grey levels of 255: mean, and mean of the worst clip."""
+    (reference, theirs), *others = first.items()
+    levels = 255 * torch.tensor(std).reshape(3, 1, 1, 1)
+    differences = {case: ((batch - theirs).abs() * levels).mean((1, 2, 3, 4)) for case, batch in others}
+    return {
+        case: {"mean": round(d.mean().item(), 3), "worst_clip": round(d.max().item(), 3), "to": reference}
+        for case, d in differences.items()
+    }

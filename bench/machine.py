@@ -130,8 +130,7 @@ class GpuUse:
 
     def __enter__(self) -> GpuUse:
         if self.device.type == "cuda" and (nvml := driver_library()):
-            handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(self.device).uuid}")
-            self._thread = threading.Thread(target=self._ask, args=(nvml, handle), daemon=True)
+            self._thread = threading.Thread(target=self._ask, args=(nvml,), daemon=True)
             self._thread.start()
         return self
 
@@ -140,8 +139,9 @@ class GpuUse:
         if self._thread:
             self._thread.join()
 
-    def _ask(self, nvml: Any, handle: Any) -> None:
+    def _ask(self, nvml: Any) -> None:
         with contextlib.suppress(nvml.NVMLError):  # not every card tells
+            handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(self.device).uuid}")
             while not self._stop.wait(0.05):
                 gpu = nvml.nvmlDeviceGetUtilizationRates(handle).gpu
                 self.seen.append((gpu, nvml.nvmlDeviceGetDecoderUtilization(handle)[0]))

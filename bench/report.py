@@ -71,8 +71,10 @@ def decode_rows(result: dict[str, Any]) -> Rows:
                "torchcodec": middle(rate.get(best))}  # fmt: skip
         row |= {name: middle(rate.get(case)) for case, name in OTHERS.items()}
         row |= {"Clipline / best peer": quartiles(s["ratios"].get("best_peer")),
-                "/ best peer before preparing": quartiles(s["ratios"].get("best_peer_before")),
-                "MiB": ", ".join(f"{s['cases'][c]['memory_mib']}" for c in ("clipline", "decord", best) if c in rate),
+                "prepared / best peer before": quartiles(s["ratios"].get("best_peer_before")),
+                "MiB: Clipline, decord, torchcodec": ", ".join(
+                    f"{s['cases'][case]['memory_mib']}" for case in ("clipline", "decord", best)
+                    if "memory_mib" in s["cases"].get(case, {})),
                 "kbit/s": number(s["files"]["mean_kbit_per_s"])}  # fmt: skip
         rows.append(row)
     return rows
@@ -80,7 +82,7 @@ def decode_rows(result: dict[str, Any]) -> Rows:
 
 def epoch_rows(result: dict[str, Any]) -> Rows:
     rows = []
-    on = "GPUs" if result["environment"]["gpu"] else "machines"
+    on = "machines" if result["device"] == "cpu" else "GPUs"
     for s in result["sets"]:
         for c in s["cases"]:
             minutes = {n: c[f"epoch_minutes_{n}"]["median"] for n in (1, 8)}
@@ -94,7 +96,7 @@ def epoch_rows(result: dict[str, Any]) -> Rows:
                 "pictures decoded a clip": number(c["pictures_per_clip"]),
                 "kB read a clip": number(max(c["bytes_per_clip"]["median"], 0) / 1000),
                 f"an epoch on 1, 8 {on}": f"{minutes[1] / 60:.1f}, {minutes[8] / 60:.2f} h",
-                "published (8 GPUs of another kind)": c.get("published", ""),
+                "published, 8 GPUs": c.get("published", ""),
                 "x base": quartiles(c.get("to_base")), "of the ceiling": percent(c.get("of_ceiling")),
             })  # fmt: skip
     return rows

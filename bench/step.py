@@ -19,6 +19,7 @@ multiply-adds once forward and twice back, recomputation not.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -72,13 +73,12 @@ def measure_all(s: Settings) -> dict[str, Any]:
     rows = []
     for name in s.networks:
         for batch in map(int, s.batch or ("16" if device.type == "cuda" else "1",)):
-            try:
+            with contextlib.suppress(torch.OutOfMemoryError):
                 rows.append(measure(name, batch, s, device, dtype, rate))
-            except torch.OutOfMemoryError:
-                print(f"left out: {name}, {batch} clips: {device} has not enough memory", flush=True)
-                torch.cuda.empty_cache()
+                print(table(rows[-1]), flush=True)
                 continue
-            print(table(rows[-1]), flush=True)
+            torch.cuda.empty_cache()  # here, where nothing holds the networks any more
+            print(f"left out: {name}, {batch} clips: {device} has not enough memory", flush=True)
     return {"device": str(device), "precision": str(dtype).removeprefix("torch."),
             "matrix_gflops": round(rate / 1e9, 1), "rows": rows}  # fmt: skip
 

@@ -17,7 +17,7 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
     if wanted not in ("auto", "cuda", "cpu"):
         raise ValueError(f"device={wanted}: expected auto, cuda or cpu")
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda: torch finds no GPU; use auto or cpu")
+        raise ValueError("run.device=cuda: torch finds no GPU; use run.device=auto or cpu")
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     torch.cuda.set_device(local_rank)

@@ -46,10 +46,8 @@ def test_a_table_is_made_of_its_file(tmp_path: Path) -> None:
     new = report.rewritten(page, tmp_path)
     assert new == report.rewritten(new, tmp_path), "again, nothing changes"
     assert new.startswith("before\n<!-- table: a.json -->\n| files |") and new.endswith("<!-- end -->\nafter\n")
-    assert (
-        "| H.264, B-frames, GOP 250, prepared | 16x4 | 51.0 | 25.0 | 31.0 | 1.65 (1.63-1.66) | 4.10 (4.05-4.15) | 7, 7, 7 | 412 |"
-        in new
-    )
+    figures = "51.0 | 25.0 | 31.0 | 1.65 (1.63-1.66) | 4.10 (4.05-4.15) | 7, 7, 7 | 412"
+    assert f"| H.264, B-frames, GOP 250, prepared | 16x4 | {figures} |" in new
     assert "`bench/results/a.json` (0.25 cores used by others)" in new
     assert "medians of 3 turns" in new and "2 cores of A" in new and "commit abc" in new and "decord 0.6" in new
     assert "old" not in new and " on |" not in new
