@@ -136,7 +136,8 @@ def measure(paths: Sequence[str], s: Settings, device: torch.device) -> dict[str
     chosen = {name: way for name, way in ways(s).items() if name in s.cases}
     clips = s.clips or (1024 if device.type == "cuda" else 128)
     with tempfile.TemporaryDirectory(prefix="clipline-bench-") as folder:
-        trainers: dict[tuple[bool, ...], Trainer] = {}
+        kinds = {name: (way.trainer, way.cores if device.type == "cpu" else 0) for name, way in chosen.items()}
+        trainers: dict[tuple[Any, int], Trainer] = {}
         streams: dict[str, Stream] = {}
         for name, way in chosen.items():
             wanted = way.prepared and way.loader != "none"
@@ -144,13 +145,13 @@ def measure(paths: Sequence[str], s: Settings, device: torch.device) -> dict[str
             count = (timed(way, clips) + 3 * way.wave) * way.batch  # one wave before, two are read ahead
             what = count, s.frames, s.size, s.threads, device, Path(folder) / name
             streams[name] = read(way, here, *what)
-            if way.trainer not in trainers:
-                trainers[way.trainer] = Trainer(way, s.words(device), device)
-                trainers[way.trainer].warm_up(read(replace(way, loader="none"), here, *what), device)
+            if kinds[name] not in trainers:
+                trainers[kinds[name]] = Trainer(way, s.words(device), device)
+                trainers[kinds[name]].warm_up(read(replace(way, loader="none"), here, *what), device)
         found: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
         for repeat in range(s.repeats):
             for name, way in chosen.items():
-                trainer = trainers[way.trainer]
+                trainer = trainers[kinds[name]]
                 found[name].append(turn(streams[name], trainer, way, timed(way, clips), device))
                 settle()
             rates = "  ".join(f"{name} {turns[-1]['clips_per_s']:.1f}" for name, turns in found.items())

@@ -126,6 +126,7 @@ def step_rows(result: dict[str, Any]) -> Rows:
 def views_rows(result: dict[str, Any]) -> Rows:
     return [
         {"files": set_name(s["name"]), "one decode, s": middle(s["seconds_a_video"]["one"]),
+         "of which decoding": middle(s["seconds_a_video"].get("decoding")),
          "clip by clip": middle(s["seconds_a_video"]["clips"]), "view by view": middle(s["seconds_a_video"]["views"]),
          "times faster than clip by clip": quartiles(s["times_faster"]["clips"]),
          "than view by view": quartiles(s["times_faster"]["views"])} for s in result["sets"]

@@ -10,7 +10,8 @@
 
 One process, one thread, the host decoder. `one` decodes what any view needs, once, and cuts all views from it; `clips`
 decodes each clip once, for its crops; `views` decodes for each view, as a test does whose data set has an item a view.
-All give the same pixels, which is checked. `one` is what eval.py does.
+All give the same pixels, which is checked. `one` is what eval.py does. Its `decoding` is measured by itself, too: the
+rest is cropping and resizing, which no way is spared.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ import numpy as np
 from bench import files
 from bench.common import at_least, command, shown, spread
 from pipelines.geometry import view_boxes
-from pipelines.host import decode_views
+from pipelines.host import decode_views, wanted_frames
 from pipelines.index import Row, read_row
 from pipelines.sampling import uniform_clips
+from pipelines.video import Video
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,17 @@ def ways(row: Row, s: Settings) -> dict[str, Callable[[], np.ndarray]]:
     }
 
 
+def decode_alone(row: Row, s: Settings) -> None:
+    """What one decode of all views costs before anything is cropped."""
+    frames = uniform_clips(row.num_frames, s.frames, s.stride, s.clips, "loop")
+    with Video(row.path, table=row.table) as video:
+        for _ in wanted_frames(video, frames.reshape(-1)):
+            pass
+
+
 def measure(rows: Sequence[Row], s: Settings) -> dict[str, Any]:
     """Seconds a video of each way, and how often that of one decode goes into them."""
-    turns: dict[str, list[float]] = {"one": [], "clips": [], "views": []}
+    turns: dict[str, list[float]] = {"one": [], "clips": [], "views": [], "decoding": []}
     for turn in range(s.repeats):
         spent = dict.fromkeys(turns, 0.0)
         for row in rows:
@@ -76,6 +86,9 @@ def measure(rows: Sequence[Row], s: Settings) -> dict[str, Any]:
                 before = time.perf_counter()
                 found[way] = decode()
                 spent[way] += time.perf_counter() - before
+            before = time.perf_counter()
+            decode_alone(row, s)
+            spent["decoding"] += time.perf_counter() - before
             if not turn:
                 assert all(np.array_equal(pixels, found["one"]) for pixels in found.values()), row.path
         for way, seconds in spent.items():

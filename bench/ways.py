@@ -56,9 +56,9 @@ class Way:
         return self.workers if self.loader.startswith("decord") else 2 * PREFETCH
 
     @property
-    def trainer(self) -> tuple[bool, ...]:
-        """Ways that have this in common train the same network with the same step on as many cores."""
-        return self.lean, self.amp, self.compiled, self.loader == "none"
+    def trainer(self) -> tuple[bool, bool, bool]:
+        """Ways that have this in common train the same network with the same step."""
+        return self.lean, self.amp, self.compiled
 
     @property
     def cores(self) -> int:

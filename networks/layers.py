@@ -24,7 +24,7 @@ FRACTIONS = ("mlp_ratio", "norm_eps", "head_scale")
 POOLING = ("cls", "mean", "fc_norm")
 
 # Keys up to which plain products are faster on a CPU than its fused kernel, which works in blocks of hundreds and is
-# slow in bfloat16. A GPU has the fused one always.
+# slow in bfloat16 (in which plain products round their scores). A GPU has the fused one always.
 FEW_KEYS = {torch.float32: 16, torch.bfloat16: 512}
 
 Triple = tuple[int, int, int]  # of frames, rows, columns

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -203,17 +204,10 @@ def build_loader(
         )
     batch = cfg.eval.batch if split == "test" else data.batch // (data.repeats if train else 1)
     source = Source(
-        pack(clips),
-        pack(rows),
-        views,
-        batch,
-        cfg.run.seed,
-        world,
-        host,
-        fill=mean_colour(data.mean),
+        pack(clips), pack(rows), views, batch, cfg.run.seed, world, host, fill=mean_colour(data.mean),
         seconds=data.seconds,
         accumulate=order.accumulation(cfg.optim.batch, data.batch, world.size) if train else 1,
-    )
+    )  # fmt: skip
     unusable = [row for row in rows if row.error]
     if train and len(unusable) > data.max_bad * len(rows):
         raise ValueError(
@@ -262,7 +256,8 @@ def describe_snap(source: Source, most: int = 1000) -> str:
     """How far frames are moved to key frames, over the first videos of the list."""
     free = dataclasses.replace(source, views=dataclasses.replace(source.views, snap=""))
     shifts, hits = [], []
-    for row, known in [entry for entry in enumerate(source.rows) if not entry[1].error][:most]:
+    good = (entry for entry in enumerate(source.rows) if not entry[1].error)
+    for row, known in itertools.islice(good, most):
         there, here = (s.choose_frames(row, order.generator(s.seed, 0, row)) for s in (source, free))
         shifts.append(np.abs(there - here).ravel())
         hits.append(np.isin(there, known.keyframes).ravel())

@@ -1,4 +1,4 @@
-"""A sequence of plain values in memory that all processes of a machine share; a value is unpickled when asked for.
+"""A sequence of plain values in memory that a process shares with its workers; a value is unpickled when asked for.
 
 As objects, what is known of Kinetics' videos would be unpickled by every worker before its first clip, for seconds and
 hundreds of megabytes.
