@@ -61,12 +61,13 @@ OTHERS = {"pyav": "PyAV", "clipline_host": "Clipline on the host", "clipline_dal
 
 def decode_rows(result: dict[str, Any]) -> Rows:
     rows = []
+    fresh = "cores_used_by_others" in result  # older results have the memory of a process that had done other things
     for s in result["sets"]:
         rate = {case: figures["clips_per_s"] for case, figures in s["cases"].items()}
         codecs = [case for case in ("torchcodec", "torchcodec_approx") if case in rate]
         best = max(codecs, key=lambda case: rate[case]["median"], default="")
         row = {"files": set_name(s["name"]), "clip": s["spec"], "workers": str(s["workers"]),
-               "threads": str(s.get("threads", "")),
+               "threads": str(s.get("threads", "")), "decoder": DECODERS[s["decoder"]],
                "Clipline": middle(rate.get("clipline")), "decord": middle(rate.get("decord")),
                "torchcodec": middle(rate.get(best))}  # fmt: skip
         row |= {name: middle(rate.get(case)) for case, name in OTHERS.items()}
@@ -74,7 +75,7 @@ def decode_rows(result: dict[str, Any]) -> Rows:
                 "prepared / best peer before": quartiles(s["ratios"].get("best_peer_before")),
                 "MiB: Clipline, decord, torchcodec": ", ".join(
                     f"{s['cases'][case]['memory_mib']}" for case in ("clipline", "decord", best)
-                    if "memory_mib" in s["cases"].get(case, {})),
+                    if fresh and "memory_mib" in s["cases"].get(case, {})),
                 "kbit/s": number(s["files"]["mean_kbit_per_s"])}  # fmt: skip
         rows.append(row)
     return rows
@@ -196,7 +197,7 @@ def markdown(names: Sequence[str], folder: Path = RESULTS) -> str:
         rows += [on | row for row in TABLES[kind](result)]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     columns = [key for key in columns if any(row.get(key) for row in rows)]
-    for key in ("workers", "threads"):
+    for key in ("workers", "threads", "decoder"):
         if len({row.get(key) for row in rows}) == 1 and key in columns:
             columns.remove(key)
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]

@@ -21,7 +21,7 @@ def made_up(rate: float = 50.0, cpu: str = "A", gpu: str | None = None) -> dict:
         "torchcodec": {"clips_per_s": spread([10.0, 10.0, 10.0]), "memory_mib": 8},
         "torchcodec_approx": {"clips_per_s": spread([31.0, 31.0, 31.0]), "memory_mib": 7},
     }
-    sets = [{"name": "h264_bframes_prepared", "spec": "16x4", "workers": 2, "cases": cases,
+    sets = [{"name": "h264_bframes_prepared", "spec": "16x4", "workers": 2, "decoder": "host", "cases": cases,
              "files": {"mean_kbit_per_s": 412.3},
              "ratios": {"best_peer": spread([rate / 31, (rate + 1) / 31, (rate + 2) / 31]),
                         "best_peer_before": spread([4.0, 4.1, 4.2])}}]  # fmt: skip
