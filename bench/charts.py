@@ -63,9 +63,10 @@ def draw_bars(result: dict[str, Any]) -> Figure:
     labels = [s["name"].replace("_", " ").replace(" prepared", "\nprepared") + f"\n{s['spec']}"
               + "".join(f", {s.get(key)} {key}" for key in differ) for s in sets]  # fmt: skip
     axes.set_xticks(range(len(sets)), labels, fontsize=8)
-    axes.set(ylabel="clips/s", title=f"Whole loader, {place(result)}", ylim=(0, None))
+    by_dali = ", Clipline with DALI's decoder" if all(s["decoder"] == "dali" for s in sets) else ""
+    axes.set(ylabel="clips/s", title=f"Whole loader, {place(result)}{by_dali}", ylim=(0, None))
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8)  # inside, it would hide a bar
     return figure
 
 
