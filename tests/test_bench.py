@@ -83,7 +83,7 @@ def test_views_from_one_decode(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (found,) = json.loads((tmp_path / "v.json").read_text())["sets"]
     seconds = found["seconds_a_video"]
     assert found["times_faster"]["views"]["median"] > 1 and set(seconds) == {"one", "clips", "views", "decoding"}
-    assert seconds["decoding"]["median"] < seconds["one"]["median"]
+    assert 0 < seconds["decoding"]["median"] < seconds["views"]["median"], "ten times the pictures"
     assert "views / one" in capsys.readouterr().out
     for wrong in ("crops=2", "sets=vp8", "clips=0"):
         assert views.main([wrong]) == 2
