@@ -110,13 +110,10 @@ def ways(s: Settings) -> dict[str, Way]:
 def changes(s: Settings) -> dict[str, str]:
     """Each case in words, with the numbers that the first has, and what else the settings change."""
     said = {name: words for name, (_, words) in CHANGES.items()}
-    of, before = ways(s), None
-    for name in ("base", "interval_24", "dali_decode"):
-        way = of[name]
-        numbers = {"clips a batch": way.batch, "workers": way.workers, "frames apart": way.stride}
-        if name != "interval_24":
-            said[name] += "".join(f"; {n} {key}" for key, n in numbers.items() if not before or n != before[key])
-        before = numbers
+    found = [ways(s)[name] for name in ("base", "interval_24", "dali_decode")]
+    first, last, ours = ({"clips a batch": w.batch, "workers": w.workers, "frames apart": w.stride} for w in found)
+    said["base"] += "".join(f"; {number} {key}" for key, number in first.items())
+    said["dali_decode"] += "".join(f"; {number} {key}" for key, number in ours.items() if number != last[key])
     return said
 
 

@@ -31,19 +31,22 @@ class Drawn:
     label: int
 
 
-def read_decord(path: str, frames: Sequence[int]) -> torch.Tensor:
+def read_decord(path: str, frames: Sequence[int], whole: bool = False) -> torch.Tensor:
     import decord
 
     decord.bridge.set_bridge("torch")
-    return decord.VideoReader(path, num_threads=1).get_batch(list(frames)).permute(0, 3, 1, 2)
+    try:
+        video = decord.VideoReader(path, num_threads=1)
+        wanted = list(frames)
+        pictures = video.get_batch(range(len(video)))[wanted] if whole else video.get_batch(wanted)
+    except decord.DECORDError as error:  # which is no RuntimeError
+        raise RuntimeError(str(error)) from None
+    return pictures.permute(0, 3, 1, 2)
 
 
 def read_decord_whole(path: str, frames: Sequence[int]) -> torch.Tensor:
-    import decord
-
-    decord.bridge.set_bridge("torch")
-    video = decord.VideoReader(path, num_threads=1)
-    return video.get_batch(range(len(video)))[list(frames)].permute(0, 3, 1, 2)
+    """All frames are decoded, then those of the clip taken."""
+    return read_decord(path, frames, whole=True)
 
 
 def read_torchcodec(path: str, frames: Sequence[int], seek_mode: str = "exact") -> torch.Tensor:
@@ -111,6 +114,6 @@ def missing(reader: str, path: str) -> str:
     """Why the library cannot be used here; empty if it can."""
     try:
         READERS[reader](path, [0])
-    except Exception as error:  # decord's are of its own kind
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    except (ImportError, OSError, RuntimeError) as error:
+        return str(error).strip().splitlines()[0]
     return ""

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bench import bytes as bench_bytes
-from bench import decode, epoch_time, machine, start, step, views
+from bench import decode, epoch_time, machine, peers, start, step, views
 from bench.common import others, spread
 from bench.decode import Settings, groups, ratios
 from bench.files import Files, coding
@@ -148,6 +148,13 @@ def test_ratio_is_taken_within_a_round() -> None:
 def test_files_and_what_was_prepared_of_them_take_turns() -> None:
     sets = {name: [name] for name in ("a", "b_prepared 64x48", "a_prepared", "b 64x48", "c")}
     assert [list(group) for group in groups(sets)] == [["a", "a_prepared"], ["b_prepared 64x48", "b 64x48"], ["c"]]
+
+
+@pytest.mark.parametrize("peer", ["decord", "decord_whole"])
+def test_a_file_that_decord_refuses_is_said(peer: str, tmp_path: Path) -> None:
+    pytest.importorskip("decord")
+    (tmp_path / "v.mp4").write_bytes(b"no video")
+    assert "v.mp4" in peers.missing(peer, str(tmp_path / "v.mp4"))
 
 
 def test_what_others_used_is_the_machine_without_us() -> None:
