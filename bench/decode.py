@@ -44,7 +44,7 @@ import numpy as np
 import torch
 
 from bench import files
-from bench.common import at_least, command, known, shown, spread
+from bench.common import at_least, command, known, others, shown, spread
 from bench.loaders import CASES, PEERS, batches_of, compare, draw, our_loader
 from bench.machine import Clock, gpu_mebibytes, own_mebibytes, settle
 from bench.peers import Drawn
@@ -238,7 +238,7 @@ def turn(batches: Iterator[torch.Tensor], turns: Turns, batch: int, device: torc
         "clips_per_s": clips / wall,
         "cpu_ms_per_clip": 1000 * own / clips,
         "cores_used": own / wall,
-        "cores_used_by_others": max(after.busy - before.busy - own, 0) / wall,
+        "cores_used_by_others": others(before, after),
     }
 
 
@@ -247,11 +247,11 @@ def ratios(rates: dict[str, list[float]], before: dict[str, list[float]] | None 
     best_peer_before the fastest on the files `before` they were prepared."""
     if "clipline" not in rates:
         return {}
-    others = {"best_peer": best_peer(rates), "best_peer_before": best_peer(before or {})}
-    others |= {case: rate for case, rate in rates.items() if case != "clipline"}
+    rivals = {"best_peer": best_peer(rates), "best_peer_before": best_peer(before or {})}
+    rivals |= {case: rate for case, rate in rates.items() if case != "clipline"}
     return {
         case: spread(ours / theirs for ours, theirs in zip(rates["clipline"], rate, strict=True))
-        for case, rate in others.items() if rate
+        for case, rate in rivals.items() if rate
     }  # fmt: skip
 
 
@@ -282,8 +282,8 @@ def table(measured: dict[str, Any]) -> str:
     for key in ("best_peer", "best_peer_before"):
         if best := measured["ratios"].get(key):
             lines.append(f"{key.replace('_', ' '):18} {'':22} {'':22} {shown(best, 2):>22}")
-    others = [x for figures in measured["cases"].values() for x in figures["cores_used_by_others"]["all"]]
-    lines.append(f"used by other processes meanwhile: {np.mean(others):.2f} cores on average")
+    beside = [x for figures in measured["cases"].values() for x in figures["cores_used_by_others"]["all"]]
+    lines.append(f"used by other processes meanwhile: {np.mean(beside):.2f} cores on average")
     return "\n".join(lines)
 
 
