@@ -10,6 +10,7 @@ The same command again continues where the run stopped. Ctrl-C and SIGTERM save 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -52,6 +53,7 @@ from networks.optim import clip_gradients
 from networks.parallel import is_sharded, network_state, synchronised, whole
 from networks.state import Learner
 from networks.tasks import MaskFeat, mean_loss
+from pipelines.decoders import AUTO_SHARE
 from pipelines.lists import class_names
 from pipelines.loader import Batch, VideoLoader, build_loader
 from pipelines.mixing import Mixing
@@ -76,12 +78,16 @@ def train(cfg: schema.Config) -> int:
 
     classes = world.first(lambda: class_names(cfg.data.train, cfg.data.classes))
     half = dtype is not torch.float32
-    loader = build_loader(cfg, "train", classes, world, device, half)
-    val_loader = build_loader(cfg, "val", classes, world, device, half) if cfg.data.val else None
-
     resumed = find_checkpoint(cfg) if world.is_first else None
     if (path := world.first(lambda: resumed and resumed[0])) and not resumed:
         resumed = path, load_checkpoint(path)
+    if resumed and cfg.data.pyav_share == AUTO_SHARE:  # as chosen when the run began
+        cfg = with_share(cfg, schema.load_text(resumed[1].get("config", "")).data.pyav_share)
+    loader = build_loader(cfg, "train", classes, world, device, half)
+    if cfg.data.decoder in ("auto", "both") and loader.source.decoders.uses_dali:
+        cfg = with_share(cfg, loader.source.decoders.pyav_share)
+    val_loader = build_loader(cfg, "val", classes, world, device, half) if cfg.data.val else None
+
     torch.manual_seed(cfg.run.seed)
     network = build_network(cfg, len(classes))
     if cfg.model.freeze:
@@ -112,7 +118,7 @@ def train(cfg: schema.Config) -> int:
     say(f"{epoch_steps} steps an epoch, each of {describe_step(o, clips)}")
 
     def save() -> None:
-        loader.add_bad(world.gather(dict(loader.bad)))
+        loader.share_faults()
         state = {**learner.state(), "loader": loader.state_dict(), "step": step, "config": schema.dump(cfg),
                  "bad": dict(loader.bad)}  # fmt: skip
         if folder:
@@ -170,7 +176,7 @@ def train(cfg: schema.Config) -> int:
                 due = meter.steps == cfg.run.log_every or loader.step == len(loader)
                 if due:
                     row = {"lr": rate, **meter.read(world.size)}
-                    loader.add_bad(world.gather(dict(loader.bad)))
+                    loader.share_faults()
                     if folder:
                         folder.record("train", step, epoch=epoch + 1, **row)
                     say(f"epoch {epoch + 1}  step {step}/{total_steps}  " + log_line(row))
@@ -195,6 +201,11 @@ def train(cfg: schema.Config) -> int:
             if folder:
                 folder.draw_curves()
     return finish(folder, loader, stop, step, world)
+
+
+def with_share(cfg: schema.Config, share: float) -> schema.Config:
+    """The configuration with data.pyav_share as a number that a resumed run keeps."""
+    return dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, pyav_share=share))
 
 
 def description(cfg: schema.Config, classes: Sequence[str]) -> dict:

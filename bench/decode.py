@@ -45,7 +45,7 @@ import torch
 
 from bench import files
 from bench.common import at_least, command, known, others, shown, spread
-from bench.loaders import CASES, PEERS, batches_of, compare, draw, our_loader
+from bench.loaders import CASES, PEERS, batches_of, compare, decoder_name, draw, our_loader
 from bench.machine import Clock, gpu_mebibytes, own_mebibytes, settle
 from bench.peers import Drawn
 from configs.device import choose_device
@@ -158,7 +158,7 @@ def measure(group: dict[str, list[str]], spec: str, workers: int, threads: int, 
         results.append({
             "name": name, "spec": spec, "workers": workers, "threads": threads,
             "files": files.describe(list({row.path: row for row in source.rows}.values())),
-            "decoder": "host" if source.host else "dali", "n": s.repeats, "clips_a_turn": turns.timed * s.batch,
+            "decoder": decoder_name(source.decoders), "n": s.repeats, "clips_a_turn": turns.timed * s.batch,
             "pictures": r.pictures,
             "cases": {case: {key: spread(t[key] for t in done) for key in done[0]}
                       for case, done in found[name].items()},

@@ -14,7 +14,10 @@ from nvidia.dali import fn, pipeline_def, types
 
 from bench import peers
 from configs import schema
-from pipelines.loader import DALI_CODECS, VideoLoader, build_loader
+from pipelines import nvdec
+from pipelines.decoders import Decoders
+from pipelines.loader import VideoLoader, build_loader
+from pipelines.probe import probe_dali
 from pipelines.world import World
 
 PEERS = ("decord", "torchcodec", "torchcodec_approx")  # and dali_reader: what a ratio is taken to; pyav is naive
@@ -37,21 +40,35 @@ def our_loader(
     return build_loader(cfg, "train", [], World(), device, half)
 
 
+def decoder_name(decoders: Decoders) -> str:
+    """Who decodes, in a result: host, dali or both."""
+    if not decoders.uses_dali:
+        return "host"
+    return "both" if decoders.pyav_share else "dali"
+
+
 def variant(loader: VideoLoader, host: bool, trimmed: bool) -> VideoLoader | None:
-    """The loader with another decoder or without trimming; None if DALI cannot decode these files here."""
-    codecs = {row.codec for row in loader.source.rows}
-    if not host and not codecs <= DALI_CODECS[loader.device.type]:
+    """The loader with one decoder alone, trimming or not; None if DALI cannot decode these files here."""
+    capabilities = probe_dali(loader.device).capabilities
+    if not host and any(nvdec.reason_refused(row, capabilities) for row in loader.source.rows):
         return None
-    source = dataclasses.replace(loader.source, host=host, trimmed=trimmed)
-    return VideoLoader(source, dataclasses.replace(loader.graph, host=host), loader.device)
+    return with_decoders(loader, Decoders() if host else Decoders(capabilities, 0.0), trimmed)
+
+
+def with_decoders(loader: VideoLoader, decoders: Decoders, trimmed: bool) -> VideoLoader:
+    """The loader with other decoders, trimming or not."""
+    source = dataclasses.replace(loader.source, decoders=decoders, trimmed=trimmed)
+    return VideoLoader(source, dataclasses.replace(loader.graph, uses_dali=decoders.uses_dali), loader.device)
 
 
 def draw(loader: VideoLoader, count: int) -> list[peers.Drawn]:
     """The first clips in the order of the loader, as its source draws them."""
-    source = dataclasses.replace(loader.source, host=False, trimmed=False)  # gives frame numbers instead of pictures
+    # A source that gives DALI every file whole says frame numbers and boxes instead of decoding.
+    formats = {(row.codec, *nvdec.chroma_and_depth(row.pix_fmt)): nvdec.Limits() for row in loader.source.rows}
+    source = dataclasses.replace(loader.source, decoders=Decoders(formats, 0.0), trimmed=False)
     drawn = []
     for place in range(count):
-        _, frames, boxes, mirror, info = source.sample(*divmod(place, source.batch))
+        _, frames, boxes, _, _, mirror, info = source.sample(*divmod(place, source.batch))
         top, left, bottom, right = map(round, boxes[0].tolist())
         row = source.clips[int(info[2])]
         box = (top, left, bottom - top, right - left)
@@ -72,7 +89,7 @@ def batches_of(
             raise RuntimeError("DALI does not decode these files here")
         if case == "dali_reader":
             return dali_reader(loader, drawn, folder)
-        if (host, trimmed) == (loader.source.host, loader.source.trimmed):
+        if (host, trimmed) == (not loader.source.decoders.uses_dali, loader.source.trimmed):
             raise RuntimeError("it is clipline here")
         return (batch.video for batch in other)
     if reason := peers.missing(case, drawn[0].path):

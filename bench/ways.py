@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bench import peers
-from bench.loaders import draw, our_loader, variant
+from bench.loaders import decoder_name, draw, our_loader, with_decoders
 from configs import schema
 from configs.device import autocast
 from configs.steps import Meter
@@ -96,8 +96,7 @@ def read(way: Way, paths: Sequence[str], count: int, frames: int, size: int, thr
     pictures = float(np.mean(decoded)) / way.repeats
 
     def ours() -> Iterator[Batch]:
-        batches = variant(loader, loader.source.host, way.trimmed)
-        assert batches, "the decoder is the one that was chosen"
+        batches = with_decoders(loader, loader.source.decoders, way.trimmed)
         return (batch._replace(video=batch.video.clone()) if way.copied else batch for batch in batches)
 
     def theirs() -> Iterator[Batch]:
@@ -107,7 +106,7 @@ def read(way: Way, paths: Sequence[str], count: int, frames: int, size: int, thr
         return (Batch(video, label, label, ()) for video, label in sent)
 
     if way.loader == "clipline":
-        return Stream(ours, "host" if loader.source.host else "dali", pictures)
+        return Stream(ours, decoder_name(loader.source.decoders), pictures)
     return Stream(theirs, "decord", pictures)
 
 

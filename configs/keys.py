@@ -76,11 +76,15 @@ class Data:
     batch: int = _key(8, "clips a step on each device")
     decoder: str = _key(
         "auto",
-        "who decodes: DALI, or PyAV on the host; auto asks the index and says what it took",
-        ("auto", "dali", "host"),
+        "who decodes: dali (NVDEC on a GPU; PyAV what it cannot), host (PyAV), or both at once; auto: both on a GPU, "
+        "host without",
+        ("auto", "dali", "host", "both"),
+    )
+    pyav_share: float = _key(
+        -1, "decoder=both: share of the videos that PyAV decodes of those that DALI could (-1: from cores and engines)"
     )
     workers: int = _key(2, "processes that read and trim (and, with the host decoder, decode); 0: in this process")
-    threads: int = _key(4, "DALI threads a device")
+    threads: str = _key("auto", "DALI threads per device; auto: two per NVDEC engine, or one per core, at most four")
     prefetch: int = _key(2, "batches prepared ahead")
     seconds: float = _key(
         60, "that reading (and on the host decoding) one video may take before it counts as unreadable"
@@ -221,6 +225,10 @@ def check_ranges(cfg: Config) -> None:
         cfg.data.repeats,
         f"a divisor of data.batch={cfg.data.batch}, below 32",
     )
+    threads = cfg.data.threads
+    need(threads == "auto" or threads.isdecimal() and int(threads) > 0, "data.threads", threads, "auto, or 1 or more")
+    share = cfg.data.pyav_share
+    need(share == -1 or 0 <= share <= 1, "data.pyav_share", share, "a share, 0 to 1, or -1")
     need(0 <= cfg.data.max_bad <= 1, "data.max_bad", cfg.data.max_bad, "a share, 0 to 1")
     need(0 < cfg.data.scale[0] <= cfg.data.scale[1] <= 1, "data.scale", cfg.data.scale, "0 < low <= high <= 1")
     need(0 < cfg.data.ratio[0] <= cfg.data.ratio[1], "data.ratio", cfg.data.ratio, "0 < low <= high")
@@ -279,7 +287,6 @@ _AT_LEAST: dict[str, dict[str, float]] = {
         "size": 1,
         "batch": 1,
         "workers": 0,
-        "threads": 1,
         "prefetch": 1,
     },
     "optim": {

@@ -1,7 +1,8 @@
-"""The DALI graphs, train and eval side by side: decode -> crop and resize -> flip and normalise.
+"""The DALI graph: views from who decoded them -> augment -> flip and normalize.
 
-They are deterministic functions of what the source feeds; nothing here draws a random number. Layouts, DALI's letters:
-F sequence, D depth (time, once the frames are one volume), H, W, C.
+It is a deterministic function of what the source feeds; nothing here draws a random number. Layouts, DALI's letters:
+F sequence, D depth (time, once the frames are one volume), H, W, C. V are a sample's views: train repeats, eval clips x
+crops.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from typing import Any
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 
 from pipelines.augment import augmented
-from pipelines.source import Views
+from pipelines.source import Info, Views
+
+_BY_PYAV = Info._fields.index("by_pyav")
+_NUMBERS = Info._fields.index("label")  # and `scored` after it
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Graph:
     """How the graph runs, beside what it computes."""
 
     views: Views
-    host: bool  # fed with views that the workers decoded
+    uses_dali: bool  # False: it is fed with views that the workers decoded, and with no files
     mean: tuple[float, float, float]  # of 0..1
     std: tuple[float, float, float]
     half: bool  # float16 instead of float32
@@ -32,117 +36,119 @@ class Graph:
 
 
 def build_pipeline(graph: Graph, source: Callable[..., Any], batch: int, workers: int | None = None) -> Pipeline:
-    """A pipeline that yields (video, info) batches, both splits with all views of a sample together, (V, C, T, H, W):
-    train repeats, eval clips x crops; info (7,) int64.
+    """A pipeline that yields (video, numbers, info) batches: video (V, C, T, H, W) on the device, numbers (2,) int64
+    with Info's label and scored row on the device, info (9,) int64 on the host.
 
     `workers` processes call `source` (0: this one does). Not built yet.
     """
     workers = graph.workers if workers is None else workers
-    build = host_views if graph.host else train_views if graph.views.train else eval_views
 
     @pipeline_def(
         batch_size=batch, num_threads=graph.threads, device_id=graph.device_id, prefetch_queue_depth=graph.prefetch,
         exec_dynamic=True,  # the executor that hands its buffers over instead of overwriting them
-        enable_conditionals=True,  # a clip's own operations of RandAugment
+        enable_conditionals=True,  # who decodes a sample, and a clip's own operations of RandAugment
         py_num_workers=max(workers, 1), py_start_method="spawn",
     )  # fmt: skip
-    def described() -> tuple[Any, Any]:
-        return build(graph, source, workers)
+    def described() -> tuple[Any, Any, Any]:
+        *files, views, draws, mirror, info = external_inputs(graph, source, workers)
+        views = mixed_views(graph, files, views, info) if graph.uses_dali else on_device(graph, views)
+        video = train_video(graph, views, draws, mirror) if graph.views.train else eval_video(graph, views, mirror)
+        return video, on_device(graph, info[_NUMBERS : _NUMBERS + 2]), info
 
     return described()
 
 
-def train_views(graph: Graph, source: Callable[..., Any], workers: int) -> tuple[Any, Any]:
-    """Every view is a crop of its own of the same decoded frames."""
-    video, boxes, *draws, mirror, info = decoded(graph, source, workers)
-    crops = []
-    for i in range(graph.views.repeats):
-        crop = varied(graph, resized(graph, video, boxes[i]), i, draws)
-        crop = fn.reshape(crop, layout="DHWC")
-        crops.append(fn.crop_mirror_normalize(crop, mirror=mirror[i], output_layout="CDHW", **normalisation(graph)))
-    return together(crops), info
-
-
-def eval_views(graph: Graph, source: Callable[..., Any], workers: int) -> tuple[Any, Any]:
-    """Views in the order clip 0 crop 0, clip 0 crop 1, ...; every crop is of the same decoded frames."""
-    v = graph.views
-    video, boxes, mirror, info = decoded(graph, source, workers)
-    crops = []
-    for i in range(v.crops):
-        crop = resized(graph, video, boxes[i])
-        crop = fn.reshape(crop, shape=[v.clips, v.frames, v.size, v.size, 3], layout="FDHWC")
-        crops.append(fn.crop_mirror_normalize(crop, mirror=mirror[0], output_layout="FCDHW", **normalisation(graph)))
-    return fn.reshape(fn.stack(*crops, axis=1), shape=[v.clips * v.crops, 3, v.frames, v.size, v.size]), info
-
-
-def host_views(graph: Graph, source: Callable[..., Any], workers: int) -> tuple[Any, Any]:
-    """Train and eval alike: the workers have decoded, cropped and resized (pipelines.host)."""
-    v = graph.views
-    views, *draws, mirror, info = fed(graph, source, workers, [(types.UINT8, 5, "FCDHW")])
-    if graph.device_id is not None:
-        views = views.gpu()
-    if not v.train:
-        return fn.crop_mirror_normalize(views, mirror=mirror[0], output_layout="FCDHW", **normalisation(graph)), info
-    crops = []
-    for i in range(v.repeats):
-        crop = fn.reshape(views[i] if v.repeats > 1 else fn.squeeze(views, axes=0), layout="CDHW")
-        if v.augment:
-            crop = varied(graph, fn.transpose(crop, perm=[1, 2, 3, 0], output_layout="FHWC"), i, draws)
-            crop = fn.reshape(crop, layout="DHWC")
-        crops.append(fn.crop_mirror_normalize(crop, mirror=mirror[i], output_layout="CDHW", **normalisation(graph)))
-    return together(crops), info
-
-
-def decoded(graph: Graph, source: Callable[..., Any], workers: int) -> tuple[Any, ...]:
-    """Frames that DALI decoded (FHWC, uint8 RGB), boxes, what was drawn for augmentation, mirror and info."""
-    data, positions, *more = fed(
-        graph, source, workers, [(types.UINT8, 1, ""), (types.INT32, 1, ""), (types.FLOAT, 2, "")]
-    )
-    device = "cpu" if graph.device_id is None else "mixed"
-    return fn.decoders.video(data, frames=positions, device=device, pad_mode="edge"), *more
-
-
-def together(crops: list[Any]) -> Any:
-    """(C, T, H, W) each -> (V, C, T, H, W); one alone is not copied."""
-    return fn.stack(*crops) if len(crops) > 1 else fn.expand_dims(crops[0], axes=0)
-
-
-def varied(graph: Graph, clip: Any, view: int, draws: Sequence[Any]) -> Any:
-    """The clip (FHWC) augmented as was drawn for this view of it."""
-    v = graph.views
-    if not v.augment:
-        return clip
-    return augmented(clip, [drawn[view] for drawn in draws], v.augment, v.size, mean_colour(graph.mean))
-
-
-def resized(graph: Graph, video: Any, box: Any) -> Any:
-    """The box of each frame, size x size: stretched to it, or letterboxed in the mean colour."""
-    square = (graph.views.size, graph.views.size)
-    roi = {"roi_start": box[:2], "roi_end": box[2:]}
-    if graph.views.crop != "letterbox":
-        return fn.resize(video, size=square, **roi)
-    fitted = fn.resize(video, size=square, mode="not_larger", **roi)
-    return fn.crop(fitted, crop=square, out_of_bounds_policy="pad", fill_values=list(mean_colour(graph.mean)))
-
-
-def fed(graph: Graph, source: Callable[..., Any], workers: int, pictures: list[tuple[Any, int, str]]) -> Any:
-    """What the source returns for each sample: `pictures` (type, dimensions, layout), then what every graph gets."""
-    drawn = [(types.FLOAT, 1 + dimensions, "") for dimensions in graph.views.augment.shapes]  # a row a view
-    outputs = [*pictures, *drawn, (types.INT32, 1, ""), (types.INT64, 1, "")]  # mirror, a number a view; info
+def external_inputs(graph: Graph, source: Callable[..., Any], workers: int) -> Any:
+    """What the source returns for each sample (`Source.sample`): with DALI a file, positions, boxes and a color matrix,
+    always views, the list of what Augment draws, mirror and info."""
+    views = [(types.UINT8, 5, "FCDHW")]
+    files = [(types.UINT8, 1, ""), (types.INT32, 1, ""), (types.FLOAT, 2, ""), (types.FLOAT, 2, "")]
+    draws = [(types.FLOAT, 1 + dimensions, "") for dimensions in graph.views.augment.shapes]  # a row for each view
+    before = [*files, *views] if graph.uses_dali else views
+    arrays = [*before, *draws, (types.INT32, 1, ""), (types.INT64, 1, "")]  # type, dimensions, layout
     parallel: dict[str, Any] = {"parallel": True, "prefetch_queue_depth": graph.prefetch} if workers else {}
-    return fn.external_source(
-        source, batch=False, num_outputs=len(outputs), dtype=[kind for kind, _, _ in outputs],
-        ndim=[dimensions for _, dimensions, _ in outputs], layout=[layout for _, _, layout in outputs], **parallel,
+    inputs = fn.external_source(
+        source, batch=False, num_outputs=len(arrays), dtype=[kind for kind, _, _ in arrays],
+        ndim=[dimensions for _, dimensions, _ in arrays], layout=[layout for _, _, layout in arrays], **parallel,
     )  # fmt: skip
+    return *inputs[: len(before)], inputs[len(before) : -2], *inputs[-2:]
+
+
+def mixed_views(graph: Graph, files: Sequence[Any], views: Any, info: Any) -> Any:
+    """(V, T, size, size, 3) uint8, layout FDHWC: of each sample the views of PyAV, or those that DALI decodes of a file
+    and what belongs to it."""
+    if info[_BY_PYAV] == 1:
+        mixed = fn.transpose(on_device(graph, views), perm=[0, 2, 3, 4, 1], output_layout="FDHWC")
+    else:
+        mixed = dali_views(graph, *files)
+    return mixed
+
+
+def dali_views(graph: Graph, data: Any, positions: Any, boxes: Any, matrix: Any) -> Any:
+    """The same, decoded by DALI; each crop is of the same decoded frames; crop k of clip c is view c * crops + k."""
+    v = graph.views
+    device = "cpu" if graph.device_id is None else "mixed"
+    video = fn.decoders.video(data, frames=positions, device=device, pad_mode="edge")
+    count = v.repeats if v.train else v.crops
+    crops = [
+        fn.reshape(crop_resize(graph, video, boxes[i], matrix), shape=[v.clips, v.frames, v.size, v.size, 3], layout="")
+        for i in range(count)
+    ]
+    views = fn.stack(*crops, axis=1) if count > 1 else crops[0]
+    return fn.reshape(views, shape=[v.clips * count, v.frames, v.size, v.size, 3], layout="FDHWC")
+
+
+def crop_resize(graph: Graph, video: Any, box: Any, matrix: Any) -> Any:
+    """The box of each frame, size x size: stretched to it, or letterboxed in the mean color."""
+    square = (graph.views.size, graph.views.size)
+    letterbox = graph.views.crop == "letterbox"
+    options: dict[str, Any] = {"roi_start": box[:2], "roi_end": box[2:]}
+    if letterbox:
+        options["mode"] = "not_larger"
+    resized = fn.resize(video, size=square, **options)
+    if matrix[0, 0] == 1.0:  # only the identity has a 1 there: the file's colors are BT.601's, as DALI takes them
+        colored = resized
+    else:
+        colored = fn.coord_transform(resized, M=matrix, dtype=types.UINT8)
+    if letterbox:
+        fill = list(mean_colour(graph.mean))
+        colored = fn.crop(colored, crop=square, out_of_bounds_policy="pad", fill_values=fill)
+    return colored
+
+
+def train_video(graph: Graph, views: Any, draws: Sequence[Any], mirror: Any) -> Any:
+    """Augment, flip and normalize each view by itself. `views` as mixed_views(), or planar, layout FCDHW."""
+    v, planar = graph.views, not graph.uses_dali
+    clips = []
+    for i in range(v.repeats):
+        clip = views[i] if v.repeats > 1 else fn.squeeze(views, axes=0)
+        clip = fn.reshape(clip, layout="CDHW" if planar else "DHWC")
+        if v.augment:
+            if planar:
+                clip = fn.transpose(clip, perm=[1, 2, 3, 0])
+            drawn = [draw[i] for draw in draws]
+            clip = augmented(fn.reshape(clip, layout="FHWC"), drawn, v.augment, v.size, mean_colour(graph.mean))
+            clip = fn.reshape(clip, layout="DHWC")
+        clips.append(fn.crop_mirror_normalize(clip, mirror=mirror[i], output_layout="CDHW", **normalization(graph)))
+    return fn.stack(*clips) if len(clips) > 1 else fn.expand_dims(clips[0], axes=0)  # one alone is not copied
+
+
+def eval_video(graph: Graph, views: Any, mirror: Any) -> Any:
+    """Normalize all views of a sample together."""
+    return fn.crop_mirror_normalize(views, mirror=mirror[0], output_layout="FCDHW", **normalization(graph))
+
+
+def on_device(graph: Graph, data: Any) -> Any:
+    return data if graph.device_id is None else data.gpu()
 
 
 def mean_colour(mean: Sequence[float]) -> tuple[int, int, int]:
-    """RGB, 0 to 255: what normalisation makes zero, but for rounding."""
+    """RGB, 0 to 255: what normalization makes zero, but for rounding."""
     red, green, blue = (round(255 * m) for m in mean)
     return red, green, blue
 
 
-def normalisation(graph: Graph) -> dict[str, Any]:
+def normalization(graph: Graph) -> dict[str, Any]:
     """(x / 255 - mean) / std, in DALI's units of 0..255."""
     return {
         "mean": [255 * m for m in graph.mean],

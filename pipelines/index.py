@@ -24,7 +24,7 @@ from pipelines.video import Video
 
 NO_FILE = "no such file"
 SECONDS = 300  # that demuxing a file may take
-VERSION = 5  # of what a row says
+VERSION = 6  # of what a row says
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,13 @@ class Row:
     codec: str = ""
     keyframes: tuple[int, ...] = ()
     turns: int = 0
+    pix_fmt: str = ""  # FFmpeg's name of the pixel format: chroma and bits per component
+    profile: str = ""
+    interlaced: bool = False  # H.264: pictures may be coded as fields; else the first frame says so
+    coded_width: int = 0  # of the stored frame with what a decoder cuts off; 0: unknown
+    coded_height: int = 0
+    crop_offset: tuple[int, ...] = (0, 0)  # left and top, of the part of the coded frame that is shown
+    colorspace: str = ""  # the matrix of its colors, if the file names another than BT.601's
     ordered: bool = True  # False: its packets do not tell the order of frames, all are decoded
     table: str = ""  # its pictures (`Video.table`); empty: it must be demuxed whole each time
     error: str = ""
@@ -87,21 +94,30 @@ def read_row(path: str) -> Row:
     size, changed = stamp(path)
     try:
         with Video(path, SECONDS) as video:
-            frames, turns = video.pictures.frames, video.quarter_turns
-            if not len(frames):
+            if not len(video.pictures.frames):
                 raise ValueError(f"{path}: no picture of the video is ever shown")
+            first = video.first_frame()
+            turns = first.turns
             return Row(
                 path,
                 size,
                 changed,
-                len(frames),
-                round(float(video.fps), 4),
-                *((video.height, video.width) if turns % 2 else (video.width, video.height)),
-                video.codec,
-                tuple(video.pictures.keyframes.tolist()),
-                turns,
-                video.ordered,
-                video.table(),
+                num_frames=len(video.pictures.frames),
+                fps=round(float(video.fps), 4),
+                width=video.height if turns % 2 else video.width,
+                height=video.width if turns % 2 else video.height,
+                codec=video.codec,
+                keyframes=tuple(video.pictures.keyframes.tolist()),
+                turns=turns,
+                pix_fmt=first.pix_fmt,
+                profile=video.stream.codec_context.profile or "",
+                interlaced=first.interlaced,
+                coded_width=first.coded_size[0],
+                coded_height=first.coded_size[1],
+                crop_offset=first.crop_offset,
+                colorspace=first.colorspace,
+                ordered=video.ordered,
+                table=video.table(),
                 version=VERSION,
             )
     except ValueError as error:

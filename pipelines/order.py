@@ -51,9 +51,10 @@ def train_sample(num_samples: int, seed: int, epoch: int, place: int) -> int:
     return int(_permutation(num_samples, seed, epoch)[place])
 
 
-def generator(seed: int, epoch: int, sample: int) -> np.random.Generator:
-    """The source of every random draw for one sample of one epoch."""
-    return np.random.default_rng([seed, epoch, sample, 1])  # the 1: [seed, epoch, 0] alone is the stream of the order
+def generator(seed: int, epoch: int, sample: int, attempt: int = 0) -> np.random.Generator:
+    """The source of every random draw for one sample of one epoch, and for each attempt to replace it."""
+    # The 1: [seed, epoch, 0] alone is the stream of the order.
+    return np.random.default_rng([seed, epoch, sample, 1, attempt] if attempt else [seed, epoch, sample, 1])
 
 
 @lru_cache(maxsize=2)  # the current epoch and the next, into which workers read ahead

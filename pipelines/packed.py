@@ -1,11 +1,12 @@
-"""A sequence of plain values in memory that a process shares with its workers; a value is unpickled when asked for.
+"""Memory that a process shares with its workers: a sequence of plain values, an array of numbers that changes.
 
 As objects, what is known of Kinetics' videos would be unpickled by every worker before its first clip, for seconds and
-hundreds of megabytes.
+hundreds of megabytes; here a value is unpickled when it is asked for.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import pickle
@@ -61,3 +62,35 @@ def pack(values: Iterable[T]) -> Packed[T]:
 
 def _opened(path: str, count: int) -> Packed[Any]:
     return Packed(os.open(path, os.O_RDONLY), count)
+
+
+class SharedArray:
+    """An int64 array that the process which made it and its workers see, and see change.
+
+    Pickled it is just the place where it lies, as `Packed` is.
+    """
+
+    def __init__(self, file: int, shape: tuple[int, ...]):
+        """Take over `file`, a descriptor of 8 bytes for each number."""
+        self._file = file
+        self._memory = mmap.mmap(file, 0)
+        self.values = np.frombuffer(self._memory, np.int64, math.prod(shape)).reshape(shape)
+
+    @staticmethod
+    def full(shape: tuple[int, ...], value: int) -> SharedArray:
+        """Make an array of one value, in memory that belongs to no folder."""
+        file = os.memfd_create("shared_array")
+        os.truncate(file, max(8 * math.prod(shape), 1))  # memory of no size cannot be mapped
+        shared = SharedArray(file, shape)
+        shared.values[...] = value
+        return shared
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened_array, (f"/proc/{os.getpid()}/fd/{self._file}", self.values.shape)
+
+    def __del__(self) -> None:
+        os.close(self._file)
+
+
+def _opened_array(path: str, shape: tuple[int, ...]) -> SharedArray:
+    return SharedArray(os.open(path, os.O_RDWR), shape)

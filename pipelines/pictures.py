@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import av
 import numpy as np
 
+from pipelines.parameter_sets import nal_length_size, nal_units
+
 _H264_IDR, _H264_SLICES = 5, range(1, 6)
 _HEVC_RASL, _HEVC_BLA, _HEVC_IRAP, _HEVC_CRA = (8, 9), (16, 17, 18), range(16, 24), 21
 _CLOSED_CODECS = {"vp8", "vp9", "av1", "mjpeg", "png", "ffv1"}  # a key frame resets every reference
@@ -54,7 +56,7 @@ def of_packets(packets: Sequence[av.Packet], codec: str, extradata: bytes) -> Pi
     entry, closed = keyframe.copy(), np.full(len(packets), codec in _CLOSED_CODECS)
     reference = np.ones(len(packets), bool)
     if codec == "h264":
-        size = (extradata[4] & 3) + 1 if extradata[:1] == b"\1" else 0
+        size = nal_length_size(codec, extradata)
         for i, packet in enumerate(packets):
             headers = [h[0] for h in _nal_headers(bytes(packet), size) if h[0] & 31 in _H264_SLICES]
             # A recovery point that is no IDR is no entry: what a decoder does with the pictures around it, and with
@@ -62,7 +64,7 @@ def of_packets(packets: Sequence[av.Packet], codec: str, extradata: bytes) -> Pi
             entry[i] = closed[i] = any(h & 31 == _H264_IDR for h in headers)
             reference[i] = any(h >> 5 & 3 for h in headers) or not headers
     elif codec == "hevc":
-        size = (extradata[21] & 3) + 1 if extradata[:1] == b"\1" else 0
+        size = nal_length_size(codec, extradata)
         slices = [[h for h in _nal_headers(bytes(p), size) if h[0] >> 1 & 63 < 32] for p in packets]
         kinds = [s[0][0] >> 1 & 63 if s else -1 for s in slices]
         layers = [s[0][1] & 7 if s else 0 for s in slices]
@@ -82,18 +84,8 @@ def of_packets(packets: Sequence[av.Packet], codec: str, extradata: bytes) -> Pi
 
 
 def _nal_headers(data: bytes, length_size: int) -> list[bytes]:
-    """The first two bytes of each NAL unit of a packet; `length_size` 0 means Annex B start codes."""
-    headers, at = [], 0
-    if length_size:
-        while at + length_size < len(data):
-            length = int.from_bytes(data[at : at + length_size], "big")
-            headers.append(data[at + length_size : at + length_size + 2])
-            at += length_size + length
-    else:
-        while (at := data.find(b"\0\0\1", at)) >= 0:
-            headers.append(data[at + 3 : at + 5])
-            at += 3
-    return [h for h in headers if len(h) == 2]
+    """The first two bytes of each NAL unit of a packet."""
+    return [unit[:2] for unit in nal_units(data, length_size) if len(unit) >= 2]
 
 
 def pack(pictures: Pictures, size: int) -> str:

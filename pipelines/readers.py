@@ -16,13 +16,37 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import torch
 from nvidia.dali import Pipeline
 
 from pipelines.world import deaf_to_interrupts, light_main
 
+SHARED_MEMORY = "/dev/shm"
+MORE_SHARED_MEMORY = (
+    "give the container more (docker run --shm-size=8g), or lower data.batch, data.prefetch or data.repeats"
+)
+
 
 class ReaderDied(RuntimeError):
     """A process that reads videos has ended by itself."""
+
+
+class SharedMemoryFull(ReaderDied):
+    """A process that reads videos wrote to shared memory that is not there."""
+
+
+def check_shared_memory(needed: int, folder: str = SHARED_MEMORY) -> None:
+    """Raise ValueError if there is less memory for what workers hand over than the batches that are read ahead need."""
+    try:
+        status = os.statvfs(folder)
+    except OSError:
+        return
+    free = status.f_bavail * status.f_frsize
+    if free < needed:
+        raise ValueError(
+            f"{folder} has {free / 2**20:.0f} MiB free, and the batches that are read ahead need at least "
+            f"{needed / 2**20:.0f} MiB of shared memory; {MORE_SHARED_MEMORY}"
+        )
 
 
 def has_ended(pid: int) -> bool:
@@ -36,8 +60,9 @@ def has_ended(pid: int) -> bool:
 class Readers:
     """A pipeline, built, with its processes."""
 
-    def __init__(self, pipe: Pipeline):
-        self.pipe = pipe
+    def __init__(self, pipe: Pipeline, stream: torch.cuda.Stream | None = None):
+        """Build the pipeline; its outputs are for `stream`, on which nobody waits for them. None: without a GPU."""
+        self.pipe, self.stream = pipe, stream
         before = set(multiprocessing.active_children())
         with light_main(), deaf_to_interrupts():
             pipe.build()
@@ -46,11 +71,13 @@ class Readers:
     def run(self) -> Any:
         """The outputs of an iteration; ReaderDied if a process dies meanwhile, or has died."""
         with self._watched():
-            return self.pipe.run()
+            return self.pipe.run(self.stream)
 
     def died(self) -> str:
-        """How processes ended, if some did."""
+        """How processes ended, if some did. Raises SharedMemoryFull if it was for want of shared memory."""
         gone = [p for p in self.processes if has_ended(p.pid or 0)]
+        if any(p.exitcode == -signal.SIGBUS for p in gone):
+            raise SharedMemoryFull(f"a reader process found shared memory, {SHARED_MEMORY}, full; {MORE_SHARED_MEMORY}")
         return ", ".join(f"reader process {p.pid} ended (exit status {p.exitcode})" for p in gone)
 
     def abandon(self) -> None:

@@ -17,9 +17,13 @@ import numpy as np
 
 from pipelines import geometry, order, sampling
 from pipelines.augment import Augment
+from pipelines.color import correction
+from pipelines.decoders import Decoders
+from pipelines.faults import REFUSED, UNREADABLE, Faults
 from pipelines.host import decode_views
 from pipelines.index import Row
 from pipelines.lists import Clip
+from pipelines.parameter_sets import SPS
 from pipelines.places import is_remote, read, stamp
 from pipelines.trim import trim
 from pipelines.video import CHANGED
@@ -41,8 +45,10 @@ class Info(NamedTuple):
     step: int
     row: int
     used: int
-    label: int
     status: int
+    label: int
+    scored: int  # `used`, or -1 if it must not be scored
+    by_pyav: int  # 1 if PyAV decoded the views, 0 if DALI is given a trimmed file
     turns: int = 0  # quarter turns, anticlockwise, that the pictures still need, and then
     mirror: int = 0  # bit i: whether view i is to be mirrored; 0 for pictures without turns, which are mirrored already
 
@@ -86,7 +92,8 @@ class Source:
     batch: int
     seed: int
     world: World
-    host: bool  # feed the views themselves instead of a trimmed file
+    decoders: Decoders
+    faults: Faults
     trimmed: bool = True  # False: from the first frame (bench only)
     start: int = 0
     fill: tuple[int, int, int] = (0, 0, 0)  # RGB around letterboxed frames
@@ -104,38 +111,50 @@ class Source:
         end_with_parent()
         return self.sample(self.start + place.iteration, place.idx_in_batch)
 
-    def sample(self, step: int, slot: int, unusable: Collection[int] = ()) -> tuple[np.ndarray, ...]:
+    def sample(self, step: int, slot: int, refused: Collection[int] = ()) -> tuple[np.ndarray, ...]:
         """The arrays of one sample.
 
-        With `host`: views (V, C, T, H, W) uint8, mirror (V,), Info (7,). Else: the trimmed file's bytes,
-        positions (clips * frames,), boxes (crops, 4), mirror, Info. Before mirror: what Augment
-        draws, (V, ...) each. `step` counts over all epochs; `unusable` are rows that the decoder refuses.
+        Where DALI decodes none of the videos: views (V, C, T, H, W) uint8, mirror (V,), Info (9,). Else: the trimmed
+        file's bytes, positions (clips * frames,), boxes (crops, 4), color matrix (3, 3), views, mirror, Info; of file
+        and views one is empty, as Info's `by_pyav` says. Before mirror: what Augment draws, (V, ...) each. `step`
+        counts over all epochs; `refused` are rows that DALI has just refused.
         """
         row, status = self.row_of(step, slot)
         epoch = step // self.steps
-        rng = order.generator(self.seed, epoch if self.views.train else 0, row)
         used = row
-        for _ in range(_MOST_REPLACEMENTS):
+        for attempt in range(_MOST_REPLACEMENTS):
+            # Every attempt has a generator of its own: to remember a video that cannot be read changes no draw.
+            rng = order.generator(self.seed, epoch if self.views.train else 0, row, attempt)
+            if attempt:
+                used = int(rng.integers(len(self.clips)))
             try:
-                if used in unusable or self.rows[used].error:
+                if self.rows[used].error or self.faults.is_known(used, UNREADABLE, step):
                     raise ValueError
-                data = self._load(used, rng)
+                by_pyav = used in refused or self.chooses_pyav(used, step)
+                *arrays, mirror = self._load(used, rng, by_pyav)
                 break
             except ValueError:
-                used = int(rng.integers(len(self.clips)))
                 if status is Status.OK:
                     status = Status.REPLACED if self.views.train else Status.FAILED
         else:
             raise Unreadable(
                 f"{_MOST_REPLACEMENTS} videos in a row cannot be read, the last is {self.clips[used].path}"
             )
-        *arrays, mirror = data
         v, turns = self.views, self.rows[used].turns
         if v.augment:
             arrays += map(np.stack, zip(*(v.augment.draw(rng) for _ in range(v.repeats)), strict=True))
         late = int((mirror << np.arange(len(mirror))).sum()) if turns else 0
-        info = Info(step, row, used, self.clips[used if v.train else row].label, status, turns, late)
+        label = self.clips[used if v.train else row].label
+        scored = used if status in (Status.OK, Status.REPLACED) else -1
+        info = Info(step, row, used, status, label, scored, int(by_pyav), turns, late)
         return *arrays, mirror * (not turns), np.array(info, np.int64)
+
+    def chooses_pyav(self, row: int, step: int) -> bool:
+        """Whether PyAV decodes a video in a batch: by its format, by the share that is drawn, or after a refusal."""
+        epoch = step // self.steps if self.views.train else 0
+        if self.decoders.chooses_pyav(self.rows[row], self.seed, epoch, row):
+            return True
+        return self.faults.is_known(row, REFUSED, step)
 
     def row_of(self, step: int, slot: int) -> tuple[int, Status]:
         """Which video stands there, or that it only fills the batch."""
@@ -150,7 +169,7 @@ class Source:
         if self.rows[row].error:
             return self.rows[row].error
         try:
-            self._load(row, np.random.default_rng(0))
+            self._load(row, np.random.default_rng(0), by_pyav=True)
         except ValueError as error:
             return str(error).removeprefix(f"{self.clips[row].path}: ")
         return "the decoder failed on it"
@@ -178,7 +197,7 @@ class Source:
             return geometry.jittered_crop(known.width, known.height, v.size, v.short_sides, rng)
         return geometry.random_resized_crop(known.width, known.height, v.scale, v.ratio, rng)
 
-    def _load(self, row: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    def _load(self, row: int, rng: np.random.Generator, by_pyav: bool) -> tuple[np.ndarray, ...]:
         v, known, path = self.views, self.rows[row], self.clips[row].path
         if not is_remote(path) and stamp(path) != (known.size, known.changed):
             raise ValueError(f"{path}: {'no such file' if stamp(path) == (0, 0) else CHANGED}")
@@ -192,19 +211,25 @@ class Source:
                 boxes = self.choose_box(row, rng)[None]
             mirror = np.zeros(1, np.int32)
         boxes = geometry.stored(boxes, known.width, known.height, known.turns)
-        if self.host:
-            views = decode_views(
-                path,
-                frames,
-                boxes,
-                v.size,
-                self.fill if v.crop == "letterbox" else None,
-                self.seconds,
-                known.table,
-                self.trimmed,
-            )
-            return views, mirror
-        if self.trimmed:
-            data, positions = trim(path, frames.reshape(-1), self.seconds, known.table)
-            return np.frombuffer(data, np.uint8), positions, boxes, mirror
-        return np.frombuffer(read(path)[0], np.uint8), frames.reshape(-1).astype(np.int32), boxes, mirror
+        data, positions, views = np.zeros(1, np.uint8), np.zeros(1, np.int32), np.zeros((0,) * 5, np.uint8)
+        if by_pyav:
+            letterbox = self.fill if v.crop == "letterbox" else None
+            views = decode_views(path, frames, boxes, v.size, letterbox, self.seconds, known.table, self.trimmed)
+            if not self.decoders.uses_dali:
+                return views, mirror
+        else:
+            data, positions = self._trim(row, frames.reshape(-1))
+        return data, positions, boxes, correction(known.colorspace), views, mirror
+
+    def _trim(self, row: int, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The file that DALI is given, and where the frames are in it."""
+        known, path = self.rows[row], self.clips[row].path
+        if not self.trimmed:
+            return np.frombuffer(read(path)[0], np.uint8), frames.astype(np.int32)
+        stored_size = (known.height, known.width) if known.turns % 2 else (known.width, known.height)
+        coded_size = (known.coded_width, known.coded_height)
+        # NVDEC's sessions are found again by the coded size, and DALI looks for chroma by the one that is shown: the
+        # file that it is given shows all that is coded. Boxes lie in what was shown before.
+        uncropped = known.codec in SPS and coded_size != stored_size
+        data, positions = trim(path, frames, self.seconds, known.table, coded_size if uncropped else None)
+        return np.frombuffer(data, np.uint8), positions

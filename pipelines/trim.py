@@ -10,18 +10,22 @@ from __future__ import annotations
 import io
 import math
 import os
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import cast
 
 import av
 import numpy as np
+from av.bitstream import BitStreamFilterContext
 
+from pipelines.parameter_sets import SPS, nal_length_size, nal_type, nal_units
 from pipelines.pictures import Pictures
 from pipelines.video import Video
 
 _HELD = {"h264", "hevc", "av1", "vp9", "vp8", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "h263", "ffv1"}
 _ACCESS_UNIT_DELIMITER = b"\x09\xf0"
+_START_CODE = b"\0\0\0\1"
 
 
 def trim(
@@ -29,13 +33,16 @@ def trim(
     frames: Sequence[int] | np.ndarray,
     seconds: float = math.inf,
     table: str = "",
+    coded_size: tuple[int, int] | None = None,
 ) -> tuple[bytes, np.ndarray]:
     """A video that holds the wanted frames, and where they stand in it.
 
     `frames` are frame numbers in any order, repeats allowed; a number past the end means the last frame. Returns the
     small file and `positions` (len(frames),) int32: its frame `positions[i]` is `frames[i]` of the source. A video
     whose packets do not tell the order of its frames, or of a codec that MP4 does not hold, comes back whole. With the
-    `table` that an index keeps (`Video.table`) only the bytes of those packets are read.
+    `table` that an index keeps (`Video.table`) only the bytes of those packets are read. With `coded_size` (width,
+    height), of H.264 and HEVC, the small file says that all that is coded is shown: what a decoder would cut off at the
+    right and the bottom is then part of its frames, and their size that of the decoder's surfaces.
     Raises ValueError for a negative number and for a source that is no readable video, or not within `seconds`.
     """
     with Video(source, seconds, table) as video:
@@ -44,7 +51,7 @@ def trim(
             wanted_pictures(video.pictures, frames)  # for its errors
             return video.content(), np.minimum(np.asarray(frames, np.int32), last)
         keep, positions = needed(video.pictures, frames)
-        return _remux(video, keep), positions
+        return _remux(video, keep, coded_size), positions
 
 
 def needed(pictures: Pictures, frames: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -94,7 +101,7 @@ def wanted_pictures(pictures: Pictures, frames: Sequence[int] | np.ndarray) -> n
     return shown[np.minimum(numbers, len(shown) - 1)]
 
 
-def _remux(video: Video, keep: np.ndarray) -> bytes:
+def _remux(video: Video, keep: np.ndarray, coded_size: tuple[int, int] | None) -> bytes:
     pts = video.pictures.pts[keep]
     rank = np.empty(len(keep), np.int64)
     rank[np.argsort(pts, kind="stable")] = np.arange(len(keep))
@@ -105,22 +112,60 @@ def _remux(video: Video, keep: np.ndarray) -> bytes:
         container.flags |= cast(int, av.container.Flags.bitexact.value)  # the same bytes every time
         stream = container.add_stream_from_template(video.stream, opaque=True)
         packets = video.packets(keep)
+        if coded_size:
+            packets = _uncropped(video, stream, packets)
         for tick, (number, shown_at, packet) in enumerate(zip(keep.tolist(), rank.tolist(), packets, strict=True)):
             if video.codec == "h264" and tick and video.pictures.entry[number]:
-                packet = _delimited(packet, video.stream.codec_context.extradata or b"")
+                packet = _delimited(packet, stream.codec_context.extradata or b"")
             packet.stream, packet.time_base = stream, Fraction(1, 30)
             packet.dts, packet.pts, packet.duration = tick, shown_at + delay, 1
             container.mux(packet)
-    return output.getvalue()
+    return _with_size(output.getvalue(), coded_size) if coded_size else output.getvalue()
+
+
+def _uncropped(video: Video, stream: av.VideoStream, packets: Sequence[av.Packet]) -> list[av.Packet]:
+    """Take the cropping out of the stream's parameter sets and of those that lie in packets.
+
+    FFmpeg's filter writes start codes before NAL units where MP4 has their lengths, so the other packets get them too;
+    the muxer writes lengths again.
+    """
+    sides = ":".join(f"crop_{side}=0" for side in ("left", "right", "top", "bottom"))
+    length_size = nal_length_size(video.codec, video.stream.codec_context.extradata or b"")
+    uncropped = []
+    try:
+        rewrite = BitStreamFilterContext(f"{video.codec}_metadata={sides}", stream, stream)
+        for packet in packets:
+            units = list(nal_units(bytes(packet), length_size))
+            if any(nal_type(video.codec, unit[0]) == SPS[video.codec] for unit in units if unit):
+                (rewritten,) = rewrite.filter(packet)
+            else:
+                rewritten = av.Packet(b"".join(_START_CODE + unit for unit in units)) if length_size else packet
+            rewritten.is_keyframe = packet.is_keyframe
+            uncropped.append(rewritten)
+    except (av.error.FFmpegError, ValueError):
+        raise ValueError(f"{video.name}: its parameter sets cannot be rewritten") from None
+    return uncropped
+
+
+def _with_size(file: bytes, size: tuple[int, int]) -> bytes:
+    """Write another frame size into the one video track of an MP4 (ISO/IEC 14496-12, 8.5.2 and 8.3.2)."""
+    content = bytearray(file)
+    moov = 0
+    while content[moov + 4 : moov + 8] != b"moov":
+        length = int.from_bytes(content[moov : moov + 4], "big")
+        moov += length if length != 1 else int.from_bytes(content[moov + 8 : moov + 16], "big")
+    entry = content.index(b"stsd", moov) + 12  # the sample entry: after version, flags and the number of entries
+    struct.pack_into(">HH", content, entry + 32, *size)
+    header = content.index(b"tkhd", moov)
+    struct.pack_into(">II", content, header + 80, *(side << 16 for side in size))
+    return bytes(content)
 
 
 def _delimited(packet: av.Packet, extradata: bytes) -> av.Packet:
     """The packet behind an access unit delimiter: two IDR pictures that were far apart may carry the same idr_pic_id,
     which alone would read as one picture (H.264, 7.4.1.2.4)."""
-    if extradata[:1] == b"\1":
-        prefix = len(_ACCESS_UNIT_DELIMITER).to_bytes((extradata[4] & 3) + 1, "big")
-    else:
-        prefix = b"\0\0\0\1"
+    length_size = nal_length_size("h264", extradata)
+    prefix = len(_ACCESS_UNIT_DELIMITER).to_bytes(length_size, "big") if length_size else _START_CODE
     delimited = av.Packet(prefix + _ACCESS_UNIT_DELIMITER + bytes(packet))
     delimited.is_keyframe = packet.is_keyframe
     return delimited

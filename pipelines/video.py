@@ -12,12 +12,13 @@ import time
 from collections.abc import Sequence
 from fractions import Fraction
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
 
 from pipelines import places
+from pipelines.parameter_sets import read_sps
 from pipelines.pictures import of_packets, pack, unpack
 
 logging.getLogger("libav").setLevel(logging.CRITICAL)  # damage is reported as a ValueError, once, with the path
@@ -27,7 +28,19 @@ av.logging.set_level(av.logging.PANIC)
 _ANY_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 CHANGED = "it has changed since it was indexed"
 _COMPARED = 32  # packets at a time
+_COLORSPACES = {1: "bt709", 4: "fcc", 7: "smpte240m", 9: "bt2020"}  # of AVColorSpace, those that are not BT.601's
 _TIMELESS = {"avi", "h264", "hevc", "m4v", "mpegvideo"}
+
+
+class FirstFrame(NamedTuple):
+    """What the first frame of a video, and the parameter set that it was decoded with, say of all."""
+
+    turns: int  # quarter turns, anticlockwise, by which a player turns the frames
+    pix_fmt: str
+    interlaced: bool
+    coded_size: tuple[int, int]  # width, height; (0, 0) if unknown
+    crop_offset: tuple[int, int]  # left, top
+    colorspace: str  # as `Row.colorspace`
 
 
 class Video:
@@ -142,19 +155,32 @@ class Video:
         in_order = (np.diff(self.pictures.pts) > 0).all()
         return not (in_order and self.stream.codec_context.reorder_depth)
 
-    @property
-    def quarter_turns(self) -> int:
-        """By how many quarter turns, anticlockwise, a player turns the pictures (0-3); the first one is decoded for it.
-
-        0 if it does not decode: whether the file can be used shows when it is.
-        """
+    def first_frame(self) -> FirstFrame:
+        """Decode the first picture, for what only a decoder knows. Where it does not decode, the container's word is
+        taken: whether the file can be used shows when it is."""
         context = self.stream.codec_context
         context.thread_type, context.thread_count = "NONE", 1
         try:
             frames = [*context.decode(self._packets[0]), *context.decode(None)]
         except av.error.FFmpegError:
-            return 0
-        return round(frames[0].rotation / 90) % 4 if frames else 0
+            frames = []
+        sps = read_sps(self.codec, context.extradata or b"", bytes(self._packets[0]))
+        if sps:
+            coded, offset = (sps.coded_width, sps.coded_height), (sps.crop_left, sps.crop_top)
+        else:  # only H.264 and HEVC are cropped by the decoder; without their SPS nothing is known of it
+            coded = (0, 0) if self.codec in ("h264", "hevc") else (self.width, self.height)
+            offset = (0, 0)
+        if not frames:
+            return FirstFrame(0, context.pix_fmt or "", bool(sps and sps.interlaced), coded, offset, "")
+        frame = frames[0]
+        return FirstFrame(
+            turns=round(frame.rotation / 90) % 4,
+            pix_fmt=frame.format.name,
+            interlaced=sps.interlaced if sps else frame.interlaced_frame,
+            coded_size=coded,
+            crop_offset=offset,
+            colorspace=_COLORSPACES.get(frame.colorspace, ""),
+        )
 
     @property
     def variable_rate(self) -> bool:

@@ -63,6 +63,11 @@ class World:
         return values
 
 
+def local_world_size() -> int:
+    """The number of processes of the run on this machine, as torchrun sets it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 @contextlib.contextmanager
 def light_main() -> Iterator[None]:
     """Processes spawned inside do not import the main script again.

@@ -19,10 +19,12 @@ import pytest
 import torch
 
 from configs import schema
+from pipelines import nvdec
+from pipelines.decoders import Decoders
 from pipelines.geometry import fitted
 from pipelines.graph import build_pipeline
 from pipelines.host import wanted_frames
-from pipelines.loader import build_loader, choose_decoder
+from pipelines.loader import build_loader
 from pipelines.readers import Readers, has_ended
 from pipelines.source import Unreadable
 from pipelines.video import Video
@@ -39,6 +41,12 @@ def make(path, *overrides, split="train", world=None):
         *overrides,
     ])  # fmt: skip
     return build_loader(cfg, split, [str(i) for i in range(6)], world or World(), CPU)
+
+
+def as_files(source):
+    """The source, giving DALI every file whole: frame numbers and boxes instead of views."""
+    every = {(row.codec, *nvdec.chroma_and_depth(row.pix_fmt)): nvdec.Limits() for row in source.rows}
+    return dataclasses.replace(source, decoders=Decoders(every, 0.0), trimmed=False)
 
 
 def stream(loader, epochs=2) -> list[tuple[list[int], list[int], torch.Tensor]]:
@@ -111,9 +119,9 @@ def test_pixels_are_where_the_contract_says(clips_folder, tmp_path, decoder):
     path = clips_folder(tmp_path, 6)
     loader = make(path, decoder, "data.flip=1", "data.scale=0.5,1")
     batch = next(iter(loader))
-    drawn = dataclasses.replace(loader.source, host=False, trimmed=False)
+    drawn = as_files(loader.source)
     for slot in range(3):
-        _, frames, boxes, mirror, info = drawn.sample(0, slot)
+        _, frames, boxes, _, _, mirror, info = drawn.sample(0, slot)
         top, left, bottom, right = boxes[0].astype(int)
         with Video(loader.source.clips[info[2]].path) as v:
             rgb = np.stack([f.to_ndarray(format="rgb24") for f, _ in wanted_frames(v, frames)])
@@ -179,7 +187,7 @@ def test_the_tensor_is_dalis_buffer(clips_folder, tmp_path):
     loader = make(clips_folder(tmp_path, 6))
     next(iter(loader))
     pipe = build_pipeline(loader.graph, loader.source, loader.source.batch)
-    video, _ = pipe.run()
+    video, *_ = pipe.run()
     dense = video.as_tensor()
     assert torch.from_dlpack(dense).data_ptr() == dense.data_ptr() == video[0].data_ptr()
 
@@ -189,7 +197,7 @@ def test_the_loader_does_not_copy(clips_folder, tmp_path, monkeypatch):
     real = torch.from_dlpack
     monkeypatch.setattr(torch, "from_dlpack", lambda t: (pointers.append(t.data_ptr()), real(t))[1])
     for batch in make(clips_folder(tmp_path, 6)):
-        assert batch.video.data_ptr() == pointers[-1]
+        assert batch.video.data_ptr() == pointers[-2] and batch.label.data_ptr() == pointers[-1]
 
 
 def test_held_batches_stay_as_they_were(clips_folder, tmp_path):
@@ -298,21 +306,9 @@ def test_what_a_worker_is_sent_does_not_grow_with_the_data_set(clips_folder, tmp
     assert abs(len(pickle.dumps(many)) - len(pickle.dumps(few))) < 10, "counts, of one digit more"
 
 
-def test_choice_of_decoder(clips_folder, tmp_path, video):
-    rows = make(clips_folder(tmp_path, 6)).source.rows
-    h264 = dataclasses.replace(rows[0], codec="h264")
-    assert choose_decoder(rows, "dali", "cpu") == (False, "DALI CPU (vp9)")
-    assert choose_decoder(rows, "auto", "cpu") == (True, "host (PyAV), which is faster than DALI without a GPU")
-    host, why = choose_decoder([*rows, h264], "auto", "cpu")
-    assert host and "1 of 7 videos are h264, which DALI does not decode without a GPU" in why
-    with pytest.raises(ValueError, match="data.decoder=dali: 1 of 7 videos are h264"):
-        choose_decoder([*rows, h264], "dali", "cpu")
-    assert choose_decoder(rows, "host", "cpu")[0]
-
-
 def test_h264_goes_through_the_host_into_the_same_graph(clips_folder, tmp_path):
     loader = make(clips_folder(tmp_path, 6, kind="h264_bframes"), "data.decoder=auto")
-    assert loader.graph.host and next(iter(loader)).video.shape == (3, 3, 4, 32, 32)
+    assert not loader.graph.uses_dali and next(iter(loader)).video.shape == (3, 3, 4, 32, 32)
 
 
 def test_views_of_one_decode(clips_folder, tmp_path):
@@ -340,7 +336,7 @@ def test_gpu_agrees_with_pyav(clips_folder, tmp_path):
         names = [str(i) for i in range(6)]
         gpu = build_loader(schema.load(None, overrides), "train", names, World(), device)
         host = build_loader(schema.load(None, [*overrides, "data.decoder=host"]), "train", names, World(), CPU)
-        assert not gpu.graph.host, "NVDEC decodes"
+        assert gpu.graph.uses_dali, "NVDEC decodes"
         for a, b in zip(gpu, host, strict=True):
             assert a.video.device == device and a.sample.tolist() == b.sample.tolist()
             assert (a.video.cpu() - b.video).abs().mean() * 255 * 0.225 < 2.0
@@ -442,7 +438,7 @@ def test_a_reader_that_is_killed_is_replaced_and_nothing_of_the_stream_is_lost(
     for number, batch in enumerate(batch for _ in range(2) for batch in loader):
         parts.append((batch.label.tolist(), batch.sample.tolist(), batch.video.clone()))
         if number == 1:
-            victim = loader._readers.processes[0].pid
+            victim = loader.decoder.readers.processes[0].pid
             threading.Timer(moment, os.kill, (victim, signal.SIGKILL)).start()
         time.sleep(moment / 2)
     assert same(parts, whole)
@@ -470,7 +466,7 @@ def test_readers_end_with_a_run_that_is_killed(clips_folder, tmp_path):
         "from pipelines.world import World\n"
         f"cfg = schema.load(None, ['data.train={path}', 'data.size=32', 'data.batch=3', 'data.workers=2'])\n"
         "loader = build_loader(cfg, 'train', [], World(), torch.device('cpu'))\nnext(iter(loader))\n"
-        "print('pids', *(p.pid for p in loader._readers.processes), flush=True)\ntime.sleep(60)\n"
+        "print('pids', *(p.pid for p in loader.decoder.readers.processes), flush=True)\ntime.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     readers = next(line.split()[1:] for line in process.stdout if line.startswith("pids"))

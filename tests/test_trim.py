@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import itertools
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -13,8 +14,11 @@ from conftest import KINDS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipelines.encode import encode
 from pipelines.host import wanted_frames
+from pipelines.parameter_sets import read_sps
 from pipelines.pictures import Pictures
+from pipelines.synthetic import render
 from pipelines.trim import needed, trim
 from pipelines.video import Video
 
@@ -194,3 +198,57 @@ def test_all_that_is_needed_is_kept(stream, data):
     for a, b in itertools.pairwise(groups):
         assert b == a + 1 or pictures.closed[entries[b]], "only a closed group follows a gap"
     assert all(int(entries[g]) in kept for g in groups)
+
+
+# --- all that is coded is shown -----------------------------------------------------------------------------------
+
+
+def planes(data: bytes) -> tuple[tuple[int, int], list[list[np.ndarray]]]:
+    """The size that a container states, and the planes of each frame."""
+    with av.open(io.BytesIO(data)) as container:
+        stream = container.streams.video[0]
+        size = stream.codec_context.width, stream.codec_context.height
+        frames = [
+            [np.frombuffer(bytes(p), np.uint8).reshape(p.height, p.line_size)[:, : p.width] for p in frame.planes]
+            for frame in container.decode(stream)
+        ]
+    return size, frames
+
+
+@settings(max_examples=30)
+@given(
+    st.sampled_from(["h264", "hevc"]), st.integers(36, 120), st.integers(36, 120), st.sampled_from([0, 3]),
+    st.booleans(), st.lists(st.integers(0, 20), min_size=1, max_size=4),
+)  # fmt: skip
+def test_uncropped_trimmed_files_hold_the_same_visible_pixels(codec, half_width, half_height, bframes, annex_b, wanted):
+    """Of every size, most of which are no multiples of 16: a decoder's surface is what the container says."""
+    width, height = 2 * half_width, 2 * half_height
+    file = io.BytesIO()
+    encode(file, render(0, 0, 0, 21, width, height), Fraction(30), codec=codec, gop=8, bframes=bframes)
+    source = as_annex_b(file.getvalue(), codec) if annex_b else file.getvalue()
+    with Video(source) as video:
+        sps = read_sps(codec, video.stream.codec_context.extradata or b"", bytes(video._packets[0]))
+        if not video.ordered:  # a raw stream with B-frames comes back whole
+            return
+    assert sps
+    cropped, positions = trim(source, wanted)
+    uncropped, same_positions = trim(source, wanted, coded_size=(sps.coded_width, sps.coded_height))
+    assert positions.tolist() == same_positions.tolist()
+    (size, before), (coded_size, after) = planes(cropped), planes(uncropped)
+    assert size == (width, height) and coded_size == (sps.coded_width, sps.coded_height)
+    assert len(before) == len(after)
+    for frame, whole in zip(before, after, strict=True):
+        for plane, coded in zip(frame, whole, strict=True):
+            assert np.array_equal(plane, coded[: plane.shape[0], : plane.shape[1]])
+
+
+def as_annex_b(data: bytes, codec: str) -> bytes:
+    """The stream of an MP4 in a transport stream, where start codes stand before its units."""
+    output = io.BytesIO()
+    with av.open(io.BytesIO(data)) as old, av.open(output, "w", format="mpegts") as new:
+        stream = new.add_stream_from_template(old.streams.video[0], opaque=True)
+        for packet in old.demux(old.streams.video[0]):
+            if packet.size:
+                packet.stream = stream
+                new.mux(packet)
+    return output.getvalue()

@@ -1,0 +1,49 @@
+"""Videos of any encoder, pixel format and color matrix, for the tests of who decodes what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
+
+from pipelines.synthetic import render
+
+OPTIONS = {
+    "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "auto-alt-ref": "0"},
+    "libx264": {"preset": "ultrafast"},
+    "libx265": {"preset": "ultrafast", "x265-params": "pools=none:frame-threads=1:log-level=none"},
+    "libsvtav1": {"preset": "12", "svtav1-params": "lp=1"},
+}
+
+
+def smooth(width: int, height: int) -> np.ndarray:
+    """(H, W, 3) uint8: saturated colors that change slowly, so that coding and subsampling lose little of them."""
+    y, x = np.mgrid[:height, :width]
+    waves = np.sin(y / 97 + x / 153), np.cos(y / 81), np.sin(x / 161 - y / 79)
+    return np.stack([128 + 80 * wave for wave in waves], axis=-1).astype(np.uint8)
+
+
+def write_video(
+    path: Path, encoder: str, width: int, height: int, *, pix_fmt: str = "yuv420p", frames: int = 24, seed: int = 0,
+    colorspace: Colorspace = Colorspace.ITU601, color_range: ColorRange = ColorRange.MPEG, still: bool = False,
+    options: dict[str, str] | None = None,
+) -> Path:  # fmt: skip
+    """Write a moving texture, or with `still` always the picture of smooth()."""
+    if still:
+        video = np.broadcast_to(smooth(width, height), (frames, height, width, 3))
+    else:
+        video = render(seed % 6, 0, seed, frames, width, height)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(encoder, rate=30, options=OPTIONS.get(encoder, {}) | (options or {}))
+        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+        stream.codec_context.gop_size = 12
+        stream.codec_context.colorspace, stream.codec_context.color_range = colorspace, color_range
+        for picture in video:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame = frame.reformat(format=pix_fmt, dst_colorspace=colorspace, dst_color_range=color_range)
+            frame.colorspace, frame.color_range = colorspace, color_range
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
