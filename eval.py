@@ -108,6 +108,7 @@ def evaluate(
         keep()
         raise
     network.train(training)
+    loader.release_memory()
     for table in tables.values():
         if world.size > 1:
             torch.distributed.all_reduce(table)

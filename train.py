@@ -128,6 +128,7 @@ def train(cfg: schema.Config) -> int:
     def validate() -> None:
         if val_loader and isinstance(task, MaskFeat):
             loss, baseline, _ = mean_loss(learner.best, task, val_loader, val_loader.device, dtype)
+            val_loader.release_memory()
             say(f"epoch {loader.epoch}  val: loss {loss:.4f}  mean HOG {baseline:.4f}")
             found = {"loss": loss, "baseline": baseline}
         elif val_loader:

@@ -15,6 +15,17 @@ PRESETS: dict[str, dict[str, Any]] = {
     "maskfeat": {"clips": 10, "crops": 1, "place": "spread", "short_side": WIDER},
     "videomae": {"clips": 5, "crops": 3, "place": "spread", "short_side": 0},
 }
+NO_CUDA_GRAPHS = (
+    "DALI frees the buffers of its batches in a thread that waits for the whole device, which breaks the capture of "
+    "CUDA graphs"
+)
+# Words that somebody may expect a key to take, and why it does not.
+REFUSED: dict[str, dict[str, str]] = {
+    "run.compile": {
+        mode: f"this mode of torch.compile captures CUDA graphs, and {NO_CUDA_GRAPHS}; use run.compile=yes"
+        for mode in ("reduce-overhead", "max-autotune")
+    }
+}
 
 
 def _key(default: Any, meaning: str, choices: tuple[str, ...] = ()) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from configs.keys import PRESETS, SECTIONS, Config, check_ranges
+from configs.keys import PRESETS, REFUSED, SECTIONS, Config, check_ranges
 
 
 def load(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> Config:
@@ -150,6 +150,8 @@ def _set(values: dict[str, dict[str, Any]], key: str, value: Any) -> None:
     if key == "eval.preset":
         entries.update(PRESETS.get(entries[name], {}))
     choices = next(f for f in dataclasses.fields(SECTIONS[section]) if f.name == name).metadata["choices"]
+    if reason := REFUSED.get(key, {}).get(str(value)):
+        raise ValueError(f"{key}={value}: {reason}")
     if choices and entries[name] not in choices:
         near = difflib.get_close_matches(str(value), choices, n=1)
         raise ValueError(

@@ -93,6 +93,8 @@ class Meter:
         }  # fmt: skip
         if on_gpu:
             row["gpu_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+            free, total = torch.cuda.mem_get_info(self.device)
+            row["gpu_used_gib"] = (total - free) / 2**30  # DALI's pools and NVDEC's sessions too, and other processes
         self.restart()
         return row
 
@@ -107,7 +109,7 @@ class Meter:
 def log_line(row: dict[str, float]) -> str:
     """A training row of metrics.jsonl for people."""
     bad = f"  {row['bad_steps']:.0f} steps skipped, gradients not finite" if row["bad_steps"] else ""
-    memory = f"  {row['gpu_gib']:.1f} GiB" if "gpu_gib" in row else ""
+    memory = f"  {row['gpu_gib']:.1f} GiB of torch, {row['gpu_used_gib']:.1f} in use" if "gpu_gib" in row else ""
     score = f"top-1 {100 * row['top1']:.1f} %" if "top1" in row else f"mean HOG {row['baseline']:.4f}"
     return (
         f"loss {row['loss']:.4f}  {score}  lr {row['lr']:.2e}  "

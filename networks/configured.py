@@ -10,7 +10,7 @@ from timm.layers import DropPath
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from configs.keys import Optim
+from configs.keys import NO_CUDA_GRAPHS, Optim
 from configs.schema import Config
 from networks import PRETRAINING, VARIANTS, build, weights
 from networks.maskfeat import MaskFeat as MaskFeatNetwork
@@ -110,6 +110,13 @@ def _beginning_with(part: str, names: Sequence[str]) -> list[str]:
     return found
 
 
+def _captures_cuda_graphs() -> bool:
+    """Tell whether the environment has torch.compile capture CUDA graphs."""
+    from torch._inductor import config as inductor  # here: it takes a second to import, and compiling needs it anyway
+
+    return bool(inductor.triton.cudagraphs)
+
+
 def build_learner(
     cfg: Config, network: nn.Module, processes: int, dtype: torch.dtype, accumulate: int
 ) -> tuple[Learner, bool]:
@@ -120,6 +127,8 @@ def build_learner(
         raise ValueError("run.amp=fp16: expected bf16 or fp32 with run.shard=full")
     ema = ModelEmaV3(network, o.ema) if o.ema else None
     compiled = cfg.run.compile == "yes" or (cfg.run.compile == "auto" and device.type == "cuda")
+    if compiled and _captures_cuda_graphs():
+        raise ValueError(f"TORCHINDUCTOR_CUDAGRAPHS=1: {NO_CUDA_GRAPHS}; unset it")
     if compiled:
         for module in (network, *([ema.module] if ema else [])):
             module.compile()

@@ -83,8 +83,8 @@ class BatchDecoder:
             source = dataclasses.replace(self.source, start=step)
             if self.graph.workers:
                 check_shared_memory(shared_bytes(self.source, self.graph.prefetch))
-            self.readers = Readers(build_pipeline(self.graph, source, self.source.batch), self._stream())
-        return Decoded.of(self.readers.run())
+            self.readers = Readers(build_pipeline(self.graph, source, self.source.batch))
+        return Decoded.of(self.readers.run(self._stream()))
 
     def _stream(self) -> torch.cuda.Stream | None:
         return torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from nvidia.dali import backend
 
 from configs.keys import WIDER
 from configs.schema import Config
@@ -82,6 +83,12 @@ class VideoLoader:
         self.epoch, self.step = (state["epoch"], done) if done < len(self) else (state["epoch"] + 1, 0)
         s.faults.merge(state.get("faults", []))
         self.decoder.restart()
+
+    def release_memory(self) -> None:
+        """Give the memory that DALI holds and does not use back to the GPU: its pools grow with the largest batch, and
+        torch cannot use them."""
+        if self.device.type == "cuda":
+            backend.ReleaseUnusedMemory()  # type: ignore[attr-defined]  # DALI's stubs leave it out
 
     def share_faults(self) -> None:
         """Tell all ranks what each has found out about its videos; for all of them to call together. Raises Unreadable,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import re
 from fractions import Fraction
 
 import numpy as np
@@ -68,7 +67,6 @@ def _decoder(data: np.ndarray, positions: np.ndarray, device_id: int | None) -> 
 
 
 def _reason(report: str) -> str:
-    """The line of DALI's report that says what went wrong, without the place in its source."""
-    lines = [line.strip() for line in report.splitlines() if line.strip()]
-    line = next((line for line in lines if line.startswith("[")), lines[0] if lines else "no reason")
-    return re.sub(r"^\[[^]]*\]\s*", "", line)
+    """The line of DALI's report that says what went wrong; the rest is where in the graph, and advice."""
+    lines = [line.strip() for line in report.rpartition("encountered:")[2].splitlines() if line.strip()]
+    return lines[0] if lines else "no reason given"

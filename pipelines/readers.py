@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -57,28 +58,37 @@ def has_ended(pid: int) -> bool:
         return True
 
 
+def _exit_status(process: BaseProcess) -> int | None:
+    """Of a process that has ended; a thread of DALI's may just be asking the same, then it is there in a moment."""
+    for _ in range(100):
+        if (status := process.exitcode) is not None:
+            return status
+        time.sleep(0.01)
+    return None
+
+
 class Readers:
     """A pipeline, built, with its processes."""
 
-    def __init__(self, pipe: Pipeline, stream: torch.cuda.Stream | None = None):
-        """Build the pipeline; its outputs are for `stream`, on which nobody waits for them. None: without a GPU."""
-        self.pipe, self.stream = pipe, stream
+    def __init__(self, pipe: Pipeline):
+        self.pipe = pipe
         before = set(multiprocessing.active_children())
         with light_main(), deaf_to_interrupts():
             pipe.build()
         self.processes: list[BaseProcess] = [p for p in multiprocessing.active_children() if p not in before]
 
-    def run(self) -> Any:
-        """The outputs of an iteration; ReaderDied if a process dies meanwhile, or has died."""
+    def run(self, stream: torch.cuda.Stream | None = None) -> Any:
+        """The outputs of an iteration; ReaderDied if a process dies meanwhile, or has died. On a GPU they are ready for
+        what is done on `stream` next; this process does not wait for them."""
         with self._watched():
-            return self.pipe.run(self.stream)
+            return self.pipe.run(stream)
 
     def died(self) -> str:
         """How processes ended, if some did. Raises SharedMemoryFull if it was for want of shared memory."""
-        gone = [p for p in self.processes if has_ended(p.pid or 0)]
-        if any(p.exitcode == -signal.SIGBUS for p in gone):
+        gone = {p.pid: _exit_status(p) for p in self.processes if has_ended(p.pid or 0)}
+        if -signal.SIGBUS in gone.values():
             raise SharedMemoryFull(f"a reader process found shared memory, {SHARED_MEMORY}, full; {MORE_SHARED_MEMORY}")
-        return ", ".join(f"reader process {p.pid} ended (exit status {p.exitcode})" for p in gone)
+        return ", ".join(f"reader process {pid} ended (exit status {status})" for pid, status in gone.items())
 
     def abandon(self) -> None:
         """End all processes and let go of the pipeline without waiting for it."""

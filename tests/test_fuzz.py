@@ -111,7 +111,7 @@ def test_memory_and_file_handles_stay_flat(clips_folder, tmp_path, decoder):
     loader = make(path, f"data.decoder={decoder}", "data.workers=1", "data.size=16", "data.batch=2")
 
     def measured() -> tuple[float, int]:
-        pids = [os.getpid(), *(p.pid for p in loader._readers.processes)]
+        pids = [os.getpid(), *(p.pid for p in loader.decoder.readers.processes)]
         resident = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids) * 4096 / 2**20
         return resident, sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids)
 

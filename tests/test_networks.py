@@ -44,6 +44,7 @@ def test_a_clip_does_not_see_its_batch_mates(name, settings):
 @every
 def test_gradient_reaches_every_parameter(name, settings):
     network = randomise(networks.build(name, **settings), seed=6).train()
+    torch.manual_seed(0)  # of the paths that are dropped
     network(random_video(2, 3, 4, 32, 32)).square().sum().backward()
     for key, parameter in network.named_parameters():
         assert parameter.grad is not None, key
@@ -364,3 +365,16 @@ def test_classify_computes_in_float32():
 def test_classify_refuses_full_smoothing():
     with pytest.raises(ValueError, match="label_smoothing=1.0"):
         Classify(label_smoothing=1.0)
+
+
+def test_cuda_graphs_of_the_environment_are_refused(monkeypatch):
+    """DALI's buffers are freed in a thread that waits for the device, which a capture does not survive."""
+    from torch._inductor import config as inductor
+
+    from configs import schema
+    from networks.configured import build_learner
+
+    monkeypatch.setattr(inductor.triton, "cudagraphs", True)
+    cfg = schema.load(None, ["run.compile=yes"])
+    with pytest.raises(ValueError, match="TORCHINDUCTOR_CUDAGRAPHS=1: DALI frees the buffers"):
+        build_learner(cfg, torch.nn.Linear(2, 2), 1, torch.float32, 1)

@@ -11,6 +11,7 @@ from configs.runs import find_checkpoint, read_metrics
 from configs.steps import Meter
 from networks.configured import build_learner, build_network, set_rates
 from networks.tasks import Classify
+from pipelines.faults import UNREADABLE
 from pipelines.loader import VideoLoader, build_loader
 from pipelines.source import Unreadable
 from pipelines.world import World
@@ -129,14 +130,20 @@ def test_processes_ask_each_other_every_five_seconds(monkeypatch):
         assert meter.every == every
 
 
-def test_videos_that_other_processes_cannot_read_count(arguments):
+def test_videos_that_other_processes_cannot_read_count(arguments, monkeypatch):
     cfg = schema.load(None, [*arguments, "data.max_bad=0.3"])
     loader = build_loader(cfg, "train", [str(n) for n in range(6)], World(), torch.device("cpu"))
     assert isinstance(loader, VideoLoader) and len(loader.source.clips) == 13
-    loader.add_bad([{0: "gone", 1: "gone"}, {1: "gone", 2: "gone"}])
+    own = {0: "gone", 1: "gone"}
+    loader.add_bad(own)
+    others = [({1: "gone", 2: "gone"}, [[2, UNREADABLE, 0, 3, 1]]), ({7: "gone"}, [])]
+    monkeypatch.setattr(World, "gather", lambda self, value: [value, *others[:1]])
+    loader.share_faults()
+    assert loader.source.faults.is_known(2, UNREADABLE, len(loader)) and loader.bad[2] == "gone"
+    monkeypatch.setattr(World, "gather", lambda self, value: [value, *others])
     assert sorted(loader.bad) == [0, 1, 2]
     with pytest.raises(Unreadable, match=r"4 of 13 videos cannot be read, more than data.max_bad=0.3"):
-        loader.add_bad([{}, {7: "gone"}])
+        loader.share_faults()
 
 
 def test_the_least_rate_is_scaled_with_the_rate():

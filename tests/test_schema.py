@@ -148,6 +148,7 @@ def test_a_configuration_cannot_be_changed():
         ("data.decoder=xyz", "data.decoder=xyz: expected one of auto, dali, host"),
         ("optim.name=adam", "optim.name=adam: expected one of adamw, sgd, lamb, lion; did you mean 'adamw'?"),
         ("run.compile=true", "run.compile=true: expected one of auto, yes, no"),
+        ("run.compile=reduce-overhead", "run.compile=reduce-overhead: this mode of torch.compile captures CUDA graphs"),
         ("model.args=4", "model.args=4: expected keys and values, for instance {depth: 4}"),
         ("model.args={depth", "model.args={depth: expected keys and values, for instance {depth: 4}"),
     ],

@@ -1,0 +1,87 @@
+"""probe, readers: what is found out about a machine before the first batch, and what is said when it is too small."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines import probe
+from pipelines.batch_decoder import shared_bytes
+from pipelines.readers import Readers, check_shared_memory
+from pipelines.source import Unreadable
+from tests.test_decoders import make
+
+GPU = torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def forget_cards() -> None:
+    probe._probe_gpu.cache_clear()
+
+
+def test_a_stream_that_dali_decodes_is_no_failure_and_one_that_it_refuses_is_named() -> None:
+    """The same code as on a GPU, with DALI's CPU decoder, which knows VP9 and no H.264."""
+    assert probe.failure("vp9", None) == ""
+    assert "Failed to create video decoder" in probe.failure("h264", None)
+
+
+@pytest.mark.parametrize(
+    ("clip", "problem"),
+    [
+        (np.zeros((2, 256, 256, 3), np.uint8), "to other frames"),
+        (np.zeros((2, 272, 256, 3), np.uint8), "expected (2, 256, 256, 3)"),
+    ],
+)
+def test_a_decoder_that_gives_other_frames_is_not_trusted(clip, problem, monkeypatch) -> None:
+    class Clips:
+        def as_tensor(self) -> torch.Tensor:
+            return torch.from_numpy(clip)[None]
+
+    monkeypatch.setattr(probe, "_decoder", lambda *_: SimpleNamespace(run=lambda: [Clips()]))
+    assert problem in probe.failure("h264", 0)
+
+
+def test_a_card_is_believed_once_it_has_decoded(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(probe, "failure", lambda codec, device_id: "CUDA_ERROR_NO_DEVICE")
+    dali = probe.probe_dali(GPU)
+    assert not dali.capabilities
+    assert "CUDA_ERROR_NO_DEVICE" in dali.problem and "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video" in dali.problem
+
+
+# --- shared memory --------------------------------------------------------------------------------------------------
+
+
+def test_too_little_shared_memory_is_said_before_the_first_batch(clips_folder, tmp_path, monkeypatch) -> None:
+    path = clips_folder(tmp_path, 6)
+    loader = make(path, "data.workers=1", "data.decoder=host")
+    needed = shared_bytes(loader.source, loader.graph.prefetch)
+    assert needed == 2 * 2 * 3 * (3 * 4 * 32 * 32), "two batches each that workers write and that DALI holds"
+    assert shared_bytes(make(path, "data.decoder=dali").source, 2) == 0, "files are small, and how large is not known"
+    real = os.statvfs
+    blocks = needed // 4096
+    monkeypatch.setattr(os, "statvfs", lambda folder: SimpleNamespace(f_bavail=blocks, f_frsize=4096))
+    next(iter(loader))
+    check_shared_memory(blocks * 4096)
+    monkeypatch.setattr(os, "statvfs", lambda folder: SimpleNamespace(f_bavail=blocks - 1, f_frsize=4096))
+    with pytest.raises(ValueError, match=r"/dev/shm has 0 MiB free.*at least 0 MiB of shared memory; .*--shm-size"):
+        next(iter(make(path, "data.workers=1", "data.decoder=host")))
+    next(iter(make(path, "data.workers=0", "data.decoder=host")))
+    monkeypatch.setattr(os, "statvfs", real)
+
+
+def test_a_reader_that_finds_shared_memory_full_names_it_and_no_videos(clips_folder, tmp_path, monkeypatch) -> None:
+    loader = make(clips_folder(tmp_path, 6), "data.workers=1")
+    real = Readers.run
+
+    def run(self, *stream):
+        os.kill(self.processes[0].pid, signal.SIGBUS)
+        return real(self, *stream)
+
+    monkeypatch.setattr(Readers, "run", run)
+    with pytest.raises(Unreadable, match=r"^a reader process found shared memory, /dev/shm, full; .*--shm-size"):
+        next(iter(loader))
