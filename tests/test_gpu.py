@@ -34,10 +34,7 @@ CODINGS = {
     "h264_pyramid": ("libx264", {"x264-params": "bframes=15:b-adapt=0:b-pyramid=normal:keyint=40"}),
     "h264_open": ("libx264", {"x264-params": "bframes=3:b-adapt=0:open-gop=1:keyint=12"}),
     "hevc": ("libx265", {"x265-params": f"bframes=4:keyint=12:{QUIET}"}),
-    "hevc_pyramid": (
-        "libx265",
-        {"x265-params": "bframes=15:b-adapt=0:b-pyramid=1:keyint=40:pools=none:log-level=none"},
-    ),
+    "hevc_pyramid": ("libx265", {"x265-params": f"bframes=15:b-adapt=0:rc-lookahead=40:keyint=40:{QUIET}"}),
     "hevc_open": ("libx265", {"x265-params": f"bframes=4:open-gop=1:keyint=12:{QUIET}"}),
     "vp9": ("libvpx-vp9", {}),
     "mpeg4": ("mpeg4", {"qscale": "3"}),
