@@ -64,15 +64,24 @@ def arguments(clips_folder: Callable[[Path, int], Path], tmp_path: Path) -> list
     return [f"data.train={path}", f"data.val={path}", f"run.folder={tmp_path}", *SMALL]
 
 
+@pytest.fixture
+def gpu_arguments(clips_folder: Callable[..., Path], tmp_path: Path) -> list[str]:
+    """Of the same run on a GPU, over H.264 files with B-frames that every NVDEC takes."""
+    (tmp_path / "gpu").mkdir()
+    path = clips_folder(tmp_path / "gpu", 13, kind="h264_bframes", larger=90)
+    small = [word for word in SMALL if word not in ("run.device=cpu", "data.workers=0", "data.threads=1")]
+    return [f"data.train={path}", f"data.val={path}", f"run.folder={tmp_path}", *small, "run.device=cuda"]
+
+
 @pytest.fixture(scope="session")
 def clips_folder(video: Callable[..., Path]) -> Callable[[Path, int], Path]:
     """Write a list of n distinct VP9 videos of several sizes into a folder; returns the list's path."""
     sizes = ((80, 64), (64, 80), (96, 72), (72, 72))
 
-    def write(folder: Path, n: int, kind: str = "vp9", frames: int = 40) -> Path:
+    def write(folder: Path, n: int, kind: str = "vp9", frames: int = 40, larger: int = 0) -> Path:
         lines = []
         for i in range(n):
-            width, height = sizes[i % len(sizes)]
+            width, height = (side + larger for side in sizes[i % len(sizes)])
             os.symlink(video(kind, frames, width, height, i), folder / f"{i}.mp4")
             lines.append(f"{i}.mp4 {i % 6}")
         path = folder / "list.txt"

@@ -353,20 +353,20 @@ def test_best_is_what_the_report_scores(arguments, tmp_path):
 
 
 @pytest.mark.gpu
-def test_training_on_a_gpu(arguments, tmp_path):
-    on_gpu = [a for a in arguments if a != "run.device=cpu"] + ["run.device=cuda"]
+def test_training_on_a_gpu(gpu_arguments, tmp_path):
     for amp in ("bf16", "fp16", "fp32"):
         for compile in ("no", "yes"):
             name = f"{amp}_{compile}"
-            assert training.main([*on_gpu, f"run.name={name}", f"run.amp={amp}", f"run.compile={compile}"]) == 0
+            assert training.main([*gpu_arguments, f"run.name={name}", f"run.amp={amp}", f"run.compile={compile}"]) == 0
             assert all(loss == loss for _, loss, _ in losses(tmp_path / name))
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("decoder", ["dali", "both"])
 @pytest.mark.parametrize(
     "task", [[], AUGMENT, EVERYTHING, PRETRAIN], ids=["plain", "augment", "everything", "maskfeat"]
 )
-def test_the_hot_path_never_waits_for_the_device(arguments, tmp_path, task, monkeypatch):
+def test_the_hot_path_never_waits_for_the_device(gpu_arguments, tmp_path, task, decoder, monkeypatch):
     """From the third batch on torch raises where the host waits for the GPU, but for reading the meter."""
     add, read, batches = training.Meter.add, training.Meter.read, []
 
@@ -381,7 +381,7 @@ def test_the_hot_path_never_waits_for_the_device(arguments, tmp_path, task, monk
 
     monkeypatch.setattr(training.Meter, "add", counted)
     monkeypatch.setattr(training.Meter, "read", reading)
-    on_gpu = [a for a in arguments if a != "run.device=cpu"] + ["run.device=cuda", "run.log_every=1000", "data.val="]
+    on_gpu = [*gpu_arguments, "run.log_every=1000", "data.val=", f"data.decoder={decoder}"]
     try:
         assert training.main([*on_gpu, *task, "run.name=a", "optim.epochs=3"]) == 0
     finally:
