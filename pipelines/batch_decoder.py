@@ -99,11 +99,14 @@ class BatchDecoder:
 
     def _decode_again(self, step: int, decoded: Decoded) -> None:
         """Replace the samples that a worker read before it could know of a fault."""
+        faults = self.source.faults
         late = [
-            slot for slot, info in enumerate(Info(*row) for row in decoded.info.tolist())
-            if self.source.faults.is_known(info.used, UNREADABLE, step)
-            or info.by_pyav != self.source.chooses_pyav(info.used, step)
-        ]  # fmt: skip
+            slot
+            for slot, info in enumerate(Info(*row) for row in decoded.info.tolist())
+            if faults.is_known(info.used, UNREADABLE, step)
+            or not info.by_pyav
+            and faults.is_known(info.used, REFUSED, step)
+        ]
         if late:
             again = self._one_by_one(step, late)
             decoded.video[late], decoded.numbers[late] = again.video, again.numbers

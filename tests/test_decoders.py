@@ -12,17 +12,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import train as training
 from configs import schema
+from pipelines import decoders as decoders_module
 from pipelines import loader as loader_module
 from pipelines import nvdec
 from pipelines.decoders import Dali, Decoders, choose_decoders, describe_decoders, pyav_share
 from pipelines.faults import REFUSED, UNREADABLE, Faults
 from pipelines.index import Row, read_row
-from pipelines.loader import VideoLoader, build_loader
+from pipelines.loader import VideoLoader, build_loader, dali_threads
 from pipelines.nvdec import HOPPER, Limits, chroma_and_depth, reason_refused
 from pipelines.source import Source
 from pipelines.video import Video
 from pipelines.world import World
+from tests.runs import SMALL, STEADY
 from tests.test_loader import same, stream
 from tests.video_files import write_video
 
@@ -342,3 +345,33 @@ def test_a_worker_sees_what_is_found_after_it_was_started() -> None:
     worker = pickle.loads(pickle.dumps(faults))
     faults.add(1, UNREADABLE, 3)
     assert worker.is_known(1, UNREADABLE, 4) and len(pickle.dumps(faults)) < 300
+
+
+# --- a run ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_keeps_the_share_that_was_worked_out_when_it_began(
+    mixed_list, card, tmp_path, monkeypatch, capsys
+) -> None:
+    """config.yaml holds the number, and a resumed run decodes by it on a machine with other cores."""
+    words = [f"data.train={mixed_list}", f"run.folder={tmp_path}", "run.name=a", *SMALL, *STEADY, "data.batch=4"]
+    assert training.main([*words, "optim.epochs=2"]) == 0
+    said = capsys.readouterr().out
+    share = schema.load(tmp_path / "a" / "config.yaml").data.pyav_share
+    assert 0 < share < 1 and f"of which PyAV takes a share of {share:g}" in said
+    monkeypatch.setattr(decoders_module, "_PYAV_PIXELS_PER_S", 1)
+    assert training.main([*words, "optim.epochs=3"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "resumed from" in said
+        and f"of which PyAV takes a share of {share:g}" in said
+        and "changed since: data" not in said
+    )
+    assert schema.load(tmp_path / "a" / "config.yaml").data.pyav_share == share
+    assert training.main([*words, "run.name=b", "data.pyav_share=0.75"]) == 0
+    assert schema.load(tmp_path / "b" / "config.yaml").data.pyav_share == 0.75
+
+
+def test_threads_follow_the_engines_of_a_card() -> None:
+    assert dali_threads("auto", Decoders(HOPPER, 0.5)) == 14 and dali_threads("3", Decoders(HOPPER, 0.5)) == 3
+    assert 1 <= dali_threads("auto", Decoders(nvdec.CPU, 0.0)) <= 4
