@@ -56,10 +56,18 @@ class VideoLoader:
     """
 
     def __init__(self, source: Source, graph: Graph, device: torch.device, max_bad: float = 1.0):
-        self.source, self.graph, self.device, self.max_bad = source, graph, device, max_bad
+        self.device, self.max_bad = device, max_bad
         self.epoch, self.step = 0, 0
         self.bad: dict[int, str] = {}
         self.decoder = BatchDecoder(source, graph, device)
+
+    @property
+    def source(self) -> Source:
+        return self.decoder.source
+
+    @property
+    def graph(self) -> Graph:
+        return self.decoder.graph
 
     def __len__(self) -> int:
         return self.source.steps

@@ -166,6 +166,6 @@ def test_a_file_that_takes_too_long_counts_as_unreadable(tmp_path, clips_folder)
         video.in_time()
     assert read_row(str(tmp_path / "long.mp4")).num_frames == 400
     loader = make(clips_folder(tmp_path, 6), "data.decoder=host", split="val")
-    loader.source = dataclasses.replace(loader.source, seconds=1e-6)
+    loader.decoder.source = dataclasses.replace(loader.source, seconds=1e-6)
     with pytest.raises(Unreadable, match="100 videos in a row cannot be read"):
         next(iter(loader))

@@ -367,14 +367,14 @@ def test_classify_refuses_full_smoothing():
         Classify(label_smoothing=1.0)
 
 
-def test_cuda_graphs_of_the_environment_are_refused(monkeypatch):
+def test_cuda_graphs_of_the_environment_are_refused():
     """DALI's buffers are freed in a thread that waits for the device, which a capture does not survive."""
     from torch._inductor import config as inductor
 
     from configs import schema
     from networks.configured import build_learner
 
-    monkeypatch.setattr(inductor.triton, "cudagraphs", True)
     cfg = schema.load(None, ["run.compile=yes"])
-    with pytest.raises(ValueError, match="TORCHINDUCTOR_CUDAGRAPHS=1: DALI frees the buffers"):
+    refused = pytest.raises(ValueError, match="TORCHINDUCTOR_CUDAGRAPHS=1: DALI frees the buffers")
+    with inductor.patch({"triton.cudagraphs": True}), refused:
         build_learner(cfg, torch.nn.Linear(2, 2), 1, torch.float32, 1)
