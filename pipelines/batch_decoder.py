@@ -12,7 +12,7 @@ import torch
 
 from pipelines.faults import REFUSED, UNREADABLE
 from pipelines.graph import Graph, build_pipeline
-from pipelines.readers import Readers, SharedMemoryFull, check_shared_memory
+from pipelines.readers import Readers, SharedMemoryFull, check_shared_memory, reason_of
 from pipelines.source import Info, Source, Unreadable
 
 _STEP = Info._fields.index("step")
@@ -42,6 +42,7 @@ class BatchDecoder:
     def __init__(self, source: Source, graph: Graph, device: torch.device):
         self.source, self.graph, self.device = source, graph, device
         self.slow_steps = 0
+        self._unexplained = 0  # batches in a row that failed, and none of their samples by itself
         self.readers: Readers | None = None
 
     def restart(self) -> None:
@@ -51,6 +52,7 @@ class BatchDecoder:
     def decode(self, step: int) -> Decoded:
         """Decode the samples of a batch; steps are asked for in order, from the last restart() on."""
         decoded: Decoded | None = None
+        failure: Exception | None = None
         for attempt in range(2):
             try:
                 decoded = self._run(step)
@@ -69,14 +71,30 @@ class BatchDecoder:
                     if type(error) is not Exception:
                         raise
                     self.readers = None  # so DALI reports an exception in a worker: here it is raised as what it is
+                failure = error
                 break
         if decoded is None:  # one file that the decoder refuses fails the whole batch
             self.slow_steps += 1
+            known = len(self.source.faults)
             decoded = self._one_by_one(step, range(self.source.batch))
+            self._note_failure(failure if len(self.source.faults) == known else None, step)
         else:
+            self._unexplained = 0
             self._decode_again(step, decoded)
         assert (decoded.info[:, _STEP] == step).all(), f"the stream is out of step: {decoded.info} at {step}"
         return decoded
+
+    def _note_failure(self, failure: Exception | None, step: int) -> None:
+        """Say why a batch failed of which no sample does by itself, memory for instance; raise it the third time in a
+        row, since the whole run would go on that slowly."""
+        self._unexplained = self._unexplained + 1 if failure else 0
+        if failure:
+            if self._unexplained == 3:
+                raise failure
+            reason = reason_of(failure)
+            print(
+                f"step {step} was decoded sample by sample, for DALI failed on it as a whole: {reason}", file=sys.stderr
+            )
 
     def _run(self, step: int) -> Decoded:
         if self.readers is None:

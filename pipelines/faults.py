@@ -34,6 +34,9 @@ class Faults:
         self._since = SharedArray.full((num_videos, 2), _NEVER)
         self._found: dict[tuple[int, int], Fault] = {}  # of (row, kind)
 
+    def __len__(self) -> int:
+        return len(self._found)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _of_worker, (self._since,)
 

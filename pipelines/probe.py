@@ -13,6 +13,7 @@ from nvidia.dali import Pipeline, fn, pipeline_def, types
 from pipelines import nvdec
 from pipelines.decoders import Dali
 from pipelines.encode import encode
+from pipelines.readers import reason_of
 from pipelines.trim import trim
 
 SIZE, FRAMES = 256, 4  # of the stream, which every NVDEC takes
@@ -46,7 +47,7 @@ def failure(codec: str, device_id: int | None) -> str:
         (decoded,) = _decoder(np.frombuffer(data, np.uint8), positions, device_id).run()
         clip = torch.from_dlpack(decoded.as_tensor())[0].cpu().float().numpy()
     except RuntimeError as error:
-        return f"NVDEC does not decode a test stream: {_reason(str(error))}"
+        return f"NVDEC does not decode a test stream: {reason_of(error)}"
     expected = np.stack([frames[FRAMES - 1], frames[1]])
     if clip.shape != expected.shape:
         return f"NVDEC decodes a test stream to {clip.shape}, expected {expected.shape}"
@@ -64,9 +65,3 @@ def _decoder(data: np.ndarray, positions: np.ndarray, device_id: int | None) -> 
         return fn.decoders.video(encoded, frames=frames, device="cpu" if device_id is None else "mixed")
 
     return decode()
-
-
-def _reason(report: str) -> str:
-    """The line of DALI's report that says what went wrong; the rest is where in the graph, and advice."""
-    lines = [line.strip() for line in report.rpartition("encountered:")[2].splitlines() if line.strip()]
-    return lines[0] if lines else "no reason given"

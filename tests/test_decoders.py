@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pickle
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from pipelines.faults import REFUSED, UNREADABLE, Faults
 from pipelines.index import Row, read_row
 from pipelines.loader import VideoLoader, build_loader, dali_threads
 from pipelines.nvdec import HOPPER, Limits, chroma_and_depth, reason_refused
+from pipelines.readers import Readers
 from pipelines.source import Source
 from pipelines.video import Video
 from pipelines.world import World
@@ -321,6 +323,28 @@ def test_a_damaged_file_is_decoded_one_by_one_once(clips_folder, tmp_path, worke
     again = make(path, "data.decoder=dali", "data.max_bad=0.5", "data.batch=2")
     assert same(stream(again, 5), batches), "what is remembered changes nothing of the stream"
     assert tried.count(6) <= 5, "for DALI, alone, for PyAV, for the reason, and once by a batch that was read ahead"
+
+
+def test_a_batch_that_fails_as_a_whole_is_said_and_three_end_the_run(mixed_list, card, monkeypatch, capsys) -> None:
+    """No sample of it does by itself: too little memory, for instance."""
+    whole = stream(make(mixed_list, "data.decoder=dali"), 2)
+    loader = make(mixed_list, "data.decoder=dali")
+    real, failing = Readers.run, {1, 3, 4}
+    calls = itertools.count()
+
+    def run(self, *stream_):
+        outputs = real(self, *stream_)
+        if next(calls) in failing:
+            raise RuntimeError("Error in operator,\nencountered:\n\nCUDA allocation failed\n")
+        return outputs
+
+    monkeypatch.setattr(Readers, "run", run)
+    assert same(stream(loader, 2), whole) and loader.decoder.slow_steps == 3
+    assert capsys.readouterr().err.count("for DALI failed on it as a whole: CUDA allocation failed") == 3
+    failing |= set(range(100))
+    with pytest.raises(RuntimeError, match="CUDA allocation failed"):
+        stream(loader, 2)
+    assert loader.decoder.slow_steps == 6 and not loader.source.faults.state()
 
 
 # --- what is remembered ---------------------------------------------------------------------------------------------
