@@ -7,7 +7,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,14 +20,17 @@ from configs.words import parse
 from configs.written import replace_text
 
 Settings = TypeVar("Settings")
+Measured = dict[str, Any] | Iterator[dict[str, Any]]
 
 
 def command(
-    name: str, doc: str | None, kind: type[Settings], measure: Callable[[Settings], dict[str, Any]],
+    name: str, doc: str | None, kind: type[Settings], measure: Callable[[Settings], Measured],
     arguments: Sequence[str], peers: Sequence[str] = (),
 ) -> int:  # fmt: skip
     """The command of a bench; returns its exit status. `kind` has an `out`, and its `toy` are the words of --dry-run,
-    which says nothing of speed. `measure` prints as it goes and returns what the result file holds beside head()."""
+    which says nothing of speed. `measure` prints as it goes and returns what the result file holds beside head(), or
+    yields it as often as it has grown: each time the file is written, so that a kill costs only what is not finished.
+    """
     words = [word for word in arguments if word != "--dry-run"]
     if {"-h", "--help"} & set(words):
         print(doc)
@@ -40,10 +43,13 @@ def command(
             _, settings = parse(kind, words)
             result = head(name, settings, peers)
             before = Clock.now()
-            result |= measure(settings)
-            result["cores_used_by_others"] = others(before, Clock.now())
             out = Path(settings.out)  # type: ignore[attr-defined]
             out.parent.mkdir(parents=True, exist_ok=True)
+            measured = measure(settings)
+            for found in [measured] if isinstance(measured, dict) else measured:
+                result |= found
+                replace_text(out, json.dumps(result | {"unfinished": True}, indent=1) + "\n")
+            result["cores_used_by_others"] = others(before, Clock.now())
             replace_text(out, json.dumps(result, indent=1) + "\n")
             print("dry run: everything runs; the figures mean nothing" if dry else f"written: {out}")
     except (ValueError, OSError) as error:

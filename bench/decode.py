@@ -6,14 +6,15 @@
     sets        which of its own files: h264_bframes,h264_gop250,h264_gop12,vp9_gop12,vp9_gop4 (default),
                 any CODEC_gopN, and any of them as pipelines.prepare leaves it: h264_bframes_prepared
     sizes=340x256   their width and height; more with commas       files=8 length=300      how many, of how many frames
-    cases       which loaders: clipline,decord,torchcodec,torchcodec_approx,pyav,clipline_host,clipline_dali,
-                dali_untrimmed,dali_reader
+    cases       which loaders: clipline,decord,torchcodec,torchcodec_approx,torchcodec_cuda,pynvvideocodec,spdl,
+                spdl_cuda,pyav,clipline_host,clipline_dali,dali_untrimmed,dali_reader
     specs=16x4  frames x stride; more with commas      size=224 batch=8 seed=0
     workers= threads=       more with commas (default: as many as cores); the peers have as many workers
     prefetch=2 decoder=auto             as data.*
     cores=0     cores that everything together may use, 0: all      device=auto
     clips=0     clips that are timed in one turn of one case (0: 2048 on a GPU, 128 without)
     repeats=7   turns of each case
+    memory=1    ask for the memory of each case, too (0: no, which saves a fresh process for each)
     cache=PATH  where its own files are kept
     out=PATH    the result (default bench/results/decode.json)
 
@@ -21,9 +22,10 @@ Every set, spec and number of workers and threads is a table of its own; a set a
 take turns, and Clipline's rate on prepared files is set beside the best peer's on the files as downloaded, too. Every
 case delivers the same clips (files, frame numbers, crop boxes, flips, drawn by Clipline's source) as normalised float32
 tensors, on the same cores; the pictures are compared before the clock starts. The peers decode on the CPU, on a machine
-with a GPU too. The cases take turns in one process, and what they read ahead is used up before their turn is timed. A
-ratio is taken within a round of turns. Memory is asked for the first set alone: the most that a fresh process has, with
-its workers, which reads nothing but this case's clips.
+with a GPU too, but for torchcodec_cuda, pynvvideocodec and spdl_cuda. The cases take turns in one process, and what
+they read ahead is used up before their turn is timed. A ratio is taken within a round of turns. Memory is asked for the
+first set alone: the most that a fresh process has, with its workers, which reads nothing but this case's clips. The
+result is written whenever a table is finished.
 """
 
 from __future__ import annotations
@@ -68,13 +70,14 @@ class Settings(files.Files):
     seed: int = 0
     clips: int = 0
     repeats: int = 7
+    memory: int = 1
     out: str = "bench/results/decode.json"
     toy: ClassVar[str] = "sets=h264_bframes,vp9_gop12 sizes=192x144 files=2 length=40 specs=4x2 size=32 batch=2 clips=4 repeats=1 threads=1"  # fmt: skip  # noqa: E501
 
     def __post_init__(self) -> None:
         super().__post_init__()
         known(self, cases=CASES)
-        at_least(self, size=1, batch=1, threads=1, prefetch=1, repeats=1, cores=0, clips=0, workers=0, seed=0)
+        at_least(self, size=1, batch=1, threads=1, prefetch=1, repeats=1, cores=0, clips=0, workers=0, seed=0, memory=0)
         for word in self.specs:
             if not re.fullmatch(r"[1-9]\d*x\d+", word):
                 raise ValueError(f"specs={word}: expected FRAMESxSTRIDE")
@@ -100,7 +103,8 @@ class Running(NamedTuple):
     pictures: dict[str, dict[str, float]]
 
 
-def measure_all(s: Settings) -> dict[str, Any]:
+def measure_all(s: Settings) -> Iterator[dict[str, Any]]:
+    """All tables so far, whenever one is finished."""
     cores = sorted(os.sched_getaffinity(0))[: s.cores or None]
     os.sched_setaffinity(0, cores)  # and so all that we start
     torch.set_num_threads(1)
@@ -113,7 +117,7 @@ def measure_all(s: Settings) -> dict[str, Any]:
     for group in groups(s.find()):
         for spec, workers, threads in itertools.product(s.specs, map(int, s.workers), map(int, s.threads)):
             found = measure(group, spec, workers, threads, s)
-            if not results or found[0]["name"] == results[0]["name"]:
+            if s.memory and (not results or found[0]["name"] == results[0]["name"]):
                 for case, figures in found[0]["cases"].items():
                     with worker_pool(1) as pool:
                         paths = group[found[0]["name"]]
@@ -121,7 +125,7 @@ def measure_all(s: Settings) -> dict[str, Any]:
             for result in found:
                 print(table(result), flush=True)
             results += found
-    return {"sets": results, "cores": len(cores)}
+            yield {"sets": results, "cores": len(cores)}
 
 
 def before_preparing(name: str) -> str:

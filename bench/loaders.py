@@ -1,4 +1,5 @@
-"""The loaders that benches measure, all over the same drawn clips: Clipline's, DALI's own reader, and bench.peers'."""
+"""The loaders that benches measure, all over the same drawn clips: Clipline's, DALI's own reader, and those of
+bench.peers and bench.thread_peers."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
-from bench import peers
+from bench import peers, thread_peers
 from configs import schema
 from pipelines import nvdec
 from pipelines.decoders import Decoders
@@ -20,7 +21,8 @@ from pipelines.loader import VideoLoader, build_loader
 from pipelines.probe import probe_dali
 from pipelines.world import World
 
-PEERS = ("decord", "torchcodec", "torchcodec_approx")  # and dali_reader: what a ratio is taken to; pyav is naive
+# And dali_reader: what a ratio is taken to; pyav is naive.
+PEERS = ("decord", "torchcodec", "torchcodec_approx", *thread_peers.READERS)
 OURS = {"clipline_host": (True, True), "clipline_dali": (False, True), "dali_untrimmed": (False, False)}
 CASES = ("clipline", *PEERS, "pyav", *OURS, "dali_reader")
 
@@ -92,11 +94,27 @@ def batches_of(
         if (host, trimmed) == (not loader.source.decoders.uses_dali, loader.source.trimmed):
             raise RuntimeError("it is clipline here")
         return (batch.video for batch in other)
+    if case in thread_peers.READERS:
+        return in_threads(case, loader, drawn, workers, prefetch)
     if reason := peers.missing(case, drawn[0].path):
         raise RuntimeError(reason)
     clips = peers.Clips(case, drawn, loader.source.views.size, loader.graph.mean, loader.graph.std)
     pairs = peers.batches(clips, loader.source.batch, workers, prefetch, pin=loader.device.type == "cuda")
     return (video.to(loader.device, non_blocking=True) for video, _ in pairs)
+
+
+def in_threads(
+    case: str, loader: VideoLoader, drawn: Sequence[peers.Drawn], threads: int, prefetch: int
+) -> Iterator[torch.Tensor]:
+    """The drawn clips as one of thread_peers delivers them. Raises RuntimeError that says why it cannot be had."""
+    rows = loader.source.rows
+    largest = max(row.width for row in rows), max(row.height for row in rows)
+    views, graph = loader.source.views, loader.graph
+    clips = thread_peers.Clips(case, loader.device, largest, max(threads, 1), views.size, graph.mean, graph.std)
+    if reason := thread_peers.missing(clips, drawn[0]):
+        raise RuntimeError(reason)
+    batches = thread_peers.batches(clips, drawn, loader.source.batch, prefetch)
+    return (video.to(loader.device, non_blocking=True) for video in batches)
 
 
 def dali_reader(loader: VideoLoader, drawn: Sequence[peers.Drawn], folder: Path) -> Iterator[torch.Tensor]:

@@ -56,7 +56,9 @@ def set_name(name: str) -> str:
 
 DECODERS = {"decord": "decord", "host": "PyAV", "dali": "DALI", "none": ""}
 OTHERS = {"pyav": "PyAV", "clipline_host": "Clipline on the host", "clipline_dali": "Clipline, DALI's decoder",
-          "dali_untrimmed": "DALI's decoder, untrimmed", "dali_reader": "DALI's reader"}  # fmt: skip
+          "dali_untrimmed": "DALI's decoder, untrimmed", "dali_reader": "DALI's reader",
+          "torchcodec_cuda": "torchcodec on the GPU", "pynvvideocodec": "PyNvVideoCodec", "spdl": "SPDL",
+          "spdl_cuda": "SPDL on the GPU"}  # fmt: skip
 
 
 def decode_rows(result: dict[str, Any]) -> Rows:
