@@ -1,8 +1,8 @@
-# make demo · make demo-maskfeat · make test · make test-slow · make test-gpu · make bench · make lint      (each sets up .venv by itself)
+# make demo · make demo-maskfeat · make test · make test-slow · make test-gpu · make bench · make bench-gpu · make lint      (each sets up .venv by itself)
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-maskfeat test test-slow test-gpu bench lint
+.PHONY: demo demo-maskfeat test test-slow test-gpu bench bench-gpu lint
 
 demo: .venv/runtime
 	$(BIN)/python -m pipelines.synthetic demo
@@ -34,6 +34,9 @@ bench: .venv/dev
 	$(BIN)/python -m bench.start
 	$(BIN)/python -m bench.hog
 	$(BIN)/python -m bench.report
+
+bench-gpu: .venv/dev
+	$(BIN)/python -m bench.gpu
 
 lint: .venv/dev
 	$(BIN)/ruff check .
