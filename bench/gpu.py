@@ -3,7 +3,7 @@
     python -m bench.gpu [minutes=9] [out=FOLDER] [parts=card,tests,...] [--dry-run]
 
     minutes     for everything; what would not fit in is left out, which the summary says
-    out         the folder of all results and logs (default bench/results/gpu_CARD); earlier ones there are replaced
+    out         the folder of all results and logs (default bench/results/gpu_CARD); what is measured again is replaced
     parts       card, tests, decode, loader, step, data_over_synthetic, epoch_time, hog, prepare; always in this order
 
 Every part is made of processes that are killed, with their children, at a time limit of their own; a result is in the
@@ -94,6 +94,8 @@ def main(arguments: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"bench.gpu: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before the first part, or once more while the last summary was written
+        return 1
 
 
 if __name__ == "__main__":

@@ -232,20 +232,25 @@ def part_summary(progress: Progress, part: Part) -> dict[str, Any]:
     if len(outcomes) < len(part.tasks) and status in ("done", "left out"):
         status = "running"
     several = len(part.tasks) > 1
-    reasons = [f"{name}: {o.reason}" if several else o.reason for name, o in outcomes.items() if o.reason]
+    reasons = [
+        f"{name} {outcome.status}: {outcome.reason}" if several else outcome.reason
+        for name, outcome in outcomes.items()
+        if outcome.reason
+    ]
+    begun = [name for name, outcome in outcomes.items() if outcome.status != "left out"]
     return {
         "part": part.name, "status": status, "seconds": round(sum(o.seconds for o in outcomes.values()), 1),
-        "headline": headline(part, progress.folder), "reasons": reasons,
+        "headline": headline(part, begun, progress.folder), "reasons": reasons,
         "tasks": {name: outcome._asdict() for name, outcome in outcomes.items()},
     }  # fmt: skip
 
 
-def headline(part: Part, folder: Path) -> str:
-    """Return a part's figures in a line, of the results that are there."""
+def headline(part: Part, begun: Sequence[str], folder: Path) -> str:
+    """Return a part's figures in a line, of the results that the tasks begun in this run have written so far."""
     results = {}
-    for task in part.tasks:
+    for name in begun:
         with contextlib.suppress(OSError, ValueError):
-            results[task.name] = json.loads((folder / f"{task.name}.json").read_text())
+            results[name] = json.loads((folder / f"{name}.json").read_text())
     try:
         return part.headline(results) if results else ""
     except (LookupError, TypeError, ValueError, AttributeError) as error:  # a result of another shape costs its line

@@ -9,13 +9,17 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
 
 from bench import card, gpu, gpu_headlines, gpu_machine, gpu_tests, thread_peers
+from bench.common import command
 from bench.gpu_parts import PARTS, build_parts
 from bench.peers import Drawn
 from bench.schedule import RESERVE_S, SUMMARIES, Part, Progress, Task, allowance, marked_processes, run_parts
@@ -104,7 +108,9 @@ def test_failures_and_refusals_cost_only_themselves(
     found = summary_of(folder)
     states = {name: part["status"] for name, part in found.items()}
     assert states == {"a": "failed", "b": "left out", "c": "failed", "d": "failed", "e": "done"}
-    assert found["a"]["reasons"] == ["a_bad: ValueError: no such thing"] and found["a"]["headline"] == "clips [7]"
+    assert (
+        found["a"]["reasons"] == ["a_bad failed: ValueError: no such thing"] and found["a"]["headline"] == "clips [7]"
+    )
     assert found["b"]["reasons"] == ["bench.decode: data.decoder=both: expected auto"]
     assert found["c"]["reasons"][0].startswith("killed by SIGSEGV")
     assert not progress.succeeded
@@ -123,6 +129,16 @@ def test_what_hangs_is_killed_with_its_children(tmp_path: Path, fakes: dict[str,
     assert found["a"]["status"] == "timed out" and f"child {child}" in found["a"]["reasons"][0]
     assert found["a"]["headline"] == "clips [3]", "what it had written is there"
     assert found["b"]["status"] == "done" and not progress.succeeded and not is_alive(child)
+
+
+def test_an_earlier_result_is_not_taken_for_a_new_one(tmp_path: Path, fakes: dict[str, str]) -> None:
+    folder = results_folder(tmp_path)
+    for name in ("a_refusal", "b_good"):
+        (folder / f"{name}.json").write_text('{"clips": 1}')
+    parts = [fake_part(folder, "a", "refusal", optional=True), fake_part(folder, "b", "good", unavailable="no GPU")]
+    run_parts(Progress("a card", parts, folder, 60), fakes)
+    assert [part["headline"] for part in summary_of(folder).values()] == ["", ""]
+    assert (folder / "b_good.json").exists(), "what was not measured again stays"
 
 
 def test_a_used_up_budget_leaves_out_the_rest(tmp_path: Path, fakes: dict[str, str]) -> None:
@@ -154,8 +170,8 @@ def test_a_kill_leaves_what_is_finished(number: signal.Signals, tmp_path: Path, 
     )
     root = Path(__file__).parents[1]
     path = f"{fakes['PYTHONPATH']}{os.pathsep}{root}"
-    command = [sys.executable, "-c", script, str(folder), str(copies)]
-    process = subprocess.Popen(command, env={**fakes, "PYTHONPATH": path}, cwd=root, stderr=subprocess.DEVNULL)
+    started = [sys.executable, "-c", script, str(folder), str(copies)]
+    process = subprocess.Popen(started, env={**fakes, "PYTHONPATH": path}, cwd=root, stderr=subprocess.DEVNULL)
     try:
         log, end = folder / "b_hang.log", time.monotonic() + 60
         while not (log.exists() and log.read_text().endswith("\n")) and time.monotonic() < end:
@@ -393,11 +409,31 @@ def test_spdl_on_a_gpu_is_given_the_packets_of_the_clip(monkeypatch: pytest.Monk
     assert windows == [[pytest.approx(12), pytest.approx(16.5)]]
 
 
+@dataclass(frozen=True)
+class GrowingSettings:
+    out: str = ""
+    toy: ClassVar[str] = ""
+
+
+def test_a_result_that_grows_is_written_each_time(tmp_path: Path) -> None:
+    seen = []
+
+    def measure(settings: GrowingSettings) -> Iterator[dict[str, list[int]]]:
+        for count in (1, 2):
+            yield {"sets": list(range(count))}
+            seen.append(json.loads(Path(settings.out).read_text()))
+
+    assert command("growing", "", GrowingSettings, measure, [f"out={tmp_path}/deep/r.json"]) == 0
+    assert [(result["sets"], result["unfinished"]) for result in seen] == [([0], True), ([0, 1], True)]
+    final = json.loads((tmp_path / "deep" / "r.json").read_text())
+    assert final["sets"] == [0, 1] and "unfinished" not in final and "cores_used_by_others" in final
+
+
 @pytest.mark.slow
 def test_the_dry_run_runs_everything(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "bench.gpu", "--dry-run", "minutes=20", f"out={tmp_path / 'results'}"]
+    words = [sys.executable, "-m", "bench.gpu", "--dry-run", "minutes=60", f"out={tmp_path / 'results'}"]
     environment = {**os.environ, "OUT": str(tmp_path / "handed_back")}
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
+    done = subprocess.run(words, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
     found = summary_of(tmp_path / "results")
     assert done.returncode == 0, done.stdout + done.stderr
     assert tuple(found) == PARTS and {part["status"] for part in found.values()} == {"done"}
