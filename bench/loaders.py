@@ -15,7 +15,7 @@ from nvidia.dali import fn, pipeline_def, types
 
 from bench import peers, thread_peers
 from configs import schema
-from pipelines import nvdec
+from pipelines import nvdec, order
 from pipelines.decoders import Decoders
 from pipelines.loader import VideoLoader, build_loader
 from pipelines.probe import probe_dali
@@ -65,16 +65,14 @@ def with_decoders(loader: VideoLoader, decoders: Decoders, trimmed: bool) -> Vid
 
 def draw(loader: VideoLoader, count: int) -> list[peers.Drawn]:
     """The first clips in the order of the loader, as its source draws them."""
-    # A source that gives DALI every file whole says frame numbers and boxes instead of decoding.
-    formats = {(row.codec, *nvdec.chroma_and_depth(row.pix_fmt)): nvdec.Limits() for row in loader.source.rows}
-    source = dataclasses.replace(loader.source, decoders=Decoders(formats, 0.0), trimmed=False)
-    drawn = []
+    source, drawn = loader.source, []
     for place in range(count):
-        _, frames, boxes, _, _, mirror, info = source.sample(*divmod(place, source.batch))
+        step, slot = divmod(place, source.batch)
+        row, _ = source.row_of(step, slot)
+        frames, boxes, mirror = source.choose(row, order.generator(source.seed, step // source.steps, row))
         top, left, bottom, right = map(round, boxes[0].tolist())
-        row = source.clips[int(info[2])]
-        box = (top, left, bottom - top, right - left)
-        drawn.append(peers.Drawn(row.path, tuple(frames.tolist()), box, bool(mirror[0]), row.label))
+        clip, box = source.clips[row], (top, left, bottom - top, right - left)
+        drawn.append(peers.Drawn(clip.path, tuple(frames.ravel().tolist()), box, bool(mirror[0]), clip.label))
     return drawn
 
 

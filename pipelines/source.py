@@ -197,10 +197,9 @@ class Source:
             return geometry.jittered_crop(known.width, known.height, v.size, v.short_sides, rng)
         return geometry.random_resized_crop(known.width, known.height, v.scale, v.ratio, rng)
 
-    def _load(self, row: int, rng: np.random.Generator, by_pyav: bool) -> tuple[np.ndarray, ...]:
-        v, known, path = self.views, self.rows[row], self.clips[row].path
-        if not is_remote(path) and stamp(path) != (known.size, known.changed):
-            raise ValueError(f"{path}: {'no such file' if stamp(path) == (0, 0) else CHANGED}")
+    def choose(self, row: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(clips, frames) frame numbers, (crops, 4) boxes of the stored frame, mirror (V,); training draws them."""
+        v, known = self.views, self.rows[row]
         frames = self.choose_frames(row, rng)
         if v.train:
             drawn = [(self.choose_box(row, rng), geometry.flip(v.flip, rng)) for _ in range(v.repeats)]
@@ -210,7 +209,13 @@ class Source:
             if v.crop == "letterbox":
                 boxes = self.choose_box(row, rng)[None]
             mirror = np.zeros(1, np.int32)
-        boxes = geometry.stored(boxes, known.width, known.height, known.turns)
+        return frames, geometry.stored(boxes, known.width, known.height, known.turns), mirror
+
+    def _load(self, row: int, rng: np.random.Generator, by_pyav: bool) -> tuple[np.ndarray, ...]:
+        v, known, path = self.views, self.rows[row], self.clips[row].path
+        if not is_remote(path) and stamp(path) != (known.size, known.changed):
+            raise ValueError(f"{path}: {'no such file' if stamp(path) == (0, 0) else CHANGED}")
+        frames, boxes, mirror = self.choose(row, rng)
         data, positions, views = np.zeros(1, np.uint8), np.zeros(1, np.int32), np.zeros((0,) * 5, np.uint8)
         if by_pyav:
             letterbox = self.fill if v.crop == "letterbox" else None

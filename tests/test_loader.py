@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import pickle
 import shutil
@@ -19,8 +18,7 @@ import pytest
 import torch
 
 from configs import schema
-from pipelines import nvdec
-from pipelines.decoders import Decoders
+from pipelines import order
 from pipelines.geometry import fitted
 from pipelines.graph import build_pipeline
 from pipelines.host import wanted_frames
@@ -41,12 +39,6 @@ def make(path, *overrides, split="train", world=None):
         *overrides,
     ])  # fmt: skip
     return build_loader(cfg, split, [str(i) for i in range(6)], world or World(), CPU)
-
-
-def as_files(source):
-    """The source, giving DALI every file whole: frame numbers and boxes instead of views."""
-    every = {(row.codec, *nvdec.chroma_and_depth(row.pix_fmt)): nvdec.Limits() for row in source.rows}
-    return dataclasses.replace(source, decoders=Decoders(every, 0.0), trimmed=False)
 
 
 def stream(loader, epochs=2) -> list[tuple[list[int], list[int], torch.Tensor]]:
@@ -119,12 +111,12 @@ def test_pixels_are_where_the_contract_says(clips_folder, tmp_path, decoder):
     path = clips_folder(tmp_path, 6)
     loader = make(path, decoder, "data.flip=1", "data.scale=0.5,1")
     batch = next(iter(loader))
-    drawn = as_files(loader.source)
-    for slot in range(3):
-        _, frames, boxes, _, _, mirror, info = drawn.sample(0, slot)
+    source = loader.source
+    for slot, row in enumerate(batch.sample.tolist()):
+        frames, boxes, mirror = source.choose(row, order.generator(0, 0, row))
         top, left, bottom, right = boxes[0].astype(int)
-        with Video(loader.source.clips[info[2]].path) as v:
-            rgb = np.stack([f.to_ndarray(format="rgb24") for f, _ in wanted_frames(v, frames)])
+        with Video(source.clips[row].path) as v:
+            rgb = np.stack([f.to_ndarray(format="rgb24") for f, _ in wanted_frames(v, frames.ravel())])
         crop = torch.from_numpy(rgb[:, top:bottom, left:right]).permute(0, 3, 1, 2).float()
         small = torch.nn.functional.interpolate(crop, (32, 32), mode="bilinear", antialias=True).flip(-1)
         expected = ((small / 255 - 0.45) / 0.225).transpose(0, 1)
