@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 
 import torch
+
+NVIDIA_DEVICES = "/dev/nvidia[0-9]*"
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
@@ -19,6 +22,9 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ValueError("run.device=cuda: torch finds no GPU; use run.device=auto or cpu")
     if wanted == "cpu" or not torch.cuda.is_available():
+        if wanted == "auto" and glob.glob(NVIDIA_DEVICES):
+            reason = f"torch {torch.__version__} cannot use this machine's NVIDIA GPU"
+            print(f"{reason}: the CPU is taken. Builds for CUDA 13 need a driver of 580 or newer", flush=True)
         return torch.device("cpu")
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)

@@ -15,6 +15,8 @@ from pipelines.graph import Graph, build_pipeline
 from pipelines.readers import Readers, SharedMemoryFull, check_shared_memory, reason_of
 from pipelines.source import Info, Source, Unreadable
 
+# What DALI reports of the machine, and no file is to blame for.
+_NOT_OF_A_FILE = ("allocation failed", "bad_alloc", "CUDA runtime", "cudaError")
 _STEP = Info._fields.index("step")
 
 
@@ -127,8 +129,9 @@ class BatchDecoder:
         ]
         if late:
             again = self._one_by_one(step, late)
-            decoded.video[late], decoded.numbers[late] = again.video, again.numbers
-            decoded.info[late] = again.info
+            for number, slot in enumerate(late):  # a list of numbers as index would wait for the device
+                decoded.video[slot], decoded.numbers[slot] = again.video[number], again.numbers[number]
+                decoded.info[slot] = again.info[number]
 
     def _one_by_one(self, step: int, slots: Sequence[int]) -> Decoded:
         """Samples of a batch each by itself; PyAV decodes what DALI refuses, now and from now on."""
@@ -136,22 +139,23 @@ class BatchDecoder:
         samples: list[Decoded] = []
         fed: list[tuple[np.ndarray, ...]] = []
         pipe = None
-        refused: set[int] = set()
+        refused: dict[int, str] = {}
         while len(samples) < len(slots):
             arrays = self.source.sample(step, slots[len(samples)], refused)
             fed[:] = [arrays]
             pipe = pipe or build_pipeline(alone, _first_of(fed), batch=1)
             try:
                 samples.append(Decoded.of(pipe.run(self._stream())))
-            except RuntimeError:
+            except RuntimeError as error:
                 info = Info(*arrays[-1].tolist())
-                if info.by_pyav:  # the graph itself does not run
+                if info.by_pyav or any(sign in str(error) for sign in _NOT_OF_A_FILE):
                     raise
-                refused.add(info.used)
+                refused[info.used] = reason_of(error)
                 pipe = None
-        for row in sorted(refused):
+        for row, reason in sorted(refused.items()):
             self.source.faults.add(row, REFUSED, step)
-            print(f"{self.source.clips[row].path}: DALI refuses it; PyAV decodes it from now on", flush=True)
+            path = self.source.clips[row].path
+            print(f"{path}: DALI refuses it ({reason}); PyAV decodes it from now on", flush=True)
         videos, numbers, infos = zip(*samples, strict=True)
         return Decoded(torch.cat(videos), torch.cat(numbers), np.concatenate(infos))
 

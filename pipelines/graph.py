@@ -59,10 +59,11 @@ def build_pipeline(graph: Graph, source: Callable[..., Any], batch: int, workers
 
 
 def external_inputs(graph: Graph, source: Callable[..., Any], workers: int) -> Any:
-    """What the source returns for each sample (`Source.sample`): with DALI a file, positions, boxes and a color matrix,
-    always views, the list of what Augment draws, mirror and info."""
+    """What the source returns for each sample (`Source.sample`): with DALI a file, positions, their order, boxes and a
+    color matrix; always views, the list of what Augment draws, mirror and info."""
     views = [(types.UINT8, 5, "FCDHW")]
-    files = [(types.UINT8, 1, ""), (types.INT32, 1, ""), (types.FLOAT, 2, ""), (types.FLOAT, 2, "")]
+    numbers = (types.INT32, 1, "")
+    files = [(types.UINT8, 1, ""), numbers, numbers, (types.FLOAT, 2, ""), (types.FLOAT, 2, "")]
     draws = [(types.FLOAT, 1 + dimensions, "") for dimensions in graph.views.augment.shapes]  # a row for each view
     before = [*files, *views] if graph.uses_dali else views
     arrays = [*before, *draws, (types.INT32, 1, ""), (types.INT64, 1, "")]  # type, dimensions, layout
@@ -84,18 +85,25 @@ def mixed_views(graph: Graph, files: Sequence[Any], views: Any, info: Any) -> An
     return mixed
 
 
-def dali_views(graph: Graph, data: Any, positions: Any, boxes: Any, matrix: Any) -> Any:
+def dali_views(graph: Graph, data: Any, positions: Any, frame_order: Any, boxes: Any, matrix: Any) -> Any:
     """The same, decoded by DALI; each crop is of the same decoded frames; crop k of clip c is view c * crops + k."""
     v = graph.views
     device = "cpu" if graph.device_id is None else "mixed"
     video = fn.decoders.video(data, frames=positions, device=device, pad_mode="edge")
     count = v.repeats if v.train else v.crops
-    crops = [
-        fn.reshape(crop_resize(graph, video, boxes[i], matrix), shape=[v.clips, v.frames, v.size, v.size, 3], layout="")
-        for i in range(count)
-    ]
+    shape = [v.clips, v.frames, v.size, v.size, 3]
+    crops = []
+    for i in range(count):
+        crop = in_order(crop_resize(graph, video, boxes[i], matrix), frame_order)
+        crops.append(fn.reshape(crop, shape=shape, layout=""))
     views = fn.stack(*crops, axis=1) if count > 1 else crops[0]
     return fn.reshape(views, shape=[v.clips * count, v.frames, v.size, v.size, 3], layout="FDHWC")
+
+
+def in_order(frames: Any, order: Any) -> Any:
+    """Frames as often and in the order in which a clip has them. DALI is asked for each once, ascending: for one that
+    it has passed it would start over from the beginning of the file."""
+    return fn.sequence_rearrange(frames, new_order=order)
 
 
 def crop_resize(graph: Graph, video: Any, box: Any, matrix: Any) -> Any:

@@ -50,6 +50,7 @@ class Row:
     coded_width: int = 0  # of the stored frame with what a decoder cuts off; 0: unknown
     coded_height: int = 0
     crop_offset: tuple[int, ...] = (0, 0)  # left and top, of the part of the coded frame that is shown
+    irregularity: str = ""  # why its packets are not each one frame (`Pictures.irregularity`)
     colorspace: str = ""  # the matrix of its colors, if the file names another than BT.601's
     ordered: bool = True  # False: its packets do not tell the order of frames, all are decoded
     table: str = ""  # its pictures (`Video.table`); empty: it must be demuxed whole each time
@@ -115,6 +116,7 @@ def read_row(path: str) -> Row:
                 coded_width=first.coded_size[0],
                 coded_height=first.coded_size[1],
                 crop_offset=first.crop_offset,
+                irregularity=video.pictures.irregularity,
                 colorspace=first.colorspace,
                 ordered=video.ordered,
                 table=video.table(),

@@ -16,7 +16,8 @@ from pipelines.index import Row
 
 
 class Limits(NamedTuple):
-    """Coded sizes that a decoder takes; 0 means unlimited. `engines` of a card decode at the same time."""
+    """Coded sizes that a decoder takes; 0 means unlimited. `engines` of a card decode at the same time, and sides have
+    to be multiples of `alignment`."""
 
     min_width: int = 0
     min_height: int = 0
@@ -24,6 +25,7 @@ class Limits(NamedTuple):
     max_height: int = 0
     max_macroblocks: int = 0  # of 16x16 pixels
     engines: int = 1
+    alignment: int = 1
 
 
 Format = tuple[str, str, int]  # FFmpeg's name of the codec, chroma ("4:2:0"), bit depth
@@ -31,17 +33,20 @@ Capabilities = Mapping[Format, Limits]
 
 # DALI hands out 8-bit RGB and is known to read only this surface right: deeper or finer ones go to PyAV.
 CHROMA, DEPTH = "4:2:0", 8
-# Codecs that DALI 2.4 gives to NVDEC. MJPEG is refused there, whatever its documentation says.
-NVDEC_CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4")
+# Codecs that DALI 2.4 gives to NVDEC and whose frames it numbers rightly, and what their sides must be multiples of.
+# MJPEG is refused there, whatever its documentation says; of AV1 every coded frame is taken for one that is shown, and
+# almost every file has hidden ones. NVDEC's surfaces have sides of multiples of 16, and DALI looks for chroma by the
+# size that is shown: other sizes may get wrong colors. H.264 and HEVC take any size, since `trim` has them show all.
+NVDEC_CODECS = {"h264": 1, "hevc": 1, "vp8": 16, "vp9": 16, "mpeg4": 16}
 # What DALI's own build for the CPU decodes, of any size.
 CPU: Capabilities = {(codec, CHROMA, DEPTH): Limits() for codec in ("vp8", "vp9", "mjpeg")}
 # A card that cannot be asked is taken for a Hopper, which has no AV1 decoder (NVDEC application note 13.0).
 HOPPER: Capabilities = {
     ("h264", CHROMA, DEPTH): Limits(48, 16, 4096, 4096, 65_536, engines=7),
     ("hevc", CHROMA, DEPTH): Limits(144, 144, 8192, 8192, 262_144, engines=7),
-    ("vp8", CHROMA, DEPTH): Limits(48, 16, 4096, 4096, 65_536, engines=7),
-    ("vp9", CHROMA, DEPTH): Limits(128, 128, 8192, 8192, 262_144, engines=7),
-    ("mpeg4", CHROMA, DEPTH): Limits(48, 16, 2032, 2032, 8_192, engines=7),
+    ("vp8", CHROMA, DEPTH): Limits(48, 16, 4096, 4096, 65_536, engines=7, alignment=16),
+    ("vp9", CHROMA, DEPTH): Limits(128, 128, 8192, 8192, 262_144, engines=7, alignment=16),
+    ("mpeg4", CHROMA, DEPTH): Limits(48, 16, 2032, 2032, 8_192, engines=7, alignment=16),
 }
 
 _CODEC_IDS = {"mpeg4": 2, "h264": 4, "hevc": 8, "vp8": 9, "vp9": 10, "av1": 11}  # cudaVideoCodec
@@ -61,6 +66,10 @@ def reason_refused(row: Row, capabilities: Capabilities) -> str:
         return f"{row.codec} of unknown pixel format"
     if (chroma, depth) != (CHROMA, DEPTH) or limits is None:
         return f"{row.codec} {chroma} {depth} bit"
+    if not row.ordered:
+        return f"{row.codec} whose packets do not tell the order of frames"
+    if row.irregularity:
+        return f"{row.codec} with {row.irregularity}"
     if row.interlaced:
         return f"interlaced {row.codec}"
     if any(row.crop_offset):
@@ -76,6 +85,8 @@ def reason_refused(row: Row, capabilities: Capabilities) -> str:
         or 0 < limits.max_macroblocks < macroblocks
     ):
         return f"{row.codec} above {limits.max_width}x{limits.max_height}"
+    if row.coded_width % limits.alignment or row.coded_height % limits.alignment:
+        return f"{row.codec} whose sides are no multiples of {limits.alignment}"
     return ""
 
 
@@ -99,7 +110,9 @@ def chroma_and_depth(pix_fmt: str) -> tuple[str, int]:
 def usable(capabilities: Capabilities) -> Capabilities:
     """Keep what DALI can make use of: its codecs, in the one surface that it reads right."""
     return {
-        key: limits for key, limits in capabilities.items() if key[0] in NVDEC_CODECS and key[1:] == (CHROMA, DEPTH)
+        key: limits._replace(alignment=NVDEC_CODECS[key[0]])
+        for key, limits in capabilities.items()
+        if key[0] in NVDEC_CODECS and key[1:] == (CHROMA, DEPTH)
     }
 
 
@@ -139,15 +152,17 @@ def query_capabilities(device_index: int = 0) -> dict[Format, Limits] | None:
 
 
 def _ask_all(ask: Callable[..., int]) -> dict[Format, Limits] | None:
-    """Collect what cuvidGetDecoderCaps says of every format; None if it refuses to answer."""
+    """Collect what cuvidGetDecoderCaps says of every format; None if it never answers."""
     capabilities: dict[Format, Limits] = {}
+    answers = 0
     for video_format, caps in _questions():
         if ask(ctypes.byref(caps)) != 0:
-            return None
+            continue
+        answers += 1
         if caps.is_supported:
             smallest, largest = (caps.min_width, caps.min_height), (caps.max_width, caps.max_height)
             capabilities[video_format] = Limits(*smallest, *largest, caps.max_macroblocks, caps.engines or 1)
-    return capabilities
+    return capabilities if answers else None
 
 
 def _questions() -> Iterator[tuple[Format, _DecodeCaps]]:

@@ -34,6 +34,9 @@ class Pictures:
     closed: np.ndarray  # bool
     reference: np.ndarray  # bool
     shown: np.ndarray  # bool
+    # Why a packet is not one frame that is shown, which a decoder that counts packets relies on; empty: each is one.
+    # Known of packets alone, and not kept by pack().
+    irregularity: str = ""
 
     @property
     def frames(self) -> np.ndarray:
@@ -55,6 +58,7 @@ def of_packets(packets: Sequence[av.Packet], codec: str, extradata: bytes) -> Pi
     shown = np.array([not p.is_discard for p in packets])  # an edit list may start after some pictures
     entry, closed = keyframe.copy(), np.full(len(packets), codec in _CLOSED_CODECS)
     reference = np.ones(len(packets), bool)
+    irregularity = _irregularity(packets, codec)
     if codec == "h264":
         size = nal_length_size(codec, extradata)
         for i, packet in enumerate(packets):
@@ -63,6 +67,10 @@ def of_packets(packets: Sequence[av.Packet], codec: str, extradata: bytes) -> Pi
             # the gap in frame_num before it, differs between decoders.
             entry[i] = closed[i] = any(h & 31 == _H264_IDR for h in headers)
             reference[i] = any(h >> 5 & 3 for h in headers) or not headers
+            if not headers:
+                irregularity = "packets without a picture"
+        if not closed[0]:
+            irregularity = irregularity or "no IDR picture at its start"
     elif codec == "hevc":
         size = nal_length_size(codec, extradata)
         slices = [[h for h in _nal_headers(bytes(p), size) if h[0] >> 1 & 63 < 32] for p in packets]
@@ -73,6 +81,8 @@ def of_packets(packets: Sequence[av.Packet], codec: str, extradata: bytes) -> Pi
         reference = np.array(
             [not (0 <= k < 16 and k % 2 == 0 and t == max(layers)) for k, t in zip(kinds, layers, strict=True)]
         )
+        if -1 in kinds:
+            irregularity = "packets without a picture"
         starts_broken = True  # leading pictures of the first entry, or of a splice (BLA), are never output
         for i, kind in enumerate(kinds):
             if entry[i]:
@@ -80,7 +90,35 @@ def of_packets(packets: Sequence[av.Packet], codec: str, extradata: bytes) -> Pi
             elif kind in _HEVC_RASL and starts_broken:
                 shown[i] = False
     entry[0] = True
-    return Pictures(pts, entry, closed, reference, shown)
+    return Pictures(pts, entry, closed, reference, shown, irregularity)
+
+
+def _irregularity(packets: Sequence[av.Packet], codec: str) -> str:
+    """`Pictures.irregularity` of codecs without NAL units, from a few bits of each packet."""
+    check = {"vp8": _vp8_is_hidden, "vp9": _vp9_is_hidden, "mpeg4": _mpeg4_is_packed}.get(codec)
+    if check and any(check(bytes(packet)) for packet in packets):
+        return "packed B-frames" if codec == "mpeg4" else "hidden frames"
+    return ""
+
+
+def _vp8_is_hidden(data: bytes) -> bool:
+    """Whether a frame is for reference alone (RFC 6386, 9.1: show_frame)."""
+    return not data[0] >> 4 & 1
+
+
+def _vp9_is_hidden(data: bytes) -> bool:
+    """Whether a packet holds several frames, of which one is shown, or none of its own (VP9 bitstream specification,
+    annex B and 6.2): a superframe, a frame that is not shown, or an earlier frame that is shown now."""
+    if data[-1] >> 5 == 0b110:
+        return True
+    profile = data[0] >> 5 & 1 | data[0] >> 3 & 2
+    show_existing, show = (data[0] >> 2 & 1, data[0] & 1) if profile == 3 else (data[0] >> 3 & 1, data[0] >> 1 & 1)
+    return bool(show_existing or not show)
+
+
+def _mpeg4_is_packed(data: bytes) -> bool:
+    """Whether a packet holds two pictures, or the few bytes that stand for one that came before it."""
+    return data.count(b"\0\0\1\xb6") != 1 or len(data) < 8
 
 
 def _nal_headers(data: bytes, length_size: int) -> list[bytes]:

@@ -115,9 +115,10 @@ class Source:
         """The arrays of one sample.
 
         Where DALI decodes none of the videos: views (V, C, T, H, W) uint8, mirror (V,), Info (9,). Else: the trimmed
-        file's bytes, positions (clips * frames,), boxes (crops, 4), color matrix (3, 3), views, mirror, Info; of file
-        and views one is empty, as Info's `by_pyav` says. Before mirror: what Augment draws, (V, ...) each. `step`
-        counts over all epochs; `refused` are rows that DALI has just refused.
+        file's bytes, positions (K,) of its wanted frames, ascending, their order (clips * frames,), boxes (crops, 4),
+        color matrix (3, 3), views, mirror, Info; of file and views one is empty, as Info's `by_pyav` says. Before
+        mirror: what Augment draws, (V, ...) each. `step` counts over all epochs; `refused` are rows that DALI has just
+        refused.
         """
         row, status = self.row_of(step, slot)
         epoch = step // self.steps
@@ -216,15 +217,18 @@ class Source:
         if not is_remote(path) and stamp(path) != (known.size, known.changed):
             raise ValueError(f"{path}: {'no such file' if stamp(path) == (0, 0) else CHANGED}")
         frames, boxes, mirror = self.choose(row, rng)
-        data, positions, views = np.zeros(1, np.uint8), np.zeros(1, np.int32), np.zeros((0,) * 5, np.uint8)
+        data, views = np.zeros(1, np.uint8), np.zeros((0,) * 5, np.uint8)
+        positions = frame_order = np.zeros(1, np.int32)
         if by_pyav:
             letterbox = self.fill if v.crop == "letterbox" else None
             views = decode_views(path, frames, boxes, v.size, letterbox, self.seconds, known.table, self.trimmed)
             if not self.decoders.uses_dali:
                 return views, mirror
         else:
-            data, positions = self._trim(row, frames.reshape(-1))
-        return data, positions, boxes, correction(known.colorspace), views, mirror
+            data, every = self._trim(row, frames.reshape(-1))
+            positions, inverse = np.unique(every, return_inverse=True)
+            frame_order = inverse.astype(np.int32)
+        return data, positions, frame_order, boxes, correction(known.colorspace), views, mirror
 
     def _trim(self, row: int, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The file that DALI is given, and where the frames are in it."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from configs import device as device_module
 from pipelines import probe
 from pipelines.batch_decoder import shared_bytes
 from pipelines.readers import Readers, check_shared_memory
@@ -85,3 +86,13 @@ def test_a_reader_that_finds_shared_memory_full_names_it_and_no_videos(clips_fol
     monkeypatch.setattr(Readers, "run", run)
     with pytest.raises(Unreadable, match=r"^a reader process found shared memory, /dev/shm, full; .*--shm-size"):
         next(iter(loader))
+
+
+def test_a_gpu_that_torch_cannot_use_is_said(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(device_module.glob, "glob", lambda pattern: ["/dev/nvidia0"])
+    assert device_module.choose_device("auto").type == "cpu"
+    assert "NVIDIA GPU: the CPU is taken. Builds for CUDA 13 need a driver of 580" in capsys.readouterr().out
+    assert device_module.choose_device("cpu").type == "cpu"
+    monkeypatch.setattr(device_module.glob, "glob", lambda pattern: [])
+    assert device_module.choose_device("auto").type == "cpu" and capsys.readouterr().out == ""
