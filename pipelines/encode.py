@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 CODECS = {"vp9": "libvpx-vp9", "h264": "libx264", "hevc": "libx265", "mjpeg": "mjpeg"}
 CODER = {
@@ -76,11 +76,14 @@ def encode(
         stream.pix_fmt, stream.colorspace, stream.color_range = pix_fmt, Colorspace.ITU601, colour_range
         if codec == "hevc":
             stream.codec_context.codec_tag = "hvc1"
+        reformatter = VideoReformatter()  # one for all frames: what it prepares takes longer than a small frame
         for i, picture in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24") if isinstance(picture, np.ndarray) else picture
             if i == 0:
                 stream.height, stream.width = frame.height, frame.width
-            frame = frame.reformat(format=pix_fmt, dst_colorspace=Colorspace.ITU601, dst_color_range=colour_range)
+            frame = reformatter.reformat(
+                frame, format=pix_fmt, dst_colorspace=Colorspace.ITU601, dst_color_range=colour_range
+            )
             frame.pict_type = av.video.frame.PictureType.NONE  # a decoded frame's own would be taken for a wish
             frame.pts, frame.time_base = i, 1 / Fraction(fps)
             container.mux(stream.encode(frame))
