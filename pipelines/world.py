@@ -103,6 +103,23 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
             raise
 
 
+@contextlib.contextmanager
+def single_blas_thread() -> Iterator[None]:
+    """Let processes that start inside multiply matrices on one thread each, unless the environment says otherwise.
+
+    Where every core has a worker already, more threads only take time from each other.
+    """
+    name = "OPENBLAS_NUM_THREADS"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
 def _begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
