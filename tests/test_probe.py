@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from configs import device as device_module
-from pipelines import probe
+from pipelines import nvdec, probe
 from pipelines.batch_decoder import shared_bytes
+from pipelines.nvdec import HOPPER, Limits
 from pipelines.readers import Readers, check_shared_memory
 from pipelines.source import Unreadable
 from tests.test_decoders import make
@@ -48,6 +49,23 @@ def test_a_decoder_that_gives_other_frames_is_not_trusted(clip, problem, monkeyp
 
 
 def test_a_card_is_believed_once_it_has_decoded(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(probe, "failure", lambda codec, device_id: "")
+    answers = {("h264", "4:2:0", 8): Limits(48, 16, 4096, 4096, 65536, 5), ("hevc", "4:2:0", 10): Limits(144, 144)}
+    monkeypatch.setattr(nvdec, "query_capabilities", lambda index: answers)
+    dali = probe.probe_dali(GPU)
+    assert dali.on_gpu and dict(dali.capabilities) == {("h264", "4:2:0", 8): answers["h264", "4:2:0", 8]}
+    assert not dali.problem and capsys.readouterr().out == ""
+
+
+def test_a_card_that_does_not_answer_is_taken_for_a_hopper_and_that_is_said_once(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(probe, "failure", lambda codec, device_id: "")
+    monkeypatch.setattr(nvdec, "query_capabilities", lambda index: None)
+    assert dict(probe.probe_dali(GPU).capabilities) == HOPPER == dict(probe.probe_dali(GPU).capabilities)
+    assert capsys.readouterr().out.count("the table of a Hopper is taken for it") == 1
+
+
+def test_a_card_that_does_not_decode_leaves_everything_to_pyav(monkeypatch) -> None:
+    monkeypatch.setattr(nvdec, "query_capabilities", lambda index: HOPPER)
     monkeypatch.setattr(probe, "failure", lambda codec, device_id: "CUDA_ERROR_NO_DEVICE")
     dali = probe.probe_dali(GPU)
     assert not dali.capabilities
