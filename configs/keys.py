@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -215,6 +216,12 @@ class Config:
 SECTIONS: dict[str, type] = {"data": Data, "model": Model, "task": Task, "optim": Optim, "eval": Eval, "run": Run}
 
 
+def _check_decoding(data: Data, need: Callable[[bool, str, Any, str], None]) -> None:
+    threads, share = data.threads, data.pyav_share
+    need(threads == "auto" or threads.isdecimal() and int(threads) > 0, "data.threads", threads, "auto, or 1 or more")
+    need(share == -1 or 0 <= share <= 1, "data.pyav_share", share, "a share, 0 to 1, or -1")
+
+
 def check_ranges(cfg: Config) -> None:
     def need(holds: bool, key: str, value: Any, expected: str) -> None:
         if not holds:
@@ -236,10 +243,7 @@ def check_ranges(cfg: Config) -> None:
         cfg.data.repeats,
         f"a divisor of data.batch={cfg.data.batch}, below 32",
     )
-    threads = cfg.data.threads
-    need(threads == "auto" or threads.isdecimal() and int(threads) > 0, "data.threads", threads, "auto, or 1 or more")
-    share = cfg.data.pyav_share
-    need(share == -1 or 0 <= share <= 1, "data.pyav_share", share, "a share, 0 to 1, or -1")
+    _check_decoding(cfg.data, need)
     need(0 <= cfg.data.max_bad <= 1, "data.max_bad", cfg.data.max_bad, "a share, 0 to 1")
     need(0 < cfg.data.scale[0] <= cfg.data.scale[1] <= 1, "data.scale", cfg.data.scale, "0 < low <= high <= 1")
     need(0 < cfg.data.ratio[0] <= cfg.data.ratio[1], "data.ratio", cfg.data.ratio, "0 < low <= high")

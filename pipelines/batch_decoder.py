@@ -134,7 +134,7 @@ class BatchDecoder:
                 decoded.info[slot] = again.info[number]
 
     def _one_by_one(self, step: int, slots: Sequence[int]) -> Decoded:
-        """Samples of a batch each by itself; PyAV decodes what DALI refuses, now and from now on."""
+        """Decode samples of a batch each by itself; PyAV decodes what DALI refuses, now and from now on."""
         alone = dataclasses.replace(self.graph, prefetch=1, workers=0)
         samples: list[Decoded] = []
         fed: list[tuple[np.ndarray, ...]] = []
@@ -161,8 +161,8 @@ class BatchDecoder:
 
 
 def shared_bytes(source: Source, prefetch: int) -> int:
-    """The least shared memory that batches take which are read ahead: the views that PyAV decodes, of the batches that
-    workers write and of those that DALI still holds."""
+    """Return the least shared memory, in bytes, that batches take which are read ahead: the views that PyAV decodes, of
+    the batches that workers write and of those that DALI still holds."""
     v = source.views
     views = (v.repeats if v.train else v.clips * v.crops) * 3 * v.frames * v.size**2
     share = source.decoders.pyav_share if source.decoders.uses_dali else 1.0

@@ -59,8 +59,8 @@ def build_pipeline(graph: Graph, source: Callable[..., Any], batch: int, workers
 
 
 def external_inputs(graph: Graph, source: Callable[..., Any], workers: int) -> Any:
-    """What the source returns for each sample (`Source.sample`): with DALI a file, positions, their order, boxes and a
-    color matrix; always views, the list of what Augment draws, mirror and info."""
+    """Return what the source feeds for each sample (`Source.sample`): with DALI a file, positions, their order, boxes
+    and a color matrix; always views, the list of what Augment draws, mirror and info."""
     views = [(types.UINT8, 5, "FCDHW")]
     numbers = (types.INT32, 1, "")
     files = [(types.UINT8, 1, ""), numbers, numbers, (types.FLOAT, 2, ""), (types.FLOAT, 2, "")]
@@ -86,7 +86,7 @@ def mixed_views(graph: Graph, files: Sequence[Any], views: Any, info: Any) -> An
 
 
 def dali_views(graph: Graph, data: Any, positions: Any, frame_order: Any, boxes: Any, matrix: Any) -> Any:
-    """The same, decoded by DALI; each crop is of the same decoded frames; crop k of clip c is view c * crops + k."""
+    """Decode the same with DALI; each crop is of the same decoded frames; crop k of clip c is view c * crops + k."""
     v = graph.views
     device = "cpu" if graph.device_id is None else "mixed"
     video = fn.decoders.video(data, frames=positions, device=device, pad_mode="edge")
@@ -101,13 +101,13 @@ def dali_views(graph: Graph, data: Any, positions: Any, frame_order: Any, boxes:
 
 
 def in_order(frames: Any, order: Any) -> Any:
-    """Frames as often and in the order in which a clip has them. DALI is asked for each once, ascending: for one that
+    """Repeat and reorder frames as a clip has them. DALI is asked for each once, ascending: for one that
     it has passed it would start over from the beginning of the file."""
     return fn.sequence_rearrange(frames, new_order=order)
 
 
 def crop_resize(graph: Graph, video: Any, box: Any, matrix: Any) -> Any:
-    """The box of each frame, size x size: stretched to it, or letterboxed in the mean color."""
+    """Cut the box of each frame out and make it size x size: stretched, or letterboxed in the mean color."""
     square = (graph.views.size, graph.views.size)
     letterbox = graph.views.crop == "letterbox"
     options: dict[str, Any] = {"roi_start": box[:2], "roi_end": box[2:]}

@@ -204,7 +204,7 @@ def build_loader(
 
 
 def views_of(cfg: Config, split: str) -> Views:
-    """What a split makes of a video."""
+    """Return what a split makes of a video."""
     data, train = cfg.data, split == "train"
     views = Views(data.frames, data.stride, data.size, data.short, train, data.fps, data.sampling, data.snap, data.crop)
     if train:
@@ -220,8 +220,8 @@ def views_of(cfg: Config, split: str) -> Views:
 
 
 def dali_threads(wanted: str, decoders: Decoders) -> int:
-    """data.threads as a number. auto: a thread of DALI's waits for each frame that NVDEC decodes, so two keep an engine
-    busy; on a CPU as many as cores, at most four."""
+    """Turn data.threads into a number. auto: a thread of DALI's waits for each frame that NVDEC decodes, so two keep an
+    engine busy; on a CPU as many as cores, at most four."""
     if wanted != "auto":
         return int(wanted)
     engines = max((limits.engines for limits in decoders.capabilities.values()), default=1)

@@ -94,7 +94,7 @@ def of_packets(packets: Sequence[av.Packet], codec: str, extradata: bytes) -> Pi
 
 
 def _irregularity(packets: Sequence[av.Packet], codec: str) -> str:
-    """`Pictures.irregularity` of codecs without NAL units, from a few bits of each packet."""
+    """Return `Pictures.irregularity` of codecs without NAL units, from a few bits of each packet."""
     check = {"vp8": _vp8_is_hidden, "vp9": _vp9_is_hidden, "mpeg4": _mpeg4_is_packed}.get(codec)
     if check and any(check(bytes(packet)) for packet in packets):
         return "packed B-frames" if codec == "mpeg4" else "hidden frames"
@@ -102,13 +102,13 @@ def _irregularity(packets: Sequence[av.Packet], codec: str) -> str:
 
 
 def _vp8_is_hidden(data: bytes) -> bool:
-    """Whether a frame is for reference alone (RFC 6386, 9.1: show_frame)."""
+    """Tell whether a frame is for reference alone (RFC 6386, 9.1: show_frame)."""
     return not data[0] >> 4 & 1
 
 
 def _vp9_is_hidden(data: bytes) -> bool:
-    """Whether a packet holds several frames, of which one is shown, or none of its own (VP9 bitstream specification,
-    annex B and 6.2): a superframe, a frame that is not shown, or an earlier frame that is shown now."""
+    """Tell whether a packet holds several frames, of which one is shown, or none of its own (VP9 bitstream
+    specification, annex B and 6.2): a superframe, a frame that is not shown, or an earlier frame that is shown now."""
     if data[-1] >> 5 == 0b110:
         return True
     profile = data[0] >> 5 & 1 | data[0] >> 3 & 2
@@ -117,7 +117,7 @@ def _vp9_is_hidden(data: bytes) -> bool:
 
 
 def _mpeg4_is_packed(data: bytes) -> bool:
-    """Whether a packet holds two pictures, or the few bytes that stand for one that came before it."""
+    """Tell whether a packet holds two pictures, or the few bytes that stand for one that came before it."""
     return data.count(b"\0\0\1\xb6") != 1 or len(data) < 8
 
 

@@ -59,13 +59,13 @@ def has_ended(pid: int) -> bool:
 
 
 def reason_of(error: Exception) -> str:
-    """The line of a report of DALI's that says what went wrong; the rest is where in the graph, and advice."""
+    """Return the line of a report of DALI's that says what went wrong; the rest is where in the graph, and advice."""
     lines = [line.strip() for line in str(error).rpartition("encountered:")[2].splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 
 def _exit_status(process: BaseProcess) -> int | None:
-    """Of a process that has ended; a thread of DALI's may just be asking the same, then it is there in a moment."""
+    """Return how a process ended. A thread of DALI's may just be asking the same; then it is there in a moment."""
     for _ in range(100):
         if (status := process.exitcode) is not None:
             return status

@@ -151,7 +151,7 @@ class Source:
         return *arrays, mirror * (not turns), np.array(info, np.int64)
 
     def chooses_pyav(self, row: int, step: int) -> bool:
-        """Whether PyAV decodes a video in a batch: by its format, by the share that is drawn, or after a refusal."""
+        """Tell whether PyAV decodes a video in a batch: by format, by the share that is drawn, or after a refusal."""
         epoch = step // self.steps if self.views.train else 0
         if self.decoders.chooses_pyav(self.rows[row], self.seed, epoch, row):
             return True
