@@ -74,13 +74,12 @@ def evaluate(
     tables: dict[str, Tensor] = {name: table.to(device) for name, table in state.get("tables", {}).items()}
     if state:
         loader.load_state_dict(state["loader"])
-        loader.bad.update(state["bad"])
     clock, done = Clock(1), loader.state_dict()  # done: the loader is a batch ahead while one is scored
 
     def keep() -> None:
         if kept and tables:
             held = {name: table.cpu() for name, table in tables.items()}
-            kept.save({"tables": held, "loader": done, "bad": dict(loader.bad)})
+            kept.save({"tables": held, "loader": done})
 
     try:
         for batch in progress(loader, "eval", world):

@@ -119,11 +119,10 @@ def train(cfg: schema.Config) -> int:
 
     def save() -> None:
         loader.share_faults()
-        state = {**learner.state(), "loader": loader.state_dict(), "step": step, "config": schema.dump(cfg),
-                 "bad": dict(loader.bad)}  # fmt: skip
+        state = {**learner.state(), "loader": loader.state_dict(), "step": step, "config": schema.dump(cfg)}
         if folder:
             folder.save_last(state)
-            folder.write_bad_videos((loader.source.clips[row].path, why) for row, why in sorted(state["bad"].items()))
+            folder.write_bad_videos((loader.source.clips[row].path, why) for row, why in sorted(loader.bad.items()))
 
     def validate() -> None:
         if val_loader and isinstance(task, MaskFeat):
@@ -224,7 +223,7 @@ def restore(
     """Go on from a checkpoint; returns how many steps were made."""
     path, state = found
     try:
-        if missing := {"loader", "bad", "step", "config"} - state.keys():
+        if missing := {"loader", "step", "config"} - state.keys():
             raise ValueError(f"not the checkpoint of a training run: it lacks {', '.join(sorted(missing))}")
         if (other := schema.load_text(state["config"]).optim.name) != cfg.optim.name:
             raise ValueError(f"it is of optim.name={other}, not {cfg.optim.name}; go on with that, or run.resume=no")
@@ -232,7 +231,6 @@ def restore(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     loader.load_state_dict(state["loader"])
-    loader.bad.update(state["bad"])
     if folder:
         if path == folder.path / PREVIOUS:  # and not the unreadable one becomes the next that is kept
             (folder.path / LAST).unlink(missing_ok=True)

@@ -77,26 +77,27 @@ class BatchDecoder:
                 break
         if decoded is None:  # one file that the decoder refuses fails the whole batch
             self.slow_steps += 1
-            known = len(self.source.faults)
             decoded = self._one_by_one(step, range(self.source.batch))
-            self._note_failure(failure if len(self.source.faults) == known else None, step)
+            self._note_failure(failure, step, decoded)
         else:
             self._unexplained = 0
             self._decode_again(step, decoded)
         assert (decoded.info[:, _STEP] == step).all(), f"the stream is out of step: {decoded.info} at {step}"
         return decoded
 
-    def _note_failure(self, failure: Exception | None, step: int) -> None:
-        """Say why a batch failed of which no sample does by itself, memory for instance; raise it the third time in a
-        row, since the whole run would go on that slowly."""
-        self._unexplained = self._unexplained + 1 if failure else 0
-        if failure:
-            if self._unexplained == 3:
-                raise failure
-            reason = reason_of(failure)
-            print(
-                f"step {step} was decoded sample by sample, for DALI failed on it as a whole: {reason}", file=sys.stderr
-            )
+    def _note_failure(self, failure: Exception | None, step: int, decoded: Decoded) -> None:
+        """Say why a batch failed of which no sample does by itself, memory for instance; raise Unreadable the third
+        time in a row, since the whole run would go on that slowly."""
+        infos = [Info(*row) for row in decoded.info.tolist()]
+        rows = {info.row for info in infos} | {info.used for info in infos}
+        if failure is None or any(self.source.faults.is_known(row, REFUSED, step + 1) for row in rows):
+            self._unexplained = 0
+            return
+        self._unexplained += 1
+        reason = f"DALI fails on a whole batch, and on none of its samples: {reason_of(failure)}"
+        if self._unexplained == 3:
+            raise Unreadable(f"{reason} (three times in a row)") from failure
+        print(f"step {step}: decoded one by one, since {reason}", file=sys.stderr, flush=True)
 
     def _run(self, step: int) -> Decoded:
         if self.readers is None:
@@ -116,6 +117,11 @@ class BatchDecoder:
 
     def _paths(self, step: int) -> list[str]:
         return [self.source.clips[self.source.row_of(step, slot)[0]].path for slot in range(self.source.batch)]
+
+    def _read_ahead(self, step: int) -> set[int]:
+        """Return the rows of the batches that workers and DALI may have begun behind a step."""
+        ahead = range(step + 1, step + 2 + 2 * self.graph.prefetch)
+        return {self.source.row_of(later, slot)[0] for later in ahead for slot in range(self.source.batch)}
 
     def _decode_again(self, step: int, decoded: Decoded) -> None:
         """Replace the samples that a worker read before it could know of a fault."""
@@ -140,6 +146,7 @@ class BatchDecoder:
         fed: list[tuple[np.ndarray, ...]] = []
         pipe = None
         refused: dict[int, str] = {}
+        failed: set[int] = set()
         while len(samples) < len(slots):
             arrays = self.source.sample(step, slots[len(samples)], refused)
             fed[:] = [arrays]
@@ -150,12 +157,16 @@ class BatchDecoder:
                 info = Info(*arrays[-1].tolist())
                 if info.by_pyav or any(sign in str(error) for sign in _NOT_OF_A_FILE):
                     raise
-                refused[info.used] = reason_of(error)
                 pipe = None
+                if info.used in failed:  # tried again, since a session of NVDEC may just not have been free
+                    refused[info.used] = reason_of(error)
+                failed.add(info.used)
         for row, reason in sorted(refused.items()):
             self.source.faults.add(row, REFUSED, step)
             path = self.source.clips[row].path
             print(f"{path}: DALI refuses it ({reason}); PyAV decodes it from now on", flush=True)
+        if refused.keys() & self._read_ahead(step):  # they would fail once more
+            self.restart()
         videos, numbers, infos = zip(*samples, strict=True)
         return Decoded(torch.cat(videos), torch.cat(numbers), np.concatenate(infos))
 
@@ -165,8 +176,7 @@ def shared_bytes(source: Source, prefetch: int) -> int:
     the batches that workers write and of those that DALI still holds."""
     v = source.views
     views = (v.repeats if v.train else v.clips * v.crops) * 3 * v.frames * v.size**2
-    share = source.decoders.pyav_share if source.decoders.uses_dali else 1.0
-    return int(2 * prefetch * source.batch * views * share)
+    return 2 * prefetch * source.batch * views if source.decoders.needs_pyav else 0
 
 
 def _first_of(fed: list[tuple[np.ndarray, ...]]) -> Callable[[Any], tuple[np.ndarray, ...]]:

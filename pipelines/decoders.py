@@ -38,6 +38,7 @@ class Decoders:
 
     capabilities: nvdec.Capabilities = field(default_factory=dict)  # of DALI; empty: PyAV decodes everything
     pyav_share: float = 1.0
+    needs_pyav: bool = True  # whether it decodes some of the videos
 
     @property
     def uses_dali(self) -> bool:
@@ -62,15 +63,17 @@ def choose_decoders(rows: Sequence[Row], wanted: str, share: float, dali: Dali, 
     decodable = [row for row in rows if not nvdec.reason_refused(row, dali.capabilities)]
     if wanted in ("dali", "both") and not decodable:
         reason = dali.problem or _count_reasons(rows, dali.capabilities)
-        none = f"DALI decodes none of the {len(rows)} videos {dali.place} ({reason})"
+        none = f"DALI decodes none of the {_videos(len(rows))} {dali.place} ({reason})"
         raise ValueError(f"data.decoder={wanted}: {none}; use data.decoder=auto or host")
     if not decodable:
         return Decoders()
     if wanted == "dali":
-        return Decoders(dali.capabilities, 0.0)
-    if share == AUTO_SHARE:
-        share = pyav_share(decodable, dali.capabilities, cores)
-    return Decoders(dali.capabilities, share)
+        share = 0.0
+    elif share == AUTO_SHARE:
+        balanced = pyav_share(decodable, dali.capabilities, cores)
+        undecodable = len(rows) - len(decodable)  # which are PyAV's already
+        share = round(max(0.0, balanced * len(rows) - undecodable) / len(decodable), 3)
+    return Decoders(dali.capabilities, share, needs_pyav=share > 0 or len(decodable) < len(rows))
 
 
 def pyav_share(rows: Sequence[Row], capabilities: nvdec.Capabilities, cores: int) -> float:
@@ -82,7 +85,7 @@ def pyav_share(rows: Sequence[Row], capabilities: nvdec.Capabilities, cores: int
     engines = max((limits.engines for limits in capabilities.values()), default=1)
     by_pyav = cores * _PYAV_PIXELS_PER_S / pixels
     by_nvdec = engines * min(_ENGINE_FRAMES_PER_S, _ENGINE_PIXELS_PER_S / pixels)
-    return round(by_pyav / (by_pyav + by_nvdec), 3)
+    return min(round(by_pyav / (by_pyav + by_nvdec), 3), 0.999)  # 1 would leave NVDEC out
 
 
 def describe_decoders(rows: Sequence[Row], decoders: Decoders, wanted: str, dali: Dali) -> str:
@@ -98,13 +101,17 @@ def describe_decoders(rows: Sequence[Row], decoders: Decoders, wanted: str, dali
         reason = dali.problem or _count_reasons(rows, dali.capabilities)
         return f"PyAV, since {name} decodes none of the videos ({reason})"
     decodable = [row for row in rows if not nvdec.reason_refused(row, decoders.capabilities)]
-    line = f"{name} for {len(decodable)} videos ({', '.join(sorted({row.codec for row in decodable}))})"
+    line = f"{name} for {_videos(len(decodable))} ({', '.join(sorted({row.codec for row in decodable}))})"
     if decoders.pyav_share:
         line += f", of which PyAV takes a share of {decoders.pyav_share:g}"
     if len(decodable) < len(rows):
         reasons = _count_reasons(rows, decoders.capabilities)
         line += f"; PyAV for {len(rows) - len(decodable)} that DALI does not decode {dali.place} ({reasons})"
     return line
+
+
+def _videos(count: int) -> str:
+    return "1 video" if count == 1 else f"{count} videos"
 
 
 def _count_reasons(rows: Sequence[Row], capabilities: nvdec.Capabilities) -> str:

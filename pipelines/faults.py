@@ -32,10 +32,7 @@ class Faults:
         """Count positions in batches, of which an epoch has `steps`."""
         self._steps, self._rank = steps, rank
         self._since = SharedArray.full((num_videos, 2), _NEVER)
-        self._found: dict[tuple[int, int], Fault] = {}  # of (row, kind)
-
-    def __len__(self) -> int:
-        return len(self._found)
+        self._found: dict[tuple[int, int, int], Fault] = {}  # of (row, kind, rank)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _of_worker, (self._since,)
@@ -50,7 +47,7 @@ class Faults:
 
     def state(self) -> list[list[int]]:
         """Return all faults, for a checkpoint or another rank: row, kind, epoch, step, rank of each."""
-        return [[row, kind, *fault] for (row, kind), fault in sorted(self._found.items())]
+        return [[row, kind, *fault] for (row, kind, _), fault in sorted(self._found.items())]
 
     def merge(self, state: list[list[int]]) -> None:
         """Take over what state() returned, of this rank or of others."""
@@ -59,11 +56,14 @@ class Faults:
                 self._add(row, kind, Fault(*fault))
 
     def _add(self, row: int, kind: int, fault: Fault) -> None:
+        key = row, kind, fault.rank
+        if key in self._found and self._found[key] <= fault:
+            return
+        self._found[key] = fault
         own = fault.rank == self._rank
-        since = fault.epoch * self._steps + fault.step + 1 if own else (fault.epoch + 1) * self._steps
-        if since < self._since.values[row, kind]:
-            self._since.values[row, kind] = since
-            self._found[row, kind] = fault
+        step = min(fault.step, self._steps - 1)  # the run may have had more steps, on fewer processes
+        since = fault.epoch * self._steps + step + 1 if own else (fault.epoch + 1) * self._steps
+        self._since.values[row, kind] = min(self._since.values[row, kind], since)
 
 
 def _of_worker(since: SharedArray) -> Faults:

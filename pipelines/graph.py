@@ -35,22 +35,21 @@ class Graph:
     workers: int
 
 
-def build_pipeline(graph: Graph, source: Callable[..., Any], batch: int, workers: int | None = None) -> Pipeline:
+def build_pipeline(graph: Graph, source: Callable[..., Any], batch: int) -> Pipeline:
     """A pipeline that yields (video, numbers, info) batches: video (V, C, T, H, W) on the device, numbers (2,) int64
     with Info's label and scored row on the device, info (9,) int64 on the host.
 
-    `workers` processes call `source` (0: this one does). Not built yet.
+    `graph.workers` processes call `source` (0: this one does). Not built yet.
     """
-    workers = graph.workers if workers is None else workers
 
     @pipeline_def(
         batch_size=batch, num_threads=graph.threads, device_id=graph.device_id, prefetch_queue_depth=graph.prefetch,
         exec_dynamic=True,  # the executor that hands its buffers over instead of overwriting them
         enable_conditionals=True,  # who decodes a sample, and a clip's own operations of RandAugment
-        py_num_workers=max(workers, 1), py_start_method="spawn",
+        py_num_workers=max(graph.workers, 1), py_start_method="spawn",
     )  # fmt: skip
     def described() -> tuple[Any, Any, Any]:
-        *files, views, draws, mirror, info = external_inputs(graph, source, workers)
+        *files, views, draws, mirror, info = external_inputs(graph, source)
         views = mixed_views(graph, files, views, info) if graph.uses_dali else on_device(graph, views)
         video = train_video(graph, views, draws, mirror) if graph.views.train else eval_video(graph, views, mirror)
         return video, on_device(graph, info[_NUMBERS : _NUMBERS + 2]), info
@@ -58,7 +57,7 @@ def build_pipeline(graph: Graph, source: Callable[..., Any], batch: int, workers
     return described()
 
 
-def external_inputs(graph: Graph, source: Callable[..., Any], workers: int) -> Any:
+def external_inputs(graph: Graph, source: Callable[..., Any]) -> Any:
     """Return what the source feeds for each sample (`Source.sample`): with DALI a file, positions, their order, boxes
     and a color matrix; always views, the list of what Augment draws, mirror and info."""
     views = [(types.UINT8, 5, "FCDHW")]
@@ -67,7 +66,7 @@ def external_inputs(graph: Graph, source: Callable[..., Any], workers: int) -> A
     draws = [(types.FLOAT, 1 + dimensions, "") for dimensions in graph.views.augment.shapes]  # a row for each view
     before = [*files, *views] if graph.uses_dali else views
     arrays = [*before, *draws, (types.INT32, 1, ""), (types.INT64, 1, "")]  # type, dimensions, layout
-    parallel: dict[str, Any] = {"parallel": True, "prefetch_queue_depth": graph.prefetch} if workers else {}
+    parallel: dict[str, Any] = {"parallel": True, "prefetch_queue_depth": graph.prefetch} if graph.workers else {}
     inputs = fn.external_source(
         source, batch=False, num_outputs=len(arrays), dtype=[kind for kind, _, _ in arrays],
         ndim=[dimensions for _, dimensions, _ in arrays], layout=[layout for _, _, layout in arrays], **parallel,

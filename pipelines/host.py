@@ -52,8 +52,11 @@ def decode_views(
         for frame, places in wanted_frames(video, frames.reshape(-1), trimmed):
             clip, time = np.unravel_index(places, frames.shape)
             for crop, scaler in enumerate(scalers):
-                scaler.push(frame)
-                planes: Any = scaler.pull().planes
+                try:
+                    scaler.push(frame)
+                    planes: Any = scaler.pull().planes
+                except av.error.FFmpegError as error:
+                    raise ValueError(f"{video.name}: its frames cannot be converted to RGB: {error.strerror}") from None
                 height, width = shapes[crop]
                 top, left = (size - height + 1) // 2, (size - width + 1) // 2  # as DALI rounds
                 rows, columns = slice(top, top + height), slice(left, left + width)

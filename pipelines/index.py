@@ -24,7 +24,7 @@ from pipelines.video import Video
 
 NO_FILE = "no such file"
 SECONDS = 300  # that demuxing a file may take
-VERSION = 6  # of what a row says
+VERSION = 7  # of what a row says
 
 
 @dataclass(frozen=True)

@@ -82,15 +82,31 @@ class VideoLoader:
 
     def state_dict(self) -> dict[str, Any]:
         epochs, step = divmod(self.step, len(self))  # between the last step and the next epoch they are the same place
-        seen = step * self.source.batch * self.source.world.size
-        return {"epoch": self.epoch + epochs, "seen": seen, "faults": self.source.faults.state()}
+        s = self.source
+        faults = [[*fault, *self._file(fault[0])] for fault in s.faults.state()]
+        bad = [[row, why, *self._file(row)] for row, why in sorted(self.bad.items())]
+        seen = step * s.batch * s.world.size
+        return {"epoch": self.epoch + epochs, "seen": seen, "faults": faults, "bad": bad}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         s = self.source
         done = order.steps_done(state["seen"], s.batch, s.world.size, s.accumulate)
         self.epoch, self.step = (state["epoch"], done) if done < len(self) else (state["epoch"] + 1, 0)
-        s.faults.merge(state.get("faults", []))
+        # What was found of a file holds while it is the same file at the same place of the list.
+        s.faults.merge(
+            [
+                fault
+                for *fault, path, size, changed in state.get("faults", [])
+                if self._file(fault[0]) == [path, size, changed]
+            ]
+        )
+        self.bad |= {row: why for row, why, *file in state.get("bad", []) if self._file(row) == file}
         self.decoder.restart()
+
+    def _file(self, row: int) -> list[Any]:
+        """Return path, size and time of change of a row, as it was indexed; an empty list if there is no such row."""
+        rows = self.source.rows
+        return [rows[row].path, rows[row].size, rows[row].changed] if row < len(rows) else []
 
     def release_memory(self) -> None:
         """Give the memory that DALI holds and does not use back to the GPU: its pools grow with the largest batch, and
@@ -137,8 +153,8 @@ class VideoLoader:
     def _note_bad(self, row: int, step: int) -> None:
         if row not in self.bad:
             self.add_bad({row: self.source.reason(row)})
-            if not is_remote(self.source.clips[row].path):  # there the network may have been the reason
-                self.source.faults.add(row, UNREADABLE, step)
+        if not is_remote(self.source.clips[row].path):  # there the network may have been the reason
+            self.source.faults.add(row, UNREADABLE, step)
 
 
 def build_loader(
@@ -168,12 +184,13 @@ def build_loader(
     decoders = world.first(lambda: choose_decoders(good, data.decoder, data.pyav_share, dali, cores))
     views = views_of(cfg, split)
     batch = cfg.eval.batch if split == "test" else data.batch // (data.repeats if train else 1)
+    accumulate = order.accumulation(cfg.optim.batch, data.batch, world.size) if train else 1
+    steps = order.train_steps(len(clips), batch, world.size, accumulate) if train else 0
+    faults = Faults(len(rows), steps or order.eval_steps(len(clips), batch, world.size), world.rank)
     source = Source(
-        pack(clips), pack(rows), views, batch, cfg.run.seed, world, decoders, Faults(len(rows), 1, world.rank),
-        fill=mean_colour(data.mean), seconds=data.seconds,
-        accumulate=order.accumulation(cfg.optim.batch, data.batch, world.size) if train else 1,
+        pack(clips), pack(rows), views, batch, cfg.run.seed, world, decoders, faults, fill=mean_colour(data.mean),
+        seconds=data.seconds, accumulate=accumulate,
     )  # fmt: skip
-    source = dataclasses.replace(source, faults=Faults(len(rows), max(source.steps, 1), world.rank))
     unusable = [row for row in rows if row.error]
     if train and len(unusable) > data.max_bad * len(rows):
         raise ValueError(

@@ -70,6 +70,8 @@ def reason_refused(row: Row, capabilities: Capabilities) -> str:
         return f"{row.codec} whose packets do not tell the order of frames"
     if row.irregularity:
         return f"{row.codec} with {row.irregularity}"
+    if row.colorspace == "other":
+        return f"{row.codec} of an unusual color matrix"
     if row.interlaced:
         return f"interlaced {row.codec}"
     if any(row.crop_offset):

@@ -26,6 +26,12 @@ class SequenceParameters(NamedTuple):
     crop_bottom: int
     interlaced: bool  # H.264: whether pictures may be coded as fields
 
+    @property
+    def shown_size(self) -> tuple[int, int]:
+        """Width and height of what is left after cropping."""
+        across, down = self.crop_left + self.crop_right, self.crop_top + self.crop_bottom
+        return self.coded_width - across, self.coded_height - down
+
 
 def read_sps(codec: str, extradata: bytes, packet: bytes = b"") -> SequenceParameters | None:
     """Read the first SPS of a codec's extradata, or of its first packet where the extradata holds none.
@@ -41,7 +47,7 @@ def read_sps(codec: str, extradata: bytes, packet: bytes = b"") -> SequenceParam
             if unit and nal_type(codec, unit[0]) == SPS[codec]:
                 try:
                     return (_h264 if codec == "h264" else _hevc)(_Bits(unit))
-                except IndexError:  # it is cut short
+                except LookupError:  # it is cut short, or says what there is not
                     return None
     return None
 

@@ -29,7 +29,7 @@ def probe_dali(device: torch.device) -> Dali:
 @functools.cache  # the loaders of a run ask for the same card
 def _probe_gpu(index: int) -> Dali:
     asked = nvdec.query_capabilities(index)
-    if asked is None:
+    if asked is None and not index:  # once on a machine
         print("the driver does not say what NVDEC decodes; the table of a Hopper is taken for it", flush=True)
     if problem := failure("h264", index):
         return Dali(True, {}, f"{problem}; {MORE_CAPABILITIES}")

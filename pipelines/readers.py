@@ -24,7 +24,8 @@ from pipelines.world import deaf_to_interrupts, light_main
 
 SHARED_MEMORY = "/dev/shm"
 MORE_SHARED_MEMORY = (
-    "give the container more (docker run --shm-size=8g), or lower data.batch, data.prefetch or data.repeats"
+    "give the container more (docker run --shm-size=8g), or lower data.prefetch, data.batch (in a test eval.batch) or "
+    "the number of views"
 )
 
 

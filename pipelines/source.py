@@ -8,6 +8,7 @@ or on where a run was interrupted.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -132,7 +133,7 @@ class Source:
                 if self.rows[used].error or self.faults.is_known(used, UNREADABLE, step):
                     raise ValueError
                 by_pyav = used in refused or self.chooses_pyav(used, step)
-                *arrays, mirror = self._load(used, rng, by_pyav)
+                by_pyav, *arrays, mirror = self._load(used, rng, by_pyav)
                 break
             except ValueError:
                 if status is Status.OK:
@@ -212,23 +213,28 @@ class Source:
             mirror = np.zeros(1, np.int32)
         return frames, geometry.stored(boxes, known.width, known.height, known.turns), mirror
 
-    def _load(self, row: int, rng: np.random.Generator, by_pyav: bool) -> tuple[np.ndarray, ...]:
+    def _load(self, row: int, rng: np.random.Generator, by_pyav: bool) -> tuple[Any, ...]:
+        """Read what a sample is fed; first, who decodes it: PyAV also does where no file can be made for DALI."""
         v, known, path = self.views, self.rows[row], self.clips[row].path
         if not is_remote(path) and stamp(path) != (known.size, known.changed):
             raise ValueError(f"{path}: {'no such file' if stamp(path) == (0, 0) else CHANGED}")
         frames, boxes, mirror = self.choose(row, rng)
         data, views = np.zeros(1, np.uint8), np.zeros((0,) * 5, np.uint8)
         positions = frame_order = np.zeros(1, np.int32)
+        if not by_pyav:
+            try:
+                data, every = self._trim(row, frames.reshape(-1))
+                positions, inverse = np.unique(every, return_inverse=True)
+                frame_order = inverse.astype(np.int32)
+            except ValueError as error:
+                print(f"{error}; PyAV decodes it instead", file=sys.stderr, flush=True)
+                by_pyav = True
         if by_pyav:
             letterbox = self.fill if v.crop == "letterbox" else None
             views = decode_views(path, frames, boxes, v.size, letterbox, self.seconds, known.table, self.trimmed)
             if not self.decoders.uses_dali:
-                return views, mirror
-        else:
-            data, every = self._trim(row, frames.reshape(-1))
-            positions, inverse = np.unique(every, return_inverse=True)
-            frame_order = inverse.astype(np.int32)
-        return data, positions, frame_order, boxes, correction(known.colorspace), views, mirror
+                return by_pyav, views, mirror
+        return by_pyav, data, positions, frame_order, boxes, correction(known.colorspace), views, mirror
 
     def _trim(self, row: int, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The file that DALI is given, and where the frames are in it."""

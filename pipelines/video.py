@@ -28,7 +28,8 @@ av.logging.set_level(av.logging.PANIC)
 _ANY_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 CHANGED = "it has changed since it was indexed"
 _COMPARED = 32  # packets at a time
-_COLORSPACES = {1: "bt709", 4: "fcc", 7: "smpte240m", 9: "bt2020"}  # of AVColorSpace, those that are not BT.601's
+# Of AVColorSpace: RGB, unspecified, and what has BT.601's matrix; those whose matrix is known; all others are "other".
+_COLORSPACES = {0: "", 2: "", 5: "", 6: "", 1: "bt709", 4: "fcc", 7: "smpte240m", 9: "bt2020"}
 _TIMELESS = {"avi", "h264", "hevc", "m4v", "mpegvideo"}
 
 
@@ -67,6 +68,8 @@ class Video:
             self.stream = (moving or self.container.streams.video)[0]
             if self.stream.codec_context is None:
                 raise ValueError(f"{self.name}: the video stream is of a codec that FFmpeg does not know")
+            # FFmpeg else moves what is cropped at the left, so that rows begin at addresses that it likes.
+            self.stream.codec_context.flags |= av.codec.context.Flags.unaligned
             self.codec = self.stream.codec_context.codec.canonical_name
             self.width, self.height = self.stream.codec_context.width, self.stream.codec_context.height
             self._ranges = self._indexed()  # before demuxing, which may find more than opening does
@@ -165,7 +168,9 @@ class Video:
         except av.error.FFmpegError:
             frames = []
         sps = read_sps(self.codec, context.extradata or b"", bytes(self._packets[0]))
-        if sps:
+        if sps and sps.shown_size != (self.width, self.height):  # it is not the set that the frames are decoded with
+            coded, offset = (0, 0), (0, 0)
+        elif sps:
             coded, offset = (sps.coded_width, sps.coded_height), (sps.crop_left, sps.crop_top)
         else:  # only H.264 and HEVC are cropped by the decoder; without their SPS nothing is known of it
             coded = (0, 0) if self.codec in ("h264", "hevc") else (self.width, self.height)
@@ -179,7 +184,7 @@ class Video:
             interlaced=sps.interlaced if sps else frame.interlaced_frame,
             coded_size=coded,
             crop_offset=offset,
-            colorspace=_COLORSPACES.get(frame.colorspace, ""),
+            colorspace=_COLORSPACES.get(frame.colorspace, "other"),
         )
 
     @property

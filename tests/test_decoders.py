@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import pickle
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
+from av.bitstream import BitStreamFilterContext
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,14 +21,19 @@ from configs import schema
 from pipelines import decoders as decoders_module
 from pipelines import loader as loader_module
 from pipelines import nvdec
+from pipelines import source as source_module
+from pipelines import video as video_module
 from pipelines.decoders import Dali, Decoders, choose_decoders, describe_decoders, pyav_share
 from pipelines.faults import REFUSED, UNREADABLE, Faults
+from pipelines.host import decode_views
 from pipelines.index import Row, read_row
 from pipelines.loader import VideoLoader, build_loader, dali_threads
 from pipelines.nvdec import HOPPER, Limits, chroma_and_depth, reason_refused
+from pipelines.parameter_sets import SequenceParameters
 from pipelines.pictures import _mpeg4_is_packed
 from pipelines.readers import Readers
-from pipelines.source import Source
+from pipelines.source import Source, Unreadable
+from pipelines.trim import _with_size
 from pipelines.video import Video
 from pipelines.world import World
 from tests.runs import SMALL, STEADY
@@ -57,6 +65,7 @@ GOOD = Row("good", codec="h264", pix_fmt="yuv420p", coded_width=352, coded_heigh
         ({"codec": "av1"}, "av1"),
         ({"codec": "vp9", "coded_width": 340}, "vp9 whose sides are no multiples of 16"),
         ({"codec": "vp9", "irregularity": "hidden frames"}, "vp9 with hidden frames"),
+        ({"colorspace": "other"}, "h264 of an unusual color matrix"),
         ({"ordered": False}, "h264 whose packets do not tell the order of frames"),
         ({"codec": "mjpeg", "pix_fmt": "yuvj420p"}, "mjpeg"),
         ({"codec": "prores", "pix_fmt": "yuv422p10le"}, "prores"),
@@ -118,6 +127,46 @@ def test_a_packet_that_is_no_frame_is_seen_by_the_index(tmp_path: Path, encoder:
     row = read_row(str(path))
     assert row.num_frames == 48
     assert row.irregularity == ("hidden frames" if "auto-alt-ref" in options else "")
+
+
+@pytest.mark.parametrize(("codec", "encoder"), [("h264", "libx264"), ("hevc", "libx265")])
+def test_frames_that_are_cropped_at_the_left_are_decoded_by_pyav_alone(
+    tmp_path: Path, codec: str, encoder: str
+) -> None:
+    whole = write_video(tmp_path / "whole.mp4", encoder, 192, 160, frames=6, still=True)
+    path = tmp_path / "cropped.mp4"
+    with av.open(str(whole)) as old, av.open(str(path), "w") as new:
+        stream_in = old.streams.video[0]
+        stream_out = new.add_stream_from_template(stream_in, opaque=True)
+        crop = BitStreamFilterContext(f"{codec}_metadata=crop_left=8:crop_top=4", stream_out, stream_out)
+        for packet in old.demux(stream_in):
+            if packet.size:
+                for cropped in crop.filter(packet):
+                    cropped.stream = stream_out
+                    new.mux(cropped)
+    content = _with_size(path.read_bytes(), (184, 156))
+    path.write_bytes(content)
+    row = read_row(str(path))
+    assert (row.width, row.height, row.crop_offset) == (184, 156, (8, 4))
+    assert reason_refused(row, HOPPER) == f"{codec} that is cropped at its top or left"
+    views = [decode_views(str(file), np.array([[0, 3]]), np.array([box]), 64)
+             for file, box in ((whole, (4, 8, 160, 192)), (path, (0, 0, 156, 184)))]  # fmt: skip
+    assert np.abs(views[0].astype(int) - views[1]).mean() < 1
+
+
+def test_colors_that_nobody_converts_are_an_error_of_the_file(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", "libx264", 160, 128, frames=3, options={"x264-params": "colormatrix=ycgco"})
+    row = read_row(str(path))
+    assert row.colorspace == "other" and reason_refused(row, HOPPER) == "h264 of an unusual color matrix"
+    with pytest.raises(ValueError, match="a.mp4: its frames cannot be converted to RGB"):
+        decode_views(str(path), np.array([[0]]), np.array([[0, 0, 128, 160]]), 32)
+
+
+def test_a_parameter_set_that_is_not_the_frames_own_is_not_believed(tmp_path: Path, monkeypatch) -> None:
+    path = write_video(tmp_path / "a.mp4", "libx264", 170, 146, frames=3)
+    assert reason_refused(read_row(str(path)), HOPPER) == ""
+    monkeypatch.setattr(video_module, "read_sps", lambda *_: SequenceParameters(320, 240, 0, 0, 0, 0, False))
+    assert reason_refused(read_row(str(path)), HOPPER) == "h264 of unknown coded size"
 
 
 def test_a_picture_that_was_lost_is_seen_by_the_index(tmp_path: Path) -> None:
@@ -189,11 +238,11 @@ BROKEN = Dali(True, {}, "NVDEC does not decode a test stream")
         ("host", [GOOD], GPU, "PyAV, as data.decoder=host asks"),
         ("dali", [GOOD, VP9], GPU, "DALI NVDEC for 2 videos (h264, vp9)"),
         (
-            "dali", [GOOD, VP9], CPU, "DALI CPU for 1 videos (vp9); PyAV for 1 that DALI does not decode without a GPU "
+            "dali", [GOOD, VP9], CPU, "DALI CPU for 1 video (vp9); PyAV for 1 that DALI does not decode without a GPU "
             "(1 h264)",
         ),
         (
-            "auto", [GOOD, AV1], GPU, "DALI NVDEC for 1 videos (h264), of which PyAV takes a share of 0.25; PyAV for 1 "
+            "auto", [GOOD, AV1], GPU, "DALI NVDEC for 1 video (h264), of which PyAV takes a share of 0.25; PyAV for 1 "
             "that DALI does not decode on this GPU (1 av1)",
         ),
         ("auto", [AV1, AV1], GPU, "PyAV, since DALI NVDEC decodes none of the videos (2 av1)"),
@@ -227,6 +276,15 @@ def test_the_share_of_pyav_grows_with_cores_and_falls_with_engines(cores: int, e
 def test_the_share_on_an_h100_with_16_cores_is_that_of_the_published_rates() -> None:
     """15 x 3,700 frames of 340x256 a second beside 7 x 3,150."""
     assert pyav_share([GOOD], HOPPER, 15) == pytest.approx(15 * 3700 / (15 * 3700 + 7 * 3150), abs=0.02)
+
+
+def test_what_only_pyav_decodes_counts_as_its_share() -> None:
+    balanced = choose_decoders([GOOD] * 100, "auto", -1, GPU, 14).pyav_share
+    some = choose_decoders([GOOD] * 80 + [AV1] * 20, "auto", -1, GPU, 14).pyav_share
+    assert 20 + 80 * some == pytest.approx(100 * balanced, abs=0.1)
+    most = choose_decoders([GOOD] * 10 + [AV1] * 90, "auto", -1, GPU, 14)
+    assert most.pyav_share == 0 and most.needs_pyav and most.uses_dali
+    assert not choose_decoders([GOOD], "dali", -1, GPU, 14).needs_pyav
 
 
 @given(st.floats(0.05, 0.95), st.integers(0, 2**31), st.integers(0, 100))
@@ -343,6 +401,45 @@ def test_a_refusal_is_found_out_about_once(refusing_list, workers, monkeypatch, 
     assert capsys.readouterr().out.count("); PyAV decodes it from now on") == 2
 
 
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_refused_file_of_a_tiny_list_is_found_out_about_once(refusing_list, workers, monkeypatch) -> None:
+    """One batch an epoch: workers have begun the next ones with the same file when its refusal shows."""
+    refusing_list.write_text("1.mp4 1\n2.mp4 2\n")
+    lie(monkeypatch)
+    loader = make(refusing_list, "data.decoder=dali", "data.batch=2", f"data.workers={workers}")
+    assert len(stream(loader, 12)) == 12 and loader.decoder.slow_steps == 1
+
+
+def test_what_was_found_of_a_file_holds_for_that_file_alone(refusing_list, monkeypatch) -> None:
+    lie(monkeypatch)
+    words = ["data.decoder=dali", "data.batch=2", "data.max_bad=1"]
+    loader = make(refusing_list, *words)
+    stream(loader, 1)
+    loader.bad[3] = "gone for a moment"
+    loader.source.faults.add(3, UNREADABLE, 1)
+    state = loader.state_dict()
+    same_list = make(refusing_list, *words)
+    same_list.load_state_dict(state)
+    assert same_list.bad == loader.bad and same_list.source.faults.state() == loader.source.faults.state()
+    lines = refusing_list.read_text().splitlines()
+    os.utime(refusing_list.parent / "3.mp4")  # it was mended
+    refusing_list.write_text("\n".join([*lines[:5], *lines[6:]]) + "\n")  # and 5.mp4, which DALI refuses, taken out
+    other = make(refusing_list, *words)
+    other.load_state_dict(state)
+    assert other.bad == {} and [row for row, *_ in other.source.faults.state()] == [2]
+
+
+def test_a_file_that_cannot_be_made_fit_for_dali_is_decoded_by_pyav(mixed_list, card, monkeypatch, capsys) -> None:
+    def refuse(source, *more):
+        raise ValueError(f"{source}: its parameter sets cannot be rewritten")
+
+    host = stream(make(mixed_list, "data.decoder=host"), 1)
+    monkeypatch.setattr(source_module, "trim", refuse)
+    loader = make(mixed_list, "data.decoder=dali")
+    assert same(stream(loader, 1), host) and not loader.bad
+    assert capsys.readouterr().err.count("cannot be rewritten; PyAV decodes it instead") >= 4
+
+
 def test_a_refusal_is_known_after_a_resume(refusing_list, monkeypatch) -> None:
     lie(monkeypatch)
     loader = make(refusing_list, "data.decoder=dali", "data.batch=2")
@@ -378,7 +475,7 @@ def test_a_damaged_file_is_decoded_one_by_one_once(clips_folder, tmp_path, worke
     monkeypatch.setattr(Source, "_load", load)
     again = make(path, "data.decoder=dali", "data.max_bad=0.5", "data.batch=2")
     assert same(stream(again, 5), batches), "what is remembered changes nothing of the stream"
-    assert tried.count(6) <= 5, "for DALI, alone, for PyAV, for the reason, and once by a batch that was read ahead"
+    assert tried.count(6) <= 6, "for DALI, twice alone, for PyAV, for the reason, and once by a batch read ahead"
 
 
 def test_a_batch_that_fails_as_a_whole_is_said_and_three_end_the_run(mixed_list, card, monkeypatch, capsys) -> None:
@@ -396,9 +493,9 @@ def test_a_batch_that_fails_as_a_whole_is_said_and_three_end_the_run(mixed_list,
 
     monkeypatch.setattr(Readers, "run", run)
     assert same(stream(loader, 2), whole) and loader.decoder.slow_steps == 3
-    assert capsys.readouterr().err.count("for DALI failed on it as a whole: CUDA allocation failed") == 3
+    assert capsys.readouterr().err.count("and on none of its samples: CUDA allocation failed") == 3
     failing |= set(range(100))
-    with pytest.raises(RuntimeError, match="CUDA allocation failed"):
+    with pytest.raises(Unreadable, match=r"none of its samples: CUDA allocation failed \(three times in a row\)"):
         stream(loader, 2)
     assert loader.decoder.slow_steps == 6 and not loader.source.faults.state()
 
@@ -416,6 +513,15 @@ def test_a_fault_counts_from_the_next_batch_and_for_others_from_the_next_epoch()
     again = Faults(5, 10, rank=0)
     again.merge(other.state())
     assert [again.is_known(3, REFUSED, step) for step in (24, 25)] == [False, True], "from a checkpoint of all ranks"
+    both = Faults(5, 10, rank=1)
+    both.add(3, REFUSED, 21)
+    both.merge(own.state())
+    third = Faults(5, 10, rank=1)
+    third.merge(both.state())
+    assert third.is_known(3, REFUSED, 22), "a rank's own finding is kept beside another's of the same file"
+    fewer_steps = Faults(5, 3, rank=0)
+    fewer_steps.merge(own.state())
+    assert fewer_steps.is_known(3, REFUSED, 9), "of a run on more processes"
     own.add(3, REFUSED, 99)
     assert own.state() == other.state() == [[3, REFUSED, 2, 4, 0]], "the first time counts"
 
@@ -434,7 +540,9 @@ def test_a_run_keeps_the_share_that_was_worked_out_when_it_began(
     mixed_list, card, tmp_path, monkeypatch, capsys
 ) -> None:
     """config.yaml holds the number, and a resumed run decodes by it on a machine with other cores."""
-    words = [f"data.train={mixed_list}", f"run.folder={tmp_path}", "run.name=a", *SMALL, *STEADY, "data.batch=4"]
+    listed = tmp_path / "list.txt"
+    listed.write_text("".join(f"{mixed_list.parent}/{number}.mp4 {number % 6}\n" for number in (0, 1, 2, 3, 8)))
+    words = [f"data.train={listed}", f"run.folder={tmp_path}", "run.name=a", *SMALL, *STEADY, "data.batch=4"]
     assert training.main([*words, "optim.epochs=2"]) == 0
     said = capsys.readouterr().out
     share = schema.load(tmp_path / "a" / "config.yaml").data.pyav_share

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from pipelines.encode import encode
 from pipelines.parameter_sets import nal_units, read_sps
 
-DAMAGED = [b"", b"\1", b"\1\x64\0\x1f\xff\xe1", b"\1" + b"\xff" * 40, b"\0\0\1\x67\x64", bytes(50)]
+DAMAGED = [
+    b"\1" + bytes(21) + b"\1\x21\0\1\0\x20\x42\1\1" + bytes(12) + b"\xff\x04" + bytes(17),
+    b"",
+    b"\1",
+    b"\1\x64\0\x1f\xff\xe1",
+    b"\1" + b"\xff" * 40,
+    b"\0\0\1\x67\x64",
+    bytes(50),
+]
 
 
 def coded(codec: str, width: int, height: int, **options: str) -> av.container.InputContainer:

@@ -81,6 +81,7 @@ def test_too_little_shared_memory_is_said_before_the_first_batch(clips_folder, t
     needed = shared_bytes(loader.source, loader.graph.prefetch)
     assert needed == 2 * 2 * 3 * (3 * 4 * 32 * 32), "two batches each that workers write and that DALI holds"
     assert shared_bytes(make(path, "data.decoder=dali").source, 2) == 0, "files are small, and how large is not known"
+    assert shared_bytes(make(path, "data.decoder=both", "data.pyav_share=0.1").source, 2) == needed
     real = os.statvfs
     blocks = needed // 4096
     monkeypatch.setattr(os, "statvfs", lambda folder: SimpleNamespace(f_bavail=blocks, f_frsize=4096))
