@@ -26,11 +26,12 @@ import numpy as np
 
 from bench import files
 from bench.common import at_least, command, shown, spread
+from pipelines.frames import decode_frames
 from pipelines.geometry import view_boxes
-from pipelines.host import decode_views, wanted_frames
+from pipelines.host import decode_views
 from pipelines.index import Row, read_row
+from pipelines.prove import open_video
 from pipelines.sampling import uniform_clips
-from pipelines.video import Video
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ def ways(row: Row, s: Settings) -> dict[str, Callable[[], np.ndarray]]:
 def decode_alone(row: Row, s: Settings) -> None:
     """What one decode of all views costs before anything is cropped."""
     frames = uniform_clips(row.num_frames, s.frames, s.stride, s.clips, "loop")
-    with Video(row.path, table=row.table) as video:
-        for _ in wanted_frames(video, frames.reshape(-1)):
+    with open_video(row.path, table=row.table) as video:
+        for _ in decode_frames(video, frames.reshape(-1)):
             pass
 
 

@@ -22,11 +22,9 @@ from configs.device import autocast
 from configs.steps import Meter
 from networks.configured import build_learner, build_network, build_task
 from networks.optim import clip_gradients
+from pipelines.frame_table import count_decoded, frame_packets, unpack
 from pipelines.index import Row, read_row
 from pipelines.loader import Batch
-from pipelines.pictures import unpack
-from pipelines.trim import needed
-from pipelines.video import Video
 
 CLASSES = 400
 PREFETCH = 2  # batches, of a DataLoader's worker and of DALI, as both have it
@@ -112,19 +110,19 @@ def read(way: Way, paths: Sequence[str], count: int, frames: int, size: int, thr
 
 def pictures_decoded(way: Way, row: Row, frames: np.ndarray) -> int:
     """For the frames of one clip, from the file's structure."""
-    if row.table:
-        pictures = unpack(row.table)[0]
-    else:
-        with Video(row.path) as video:
-            pictures = video.pictures
+    table = unpack(row.table).table
     if way.loader == "decord_whole":
-        return len(pictures.frames)
+        return table.num_frames
     if way.loader == "clipline" and way.trimmed:
-        return len(needed(pictures, frames)[0])
-    wanted = pictures.frames[np.minimum(frames, len(pictures.frames) - 1)]
+        return count_decoded(table, frames)
+    if table.seek_points:
+        return int(frames.max()) + 1
+    wanted = frame_packets(table, frames)
     if way.loader == "clipline":
         return int(wanted.max()) + 1
-    entries = np.flatnonzero(pictures.entry)  # decord goes back to the key frame, and then on to the last wanted
+    entries = np.flatnonzero(
+        table.is_random_access
+    )  # decord goes back to the key frame, and then on to the last wanted
     group = np.searchsorted(entries, wanted, "right") - 1
     return sum(int(wanted[group == g].max() - entries[g]) + 1 for g in np.unique(group))
 

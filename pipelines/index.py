@@ -1,4 +1,4 @@
-"""What each file of a list holds, found by demuxing and decoding its first picture alone; kept beside the list.
+"""What each file of a list holds, found by demuxing it and reading the headers of its packets; kept beside the list.
 
     python -m pipelines.index LIST [root=FOLDER]
     python -m pipelines.index LIST --verify [short=64]     decodes every file whole, too
@@ -19,12 +19,13 @@ from pipelines.kept import Reading, refresh
 from pipelines.listfiles import plain_name
 from pipelines.lists import Clip, read_list
 from pipelines.places import is_remote, stamp
+from pipelines.prove import prove
 from pipelines.verify import verify, write_findings
 from pipelines.video import Video
 
 NO_FILE = "no such file"
 SECONDS = 300  # that demuxing a file may take
-VERSION = 7  # of what a row says
+VERSION = 8  # of what a row says
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,10 @@ class Row:
     coded_width: int = 0  # of the stored frame with what a decoder cuts off; 0: unknown
     coded_height: int = 0
     crop_offset: tuple[int, ...] = (0, 0)  # left and top, of the part of the coded frame that is shown
-    irregularity: str = ""  # why its packets are not each one frame (`Pictures.irregularity`)
+    irregularity: str = ""  # why its packets are not each one frame (`FrameTable.irregularity`)
     colorspace: str = ""  # the matrix of its colors, if the file names another than BT.601's
-    ordered: bool = True  # False: its packets do not tell the order of frames, all are decoded
-    table: str = ""  # its pictures (`Video.table`); empty: it must be demuxed whole each time
+    proof: str = ""  # how its frame table was proven (`FrameTable.proof`)
+    table: str = ""  # which packets give which frames (`Video.table`)
     error: str = ""
     version: int = 0  # of what a row says; of another version it is read again
 
@@ -95,20 +96,21 @@ def read_row(path: str) -> Row:
     size, changed = stamp(path)
     try:
         with Video(path, SECONDS) as video:
-            if not len(video.pictures.frames):
+            first = None if video.doubt else video.first_frame()
+            first = prove(video) or first or video.first_frame()
+            table, turns = video.frame_table, first.turns
+            if not table.num_frames:
                 raise ValueError(f"{path}: no picture of the video is ever shown")
-            first = video.first_frame()
-            turns = first.turns
             return Row(
                 path,
                 size,
                 changed,
-                num_frames=len(video.pictures.frames),
+                num_frames=table.num_frames,
                 fps=round(float(video.fps), 4),
                 width=video.height if turns % 2 else video.width,
                 height=video.width if turns % 2 else video.height,
                 codec=video.codec,
-                keyframes=tuple(video.pictures.keyframes.tolist()),
+                keyframes=tuple(table.keyframes.tolist()),
                 turns=turns,
                 pix_fmt=first.pix_fmt,
                 profile=video.stream.codec_context.profile or "",
@@ -116,9 +118,9 @@ def read_row(path: str) -> Row:
                 coded_width=first.coded_size[0],
                 coded_height=first.coded_size[1],
                 crop_offset=first.crop_offset,
-                irregularity=video.pictures.irregularity,
+                irregularity=table.irregularity,
                 colorspace=first.colorspace,
-                ordered=video.ordered,
+                proof=table.proof,
                 table=video.table(),
                 version=VERSION,
             )

@@ -11,7 +11,6 @@ import dataclasses
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -205,11 +204,11 @@ def build_loader(
     if world.is_first:
         who = describe_decoders(good, decoders, data.decoder, dali)
         print(f"{split}: {describe(clips, rows)}; decoder: {who}", flush=True)
-        whole = [row.path for row in good if not row.ordered]
+        whole = [row.path for row in good if row.proof == "sequential"]
         if whole:
             print(
-                f"{split}: {len(whole)} videos are decoded from their first frame, since their packets do not tell the "
-                f"order of frames (B-frames in {Path(whole[0]).suffix or 'a raw stream'}); the first: {whole[0]}"
+                f"{split}: {len(whole)} videos are decoded from their first frame, since nothing tells how to begin later; "
+                f"python -m pipelines.prepare makes such videos quick to read; the first: {whole[0]}"
             )
         if data.snap:
             print(f"{split}: {describe_snap(source)}", flush=True)

@@ -66,8 +66,6 @@ def reason_refused(row: Row, capabilities: Capabilities) -> str:
         return f"{row.codec} of unknown pixel format"
     if (chroma, depth) != (CHROMA, DEPTH) or limits is None:
         return f"{row.codec} {chroma} {depth} bit"
-    if not row.ordered:
-        return f"{row.codec} whose packets do not tell the order of frames"
     if row.irregularity:
         return f"{row.codec} with {row.irregularity}"
     if row.colorspace == "other":

@@ -1,6 +1,6 @@
-"""Read the sequence parameter set (SPS) of H.264 and HEVC: the size that is coded, the part of it that is shown.
+"""Read the parameter sets of H.264 and HEVC: sizes, and what is needed to read the headers of slices.
 
-Only what decides which decoder can take a stream is read; the rest of the set, and everything else, is FFmpeg's.
+Only what decides which decoder can take a stream, and what orders its frames, is read; all else is FFmpeg's.
 """
 
 from __future__ import annotations
@@ -8,15 +8,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from pipelines.bit_reader import BitReader, rbsp
+
 _START_CODE = b"\0\0\1"
 SPS = {"h264": 7, "hevc": 33}  # the type of the NAL unit that holds one
+PPS = {"h264": 8, "hevc": 34}
+PARAMETER_SETS = {"h264": (7, 8), "hevc": (32, 33, 34)}
 # Profiles whose SPS says how chroma is sampled (H.264, 7.3.2.1.1).
 _H264_HIGH = {100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135}
 _SUBSAMPLING = {0: (1, 1), 1: (2, 2), 2: (2, 1), 3: (1, 1)}  # chroma_format_idc -> (horizontal, vertical)
 
 
 class SequenceParameters(NamedTuple):
-    """Sizes and offsets in luma samples, `crop_*` from each side of the coded picture."""
+    """Sizes and offsets in luma samples, `crop_*` from each side of the coded picture.
+
+    The others say how many bits a slice's header has for frame_num and pic_order_cnt_lsb, and what stands before them.
+    """
 
     coded_width: int
     coded_height: int
@@ -25,6 +32,10 @@ class SequenceParameters(NamedTuple):
     crop_top: int
     crop_bottom: int
     interlaced: bool  # H.264: whether pictures may be coded as fields
+    separate_planes: bool = False
+    frame_num_bits: int = 0  # H.264
+    poc_type: int = 0  # H.264: pic_order_cnt_type
+    poc_bits: int = 0
 
     @property
     def shown_size(self) -> tuple[int, int]:
@@ -40,16 +51,38 @@ def read_sps(codec: str, extradata: bytes, packet: bytes = b"") -> SequenceParam
     """
     if codec not in SPS:
         return None
-    length_size = nal_length_size(codec, extradata)
-    stored = _stored_sets(codec, extradata) if length_size else nal_units(extradata, 0)
-    for units in (stored, nal_units(packet, length_size)):
+    for units in (stored_units(codec, extradata), nal_units(packet, nal_length_size(codec, extradata))):
         for unit in units:
             if unit and nal_type(codec, unit[0]) == SPS[codec]:
-                try:
-                    return (_h264 if codec == "h264" else _hevc)(_Bits(unit))
-                except LookupError:  # it is cut short, or says what there is not
-                    return None
+                return parse_sps(codec, unit)
     return None
+
+
+def parse_sps(codec: str, unit: bytes) -> SequenceParameters | None:
+    """Read an SPS, a NAL unit with its header; None if it cannot be read."""
+    try:
+        return (_h264 if codec == "h264" else _hevc)(BitReader(rbsp(unit), 8))
+    except (LookupError, ValueError):  # it is cut short, or says what there is not
+        return None
+
+
+class PictureParameters(NamedTuple):
+    """What of an HEVC picture parameter set stands in the header of a slice."""
+
+    has_output_flag: bool
+    extra_bits: int  # num_extra_slice_header_bits
+
+
+def parse_hevc_pps(unit: bytes) -> tuple[int, PictureParameters] | None:
+    """Read the number of an HEVC PPS and what it says (7.3.2.3.1); None if it cannot be read."""
+    try:
+        bits = BitReader(rbsp(unit), 8)
+        bits.read(8)  # the header's second byte
+        number = bits.golomb()
+        bits.golomb(), bits.read()  # its SPS, dependent slice segments
+        return number, PictureParameters(bool(bits.read()), bits.read(3))
+    except (LookupError, ValueError):
+        return None
 
 
 def nal_type(codec: str, first_byte: int) -> int:
@@ -79,10 +112,14 @@ def nal_units(data: bytes, length_size: int) -> Iterator[bytes]:
         at = following
 
 
-def _stored_sets(codec: str, extradata: bytes) -> Iterator[bytes]:
-    """Yield the parameter sets of an avcC or hvcC box (ISO/IEC 14496-15, 5.3.3.1 and 8.3.3.1)."""
+def stored_units(codec: str, extradata: bytes) -> Iterator[bytes]:
+    """Yield the NAL units of a codec's extradata: of an avcC or hvcC box (ISO/IEC 14496-15, 5.3.3.1 and 8.3.3.1), or
+    behind start codes."""
+    if not nal_length_size(codec, extradata):
+        yield from nal_units(extradata, 0)
+        return
     if codec == "h264":
-        counts, at = [extradata[5] & 31] if len(extradata) > 5 else [], 6
+        counts, at = [extradata[5] & 31] if len(extradata) > 5 else [], 6  # of SPS; behind them, of PPS
     else:
         counts, at = [-1] * (extradata[22] if len(extradata) > 22 else 0), 23
     for count in counts:
@@ -92,35 +129,12 @@ def _stored_sets(codec: str, extradata: bytes) -> Iterator[bytes]:
             length = int.from_bytes(extradata[at : at + 2], "big")
             yield extradata[at + 2 : at + 2 + length]
             at += 2 + length
+        if codec == "h264" and len(counts) == 1 and at < len(extradata):
+            counts.append(extradata[at])
+            at += 1
 
 
-class _Bits:
-    """The bits of a NAL unit after its header's first byte, without emulation prevention; IndexError at the end."""
-
-    def __init__(self, unit: bytes):
-        self.data, self.at = unit.replace(b"\0\0\3", b"\0\0"), 8
-
-    def read(self, count: int = 1) -> int:
-        value = 0
-        for _ in range(count):
-            value = value << 1 | self.data[self.at >> 3] >> (7 - (self.at & 7)) & 1
-            self.at += 1
-        return value
-
-    def golomb(self) -> int:
-        """Read an unsigned Exp-Golomb number, ue(v)."""
-        zeros = 0
-        while not self.read():
-            zeros += 1
-        return (1 << zeros) - 1 + self.read(zeros)
-
-    def signed_golomb(self) -> int:
-        """Read a signed Exp-Golomb number, se(v)."""
-        number = self.golomb()
-        return (number + 1) // 2 if number % 2 else -number // 2
-
-
-def _h264(bits: _Bits) -> SequenceParameters:
+def _h264(bits: BitReader) -> SequenceParameters:
     """H.264, 7.3.2.1.1."""
     profile = bits.read(8)
     bits.read(16)  # constraints, level
@@ -134,10 +148,10 @@ def _h264(bits: _Bits) -> SequenceParameters:
             for number in range(12 if chroma == 3 else 8):
                 if bits.read():
                     _skip_scaling_list(bits, 16 if number < 6 else 64)
-    bits.golomb()  # log2_max_frame_num
-    order = bits.golomb()
+    frame_num_bits = bits.golomb() + 4
+    order, poc_bits = bits.golomb(), 0
     if order == 0:
-        bits.golomb()
+        poc_bits = bits.golomb() + 4
     elif order == 1:
         bits.read(), bits.signed_golomb(), bits.signed_golomb()
         for _ in range(bits.golomb()):
@@ -153,11 +167,12 @@ def _h264(bits: _Bits) -> SequenceParameters:
     across, down = _SUBSAMPLING[0 if separate else chroma]
     down *= fields
     return SequenceParameters(
-        width, height * fields, crop[0] * across, crop[1] * across, crop[2] * down, crop[3] * down, not frames_only
-    )
+        width, height * fields, crop[0] * across, crop[1] * across, crop[2] * down, crop[3] * down, not frames_only,
+        bool(separate), frame_num_bits, order, poc_bits,
+    )  # fmt: skip
 
 
-def _skip_scaling_list(bits: _Bits, size: int) -> None:
+def _skip_scaling_list(bits: BitReader, size: int) -> None:
     last = following = 8
     for _ in range(size):
         if following:
@@ -165,7 +180,7 @@ def _skip_scaling_list(bits: _Bits, size: int) -> None:
             last = following or last
 
 
-def _hevc(bits: _Bits) -> SequenceParameters:
+def _hevc(bits: BitReader) -> SequenceParameters:
     """HEVC, 7.3.2.2.1 and 7.3.3."""
     bits.read(8 + 4)  # the header's second byte, video parameter set
     layers = bits.read(3)
@@ -181,4 +196,8 @@ def _hevc(bits: _Bits) -> SequenceParameters:
     width, height = bits.golomb(), bits.golomb()
     crop = [bits.golomb() for _ in range(4)] if bits.read() else [0] * 4
     across, down = _SUBSAMPLING[0 if separate else chroma]
-    return SequenceParameters(width, height, crop[0] * across, crop[1] * across, crop[2] * down, crop[3] * down, False)
+    bits.golomb(), bits.golomb()  # bit depths
+    return SequenceParameters(
+        width, height, crop[0] * across, crop[1] * across, crop[2] * down, crop[3] * down, False,
+        bool(separate), poc_bits=bits.golomb() + 4,
+    )  # fmt: skip

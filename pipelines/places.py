@@ -155,6 +155,14 @@ def read(path: str, ranges: Sequence[tuple[int, int]] | None = None) -> list[byt
     return held
 
 
+@contextlib.contextmanager
+def random_reads(path: str) -> Iterator[Callable[[int, int], bytes]]:
+    """Open a local file or member for many small reads: from a place to another, fewer bytes at the end of it."""
+    place, size = place_of(path), size_of(path)
+    with reported(path), open(place.file, "rb", buffering=0) as file:
+        yield lambda start, end: _pread(file.fileno(), place.start + start, place.start + min(end, size))
+
+
 def source(path: str, whole: bool) -> str | BinaryIO:
     """What av.open() takes. `whole`: all of it is going to be read, so an address is fetched at once.
 

@@ -37,13 +37,15 @@ from configs.words import parse
 from configs.written import replacing
 from pipelines import places
 from pipelines.encode import encode
+from pipelines.frame_table import count_decoded
+from pipelines.frames import decode_frames
 from pipelines.geometry import view_boxes
-from pipelines.host import decode_views, wanted_frames
+from pipelines.host import decode_views
 from pipelines.kept import Reading, refresh
 from pipelines.listfiles import base_folder, plain_name, read_entries
 from pipelines.lists import read_list
+from pipelines.prove import open_video
 from pipelines.sampling import random_clip
-from pipelines.trim import needed
 from pipelines.verify import examine
 from pipelines.video import Video
 
@@ -108,7 +110,7 @@ def prepare_file(settings: Settings, targets: dict[str, str], path: str) -> Prep
     size, changed = places.stamp(path)
     target = Path(targets[path])
     try:
-        with Video(path) as video:
+        with open_video(path) as video:
             fps = Fraction(settings.fps).limit_denominator(1001) if settings.fps else video.fps or Fraction(30)
             target.parent.mkdir(parents=True, exist_ok=True)
             with replacing(target) as temporary:
@@ -116,7 +118,7 @@ def prepare_file(settings: Settings, targets: dict[str, str], path: str) -> Prep
                 encoder = NVENC[settings.codec] if settings.encoder == "nvenc" else ""
                 encode(temporary, frames, fps, settings.codec, settings.gop, settings.bframes, crf=settings.crf,
                        coder=CODERS[settings.codec], encoder=encoder)  # fmt: skip
-                found = examine(str(temporary))
+                found = examine(str(temporary), draws=0)
                 if found.broken:
                     raise ValueError(f"{path}: what was written is broken: {found.broken}")
         size_after = target.stat().st_size
@@ -137,14 +139,13 @@ def holds(targets: dict[str, str], fact: Prepared) -> bool:
 def at_constant_rate(video: Video, fps: Fraction, short: int) -> Iterator[av.VideoFrame]:
     """All frames upright and resized, one for each tick of `fps`: at each the last one shown by then."""
     graph: av.filter.Graph | None = None
-    pts = video.pictures.pts[video.pictures.frames]
-    base = float(video.stream.time_base or Fraction(1, 30)) * float(fps)
-    ticks = (
-        np.round((pts - pts[0]) * base).astype(int) if video.variable_rate or fps != video.fps else np.arange(len(pts))
-    )
+    times, ticks = video.frame_times, np.arange(video.frame_table.num_frames)
+    if times is not None and (video.variable_rate or fps != video.fps):
+        base = float(video.stream.time_base or Fraction(1, 30)) * float(fps)
+        ticks = np.round((times - times[0]) * base).astype(int)
     due = 0
     held: Any = None
-    for frame, (place, *_) in wanted_frames(video, range(len(pts))):
+    for frame, (place, *_) in decode_frames(video, range(len(ticks))):
         while held is not None and due < ticks[place]:
             yield held
             due += 1
@@ -212,10 +213,10 @@ def compare(done: Sequence[Prepared], short: int) -> str:
     for side in ("path", "target"):
         pictures, seconds = 0, 0.0
         for fact in chosen:
-            with Video(getattr(fact, side)) as video:
-                count, width, height = len(video.pictures.frames), video.width, video.height
+            with open_video(getattr(fact, side)) as video:
+                count, width, height = video.frame_table.num_frames, video.width, video.height
                 clip = random_clip(count, *CLIP, "loop", np.random.default_rng(0))
-                pictures += len(needed(video.pictures, clip)[0])
+                pictures += count_decoded(video.frame_table, clip)
             size = min(224, short)
             before = time.perf_counter()
             decode_views(getattr(fact, side), clip[None], view_boxes(width, height, size, size, 1), size)

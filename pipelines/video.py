@@ -1,4 +1,4 @@
-"""One video file, not decoded: its packets, and what each picture is to the others (`pipelines.pictures`)."""
+"""One video file, not decoded: its packets, and what they tell of its frames (`pipelines.frame_table`)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import io
 import logging
 import math
 import os
-import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -18,8 +17,11 @@ import av
 import numpy as np
 
 from pipelines import places
+from pipelines.containers import ContainerSigns, inspect_container
+from pipelines.frame_table import FrameTable, pack, unpack
+from pipelines.mpeg4 import unpack as unpack_pictures
 from pipelines.parameter_sets import read_sps
-from pipelines.pictures import of_packets, pack, unpack
+from pipelines.predict import predict
 
 logging.getLogger("libav").setLevel(logging.CRITICAL)  # damage is reported as a ValueError, once, with the path
 av.logging.set_level(av.logging.PANIC)
@@ -27,9 +29,14 @@ av.logging.set_level(av.logging.PANIC)
 # Titles in other encodings than UTF-8 are no reason to refuse a video; PyAV 19 no longer asks.
 _ANY_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 CHANGED = "it has changed since it was indexed"
-_COMPARED = 32  # packets at a time
+_COMPARED = 1 << 22  # bytes at a time
 # Of AVColorSpace: RGB, unspecified, and what has BT.601's matrix; those whose matrix is known; all others are "other".
 _COLORSPACES = {0: "", 2: "", 5: "", 6: "", 1: "bt709", 4: "fcc", 7: "smpte240m", 9: "bt2020"}
+_MEANINGFUL_SIDE_DATA = {
+    "new_extradata",
+    "param_change",
+    "skip_samples",
+}  # beside packets not to be decoded as they are
 _TIMELESS = {"avi", "h264", "hevc", "m4v", "mpegvideo"}
 
 
@@ -45,12 +52,12 @@ class FirstFrame(NamedTuple):
 
 
 class Video:
-    """An open file: its `pictures`, their packets, and the container's codec context.
+    """An open file: its packets, the container's codec context, and what is known of its frames.
 
     `source` is a path (`pipelines.places`) or the bytes of a file. It is demuxed whole, unless `table` says what an
-    earlier demuxing found: then only the packets that packets() is asked for are read, and the times of `pictures` are
-    ranks. Raises ValueError with the path and the reason for anything that cannot be read as video: missing, empty,
-    another kind of file, no video stream, no pictures, not the file that `table` is of; and where more than `seconds`
+    earlier demuxing found and where its packets lie: then only the packets that packets() is asked for are read.
+    Raises ValueError with the path and the reason for anything that cannot be read as video: missing, empty, another
+    kind of file, encrypted, no video stream, no pictures, not the file that `table` is of; and where more than `seconds`
     have passed since it was opened, here or in in_time().
     """
 
@@ -58,36 +65,75 @@ class Video:
         self.seconds, self._opened = seconds, time.monotonic()
         self.name = f"<{len(source)} bytes>" if isinstance(source, bytes) else os.fspath(source)
         self._whole = source if isinstance(source, bytes) else None  # the file, where it is in memory
-        self.container = self._open(source, whole=not table)
         try:
-            if not self.container.streams.video:
-                kinds = ", ".join(sorted({s.type for s in self.container.streams})) or "no streams at all"
-                raise ValueError(f"{self.name}: no video stream (the file has: {kinds})")
-            pictures = av.stream.Disposition.attached_pic  # the cover of an album is no video
-            moving = [s for s in self.container.streams.video if not s.disposition & pictures]
-            self.stream = (moving or self.container.streams.video)[0]
-            if self.stream.codec_context is None:
-                raise ValueError(f"{self.name}: the video stream is of a codec that FFmpeg does not know")
-            # FFmpeg else moves what is cropped at the left, so that rows begin at addresses that it likes.
-            self.stream.codec_context.flags |= av.codec.context.Flags.unaligned
+            stored = unpack(table) if table else None
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
+        in_ranges = bool(stored and stored.in_ranges)
+        self.container = self._open(source, whole=not in_ranges)
+        try:
+            self.stream = self._moving_stream(self.container)
             self.codec = self.stream.codec_context.codec.canonical_name
             self.width, self.height = self.stream.codec_context.width, self.stream.codec_context.height
+            if stored:
+                self.width, self.height = stored.frame_size
             self._ranges = self._indexed()  # before demuxing, which may find more than opening does
-            self._packets = [] if table else self._demux()
-            if not (self._packets or table) or not self.width or not self.height:
+            self.raw_packets = [] if in_ranges else self._demux()
+            if not (self.raw_packets or in_ranges) or not self.width or not self.height:
                 raise ValueError(f"{self.name}: the video stream has no pictures")
-            if table:
-                self.pictures, size = unpack(table)
-                if (len(self._ranges), sum(e - s for s, e in self._ranges)) != (len(self.pictures.pts), size):
+            # Of one picture each, where the raw ones are known to hold several.
+            self._packets = unpack_pictures(self.raw_packets) if self.codec == "mpeg4" else self.raw_packets
+            self._is_unpacked = len(self._packets) != len(self.raw_packets) or any(
+                one is not other for one, other in zip(self._packets, self.raw_packets, strict=True)
+            )
+            self.decoded_times: Sequence[int | None] = ()  # of frames, where proving the table decoded them
+            self.num_failed = 0  # packets that the decoder refused
+            self.doubt = ""  # why the frame table must not be trusted before it is proven (`pipelines.prove`)
+            if stored:
+                self.frame_table = stored.table
+                sizes = (
+                    [end - start for start, end in self._ranges] if in_ranges else [p.size for p in self.raw_packets]
+                )
+                if (len(sizes), sum(sizes)) != (stored.num_packets, stored.size):
                     raise ValueError(f"{self.name}: {CHANGED}")
             else:
-                self.pictures = of_packets(self._packets, self.codec, self.stream.codec_context.extradata or b"")
+                self.frame_table = self._predict()
         except BaseException:
             self.container.close()
             raise
 
+    def _predict(self) -> FrameTable:
+        """The frame table as the packets have it; sets `doubt`."""
+        signs = self._signs()
+        self._in_fragments = signs.in_fragments
+        if signs.is_encrypted:
+            raise ValueError(f"{self.name}: encrypted")
+        context = self.stream.codec_context
+        self._packet_times = [packet.pts for packet in self._packets]  # those of the packets become ranks
+        is_timed = self.container.format.name not in _TIMELESS
+        side_data = {data.data_type for packet in self.raw_packets for data in packet.iter_sidedata()}
+        self._has_side_data = bool(side_data)
+        table, self.doubt = predict(
+            self._packets, self.codec, context.extradata or b"", is_timed, context.reorder_depth, self._is_unpacked
+        )
+        self.doubt = self.doubt or signs.doubt
+        if side_data.intersection(_MEANINGFUL_SIDE_DATA):
+            self.doubt = self.doubt or "parameters that change midway"
+        if self.stream.frames and self.stream.frames != len(self.raw_packets):
+            self.doubt = self.doubt or "another number of frames than the container says"
+        return table
+
+    def _signs(self) -> ContainerSigns:
+        """What the container tells beside its packets."""
+        facts = self.stream.metadata, self.stream.id
+        if self._whole is None:
+            with places.random_reads(self.name) as read:
+                return inspect_container(self.container.format.name, read, *facts)
+        whole = self._whole
+        return inspect_container(self.container.format.name, lambda start, end: whole[start:end], *facts)
+
     def packets(self, numbers: Sequence[int] | np.ndarray) -> list[av.Packet]:
-        """Those of some pictures, ascending; their times are those of `pictures`."""
+        """Those of some pictures, ascending; their times are the ranks of the frame table."""
         if self._packets:
             chosen = [self._packets[number] for number in numbers]
         else:
@@ -97,23 +143,31 @@ class Video:
             for packet, picture in zip(chosen, data, strict=True):
                 packet.update(picture)  # a packet made of bytes has no zeros behind them, and decoders read on
         for number, packet in zip(numbers, chosen, strict=True):
-            packet.pts = int(self.pictures.pts[number])  # not every container carries one
-            packet.is_keyframe = bool(self.pictures.entry[number])
+            packet.pts = int(self.frame_table.rank[number])  # not every container carries one
+            packet.is_keyframe = bool(self.frame_table.is_random_access[number])
         return chosen
 
     def table(self) -> str:
-        """What lets the file be opened without demuxing it; empty if its packets are not plain ranges of its bytes, or
-        where they lie is not known until all of it is read."""
-        packets, ranges = self._packets, self._ranges
-        if not self.ordered or any(True for packet in packets for _ in packet.iter_sidedata()):
-            return ""
-        if [packet.size for packet in packets] != [end - start for start, end in ranges] or self._in_fragments():
-            return ""
-        for first in range(0, len(packets), _COMPARED):
-            here = slice(first, first + _COMPARED)
-            if any(bytes(p) != held for p, held in zip(packets[here], self._bytes(ranges[here]), strict=True)):
-                return ""
-        return pack(self.pictures, sum(packet.size for packet in packets))
+        """The proven frame table as a text, with which the file is opened without proving it again."""
+        size = sum(packet.size for packet in self.raw_packets)
+        return pack(self.frame_table, len(self.raw_packets), size, self._lies_in_ranges(), (self.width, self.height))
+
+    def _lies_in_ranges(self) -> bool:
+        """Whether the packets are plain ranges of the file, and where they lie is known when it is opened."""
+        packets, ranges = self.raw_packets, self._ranges
+        if self.frame_table.seek_points or self._is_unpacked or self._in_fragments or self._has_side_data:
+            return False
+        if [packet.size for packet in packets] != [end - start for start, end in ranges]:
+            return False
+        first = size = 0
+        for last, packet in enumerate(packets, 1):
+            size += packet.size
+            if size >= _COMPARED or last == len(packets):
+                held = self._bytes(ranges[first:last])
+                if any(bytes(p) != data for p, data in zip(packets[first:last], held, strict=True)):
+                    return False
+                first, size = last, 0
+        return True
 
     def content(self) -> bytes:
         """The whole file."""
@@ -123,21 +177,6 @@ class Video:
         if self._whole is None:
             return places.read(self.name, ranges)
         return [self._whole[start:end] for start, end in ranges]
-
-    def _in_fragments(self) -> bool:
-        """Of an MP4: whether its pictures are listed bit by bit all over the file (moof boxes)."""
-        at = 0
-        with contextlib.suppress(ValueError, struct.error):  # the end of the file
-            while "mp4" in self.container.format.name:
-                size, kind = struct.unpack(">I4s", self._bytes([(at, at + 8)])[0])
-                if kind == b"moof":
-                    return True
-                if size == 1:
-                    (size,) = struct.unpack(">Q", self._bytes([(at + 8, at + 16)])[0])
-                if size < 8:  # it goes on to the end
-                    break
-                at += size
-        return False
 
     def _indexed(self) -> list[tuple[int, int]]:
         """(start, end) of each packet in the file, as the container's own index has it."""
@@ -149,25 +188,39 @@ class Video:
         """Mean frames a second as the container states it; 0 if it does not."""
         return Fraction(self.stream.average_rate or 0)
 
-    @property
-    def ordered(self) -> bool:
-        """Whether the packets tell in which order the pictures are shown. In AVI and raw streams those with B-frames do
-        not: their times are made up, in decode order."""
-        if self.container.format.name not in _TIMELESS and all(p.pts is not None for p in self._packets):
-            return True
-        in_order = (np.diff(self.pictures.pts) > 0).all()
-        return not (in_order and self.stream.codec_context.reorder_depth)
-
-    def first_frame(self) -> FirstFrame:
-        """Decode the first picture, for what only a decoder knows. Where it does not decode, the container's word is
-        taken: whether the file can be used shows when it is."""
-        context = self.stream.codec_context
+    def decode(
+        self, packets: Iterable[av.Packet], context: av.VideoCodecContext | None = None
+    ) -> Iterator[av.VideoFrame]:
+        """Give the frames of packets as one thread of FFmpeg's decoder does; what is damaged is left out."""
+        context = context or self.stream.codec_context
         context.thread_type, context.thread_count = "NONE", 1
-        try:
-            frames = [*context.decode(self._packets[0]), *context.decode(None)]
-        except av.error.FFmpegError:
-            frames = []
-        sps = read_sps(self.codec, context.extradata or b"", bytes(self._packets[0]))
+        for packet in packets:
+            self.in_time()
+            try:
+                yield from context.decode(packet)
+            except av.error.FFmpegError:
+                self.num_failed += 1
+        with contextlib.suppress(av.error.FFmpegError):
+            yield from context.decode(None)
+
+    @contextlib.contextmanager
+    def reopened(self) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+        """The file opened once more: a decoder that has seen nothing yet."""
+        source = self._whole if self._whole is not None else self.name
+        with self._open(source, whole=True) as container:
+            yield container, self._moving_stream(container)
+
+    def first_frame(self, frame: av.VideoFrame | None = None) -> FirstFrame:
+        """What the first frame says, decoded from the first packet unless it is given. Where none comes of that packet
+        the container's word is taken, and the frame table is in doubt."""
+        context = self.stream.codec_context
+        if frame is None:
+            frame = next(self.decode(self._packets[:1]), None)
+            if frame is None:
+                self.doubt = self.doubt or "a first packet without a frame"
+            elif (frame.width, frame.height) != (self.width, self.height):
+                self.doubt = self.doubt or "frames of another size than the container says"
+        sps = read_sps(self.codec, context.extradata or b"", bytes(self.raw_packets[0]))
         if sps and sps.shown_size != (self.width, self.height):  # it is not the set that the frames are decoded with
             coded, offset = (0, 0), (0, 0)
         elif sps:
@@ -175,9 +228,8 @@ class Video:
         else:  # only H.264 and HEVC are cropped by the decoder; without their SPS nothing is known of it
             coded = (0, 0) if self.codec in ("h264", "hevc") else (self.width, self.height)
             offset = (0, 0)
-        if not frames:
+        if frame is None:
             return FirstFrame(0, context.pix_fmt or "", bool(sps and sps.interlaced), coded, offset, "")
-        frame = frames[0]
         return FirstFrame(
             turns=round(frame.rotation / 90) % 4,
             pix_fmt=frame.format.name,
@@ -188,10 +240,22 @@ class Video:
         )
 
     @property
+    def frame_times(self) -> np.ndarray | None:
+        """(F,) when each frame is shown, in units of the stream's time base; None if the file does not say so of
+        all, one after the other. It must have been opened without a table."""
+        if self.frame_table.seek_points:
+            times = list(self.decoded_times)
+        else:
+            times = [self._packet_times[number] for number in self.frame_table.frames]
+        if None in times or (np.diff(np.array(times, np.int64)) <= 0).any():
+            return None
+        return np.array(times, np.int64)
+
+    @property
     def variable_rate(self) -> bool:
         """Whether frames are shown for different times: by more than a tick, which rounding to the clock explains."""
-        times = self.pictures.pts[self.pictures.frames]
-        steps = np.diff(times)
+        times = self.frame_times
+        steps = np.diff(times) if times is not None else np.zeros(0)
         return bool(len(steps)) and int(steps.max() - steps.min()) > 1
 
     def in_time(self) -> None:
@@ -212,20 +276,45 @@ class Video:
         except OSError as error:
             raise ValueError(f"{self.name}: {error.strerror}") from None
 
+    def _moving_stream(self, container: av.container.InputContainer) -> av.VideoStream:
+        """The video stream of a container; the cover of an album is none."""
+        if not container.streams.video:
+            kinds = ", ".join(sorted({s.type for s in container.streams})) or "no streams at all"
+            raise ValueError(f"{self.name}: no video stream (the file has: {kinds})")
+        pictures = av.stream.Disposition.attached_pic
+        moving = [s for s in container.streams.video if not s.disposition & pictures]
+        stream = (moving or container.streams.video)[0]
+        if stream.codec_context is None:
+            raise ValueError(f"{self.name}: the video stream is of a codec that FFmpeg does not know")
+        # FFmpeg else moves what is cropped at the left, so that rows begin at addresses that it likes.
+        stream.codec_context.flags |= av.codec.context.Flags.unaligned
+        return stream
+
     def _demux(self) -> list[av.Packet]:
         packets = []
         try:
-            for packet in self.container.demux(self.stream):
+            for packet in stored_packets(self.container, self.stream):
                 self.in_time()
-                if packet.size:
-                    packets.append(packet)
+                packets.append(packet)
         except av.error.FFmpegError as error:
-            if not packets:
-                raise ValueError(f"{self.name}: unreadable: {error.strerror}") from None
-        return packets  # a file cut short keeps the packets before the cut
+            raise ValueError(f"{self.name}: unreadable: {error.strerror}") from None
+        return packets
 
     def __enter__(self) -> Video:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self.container.close()
+
+
+def stored_packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+    """The packets of a stream that hold something; of a file cut short those before the cut."""
+    some = False
+    try:
+        for packet in container.demux(stream):
+            if packet.size:
+                some = True
+                yield packet
+    except av.error.FFmpegError:
+        if not some:
+            raise

@@ -20,10 +20,9 @@ from bench.loaders import CASES, PEERS
 from bench.ways import Way, pictures_decoded
 from configs.words import parse
 from pipelines.encode import encode
-from pipelines.host import _decode
+from pipelines.frame_table import required_packets
 from pipelines.index import read_row
 from pipelines.synthetic import render
-from pipelines.trim import needed
 from pipelines.video import Video
 
 
@@ -243,7 +242,8 @@ def test_pictures_that_a_clip_costs(tmp_path: Path) -> None:
     assert count() == 60 and count(loader="clipline") <= 49
     trimmed, whole = count(loader="clipline", trimmed=True), count(loader="decord")
     with Video(str(path)) as video:
-        assert len(list(_decode(video, needed(video.pictures, frames)[0]))) == trimmed < whole <= 13 + 9
+        required = required_packets(video.frame_table, frames)[0]
+        assert len(list(video.decode(video.packets(required)))) == trimmed < whole <= 13 + 9
 
 
 def test_a_start_is_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,13 +19,13 @@ import torch
 
 from configs import schema
 from pipelines import order
+from pipelines.frames import decode_frames
 from pipelines.geometry import fitted
 from pipelines.graph import build_pipeline
-from pipelines.host import wanted_frames
 from pipelines.loader import build_loader
+from pipelines.prove import open_video
 from pipelines.readers import Readers, has_ended
 from pipelines.source import Unreadable
-from pipelines.video import Video
 from pipelines.world import World
 
 CPU = torch.device("cpu")
@@ -115,8 +115,8 @@ def test_pixels_are_where_the_contract_says(clips_folder, tmp_path, decoder):
     for slot, row in enumerate(batch.sample.tolist()):
         frames, boxes, mirror = source.choose(row, order.generator(0, 0, row))
         top, left, bottom, right = boxes[0].astype(int)
-        with Video(source.clips[row].path) as v:
-            rgb = np.stack([f.to_ndarray(format="rgb24") for f, _ in wanted_frames(v, frames.ravel())])
+        with open_video(source.clips[row].path) as v:
+            rgb = np.stack([f.to_ndarray(format="rgb24") for f, _ in decode_frames(v, frames.ravel())])
         crop = torch.from_numpy(rgb[:, top:bottom, left:right]).permute(0, 3, 1, 2).float()
         small = torch.nn.functional.interpolate(crop, (32, 32), mode="bilinear", antialias=True).flip(-1)
         expected = ((small / 255 - 0.45) / 0.225).transpose(0, 1)

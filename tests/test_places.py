@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 
 from pipelines import places
 from pipelines.encode import encode
+from pipelines.frame_table import COUNTED, FrameTable, pack, unpack
 from pipelines.host import decode_views
 from pipelines.index import build_index, read_row
 from pipelines.lists import Clip
-from pipelines.pictures import Pictures, pack, unpack
 from pipelines.synthetic import render
 from pipelines.trim import trim
 from pipelines.video import Video
@@ -112,22 +112,30 @@ def test_a_file_that_has_changed_since_is_refused(video, tmp_path):
 
 
 @given(
-    st.lists(st.tuples(st.integers(-(2**62), 2**62), *[st.booleans()] * 4), min_size=1, max_size=400),
+    st.lists(st.tuples(st.integers(-(2**62), 2**62), *[st.booleans()] * 5), min_size=1, max_size=400),
     st.integers(0, 2**60),
 )
 def test_a_table_holds_everything_but_the_clock(rows, size):
     times, *flags = (np.array(column) for column in zip(*rows, strict=True))
-    pictures = Pictures(times, *flags)
-    found, found_size = unpack(pack(pictures, size))
-    assert found_size == size and np.array_equal(found.frames, pictures.frames)
-    assert np.array_equal(np.argsort(found.pts), np.argsort(times, kind="stable"))
-    for name in ("entry", "closed", "reference", "shown"):
-        assert np.array_equal(getattr(found, name), getattr(pictures, name))
+    table = FrameTable(np.unique(times, return_inverse=True)[1], *flags, proof="decoded")
+    found = unpack(pack(table, len(times), size, bool(size % 2), (size % 999, 7)))
+    assert found[1:] == (len(times), size, bool(size % 2), (size % 999, 7))
+    for name in ("rank", "frames", "is_random_access", "is_closed", "is_reference", "is_output", "is_displayed"):
+        assert np.array_equal(getattr(found.table, name), getattr(table, name))
+    assert found.table.proof == "decoded"
+
+
+def test_a_table_of_seek_points_is_held() -> None:
+    table = FrameTable(seek_points=((0, 0), (7, 5), (20, 19)), num_counted=40, irregularity=COUNTED, proof="decoded")
+    found = unpack(pack(table, 41, 99, False, (64, 48)))
+    assert found[1:] == (41, 99, False, (64, 48)) and found.table.keyframes.tolist() == [0, 5, 19]
+    for name in ("seek_points", "num_counted", "irregularity", "proof"):
+        assert getattr(found.table, name) == getattr(table, name)
 
 
 @given(st.text(max_size=200) | st.binary(max_size=99).map(lambda b: base64.b85encode(b).decode()))
 def test_what_is_no_table_is_refused(text):
-    with pytest.raises(ValueError, match="a damaged table of pictures"):
+    with pytest.raises(ValueError, match="a damaged frame table"):
         unpack(text)
 
 
@@ -171,7 +179,7 @@ def test_fragments_and_lost_indices_are_demuxed_each_time(video, tmp_path, flags
                 packet.stream = stream
                 new.mux(packet)
     row = read_row(str(path))
-    assert (row.num_frames, row.table) == (75, "")
+    assert (row.num_frames, row.proof, unpack(row.table).in_ranges) == (75, "decoded", False)
     assert trim(path, [3, 70])[1].tolist() == trim(video("h264_bframes", 75), [3, 70])[1].tolist()
 
 
@@ -185,10 +193,12 @@ def test_an_avi_that_lost_its_index_is_demuxed_each_time(tmp_path):
                 packet.stream = stream
                 new.mux(packet)
     whole = (tmp_path / "x.avi").read_bytes()
-    assert read_row(str(tmp_path / "x.avi")).table
+    assert unpack(read_row(str(tmp_path / "x.avi")).table).in_ranges
     (tmp_path / "cut.avi").write_bytes(whole[: whole.rindex(b"idx1")])
     row = read_row(str(tmp_path / "cut.avi"))
-    assert row.num_frames == 300 and not row.table and len(trim(tmp_path / "cut.avi", [0, 299])[1]) == 2
+    assert (
+        row.num_frames == 300 and not unpack(row.table).in_ranges and len(trim(tmp_path / "cut.avi", [0, 299])[1]) == 2
+    )
 
 
 class Flaky(LocalFileSystem):

@@ -13,13 +13,13 @@ from test_loader import turned
 
 from pipelines import prepare
 from pipelines.encode import encode
-from pipelines.host import wanted_frames
+from pipelines.frame_table import required_packets
+from pipelines.frames import decode_frames
 from pipelines.lists import read_list
 from pipelines.prepare import main, plan
+from pipelines.prove import open_video
 from pipelines.synthetic import render
-from pipelines.trim import needed
 from pipelines.verify import examine
-from pipelines.video import Video
 
 
 @pytest.fixture
@@ -35,9 +35,9 @@ def source(tmp_path) -> Path:
 
 
 def decoded(path: Path) -> np.ndarray:
-    with Video(path) as video:
+    with open_video(path) as video:
         return np.stack(
-            [f.to_ndarray(format="rgb24") for f, _ in wanted_frames(video, range(len(video.pictures.frames)))]
+            [f.to_ndarray(format="rgb24") for f, _ in decode_frames(video, range(len(video.frame_table.frames)))]
         )
 
 
@@ -45,7 +45,7 @@ def test_h264_is_coded_without_cabac(source, tmp_path):
     """entropy_coding_mode_flag of the picture parameter set, behind two ids of 0 (H.264, 7.3.2.2)."""
 
     def flag(path: Path) -> int:
-        with Video(path) as video:
+        with open_video(path) as video:
             header = bytes(video.stream.codec_context.extradata or b"")
         at = 8 + int.from_bytes(header[6:8], "big")  # avcC: one sequence parameter set, then one picture parameter set
         assert header[5] & 31 == header[at] == 1 and header[at + 3] & 31 == 8 and header[at + 4] >> 6 == 3
@@ -68,14 +68,14 @@ def test_what_is_written(source, tmp_path, capsys, codec):
     ]  # fmt: skip
     sizes = []
     for clip in clips:
-        with Video(clip.path) as video:
+        with open_video(clip.path) as video:
             sizes.append((video.width, video.height))
-            pictures = video.pictures
-            assert video.codec == codec and video.fps == 25 and not video.variable_rate and len(pictures.frames) == 50
-            assert pictures.keyframes.tolist() == [0, 16, 32, 48] and pictures.closed[pictures.entry].all()
+            table = video.frame_table
+            assert video.codec == codec and video.fps == 25 and not video.variable_rate and len(table.frames) == 50
+            assert table.keyframes.tolist() == [0, 16, 32, 48] and table.is_closed[table.is_random_access].all()
             if codec != "vp9":  # one picture in four is needed by others, but at the end of a group
-                assert pictures.reference.sum() <= 50 / 4 + 2 * 4
-                assert len(needed(pictures, [0, 4, 8, 12])[0]) <= 6
+                assert table.is_reference.sum() <= 50 / 4 + 2 * 4
+                assert len(required_packets(table, [0, 4, 8, 12])[0]) <= 6
             assert video.stream.codec_context.colorspace == 5 or codec == "vp9"
         assert not examine(clip.path).broken
     assert sizes == [(112, 64), (64, 112), (64, 112)], "the short side as asked, the other a multiple of 16"

@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.encode import encode
-from pipelines.host import wanted_frames
+from pipelines.frame_table import FrameTable, required_packets
+from pipelines.frames import decode_frames
 from pipelines.parameter_sets import read_sps
-from pipelines.pictures import Pictures
+from pipelines.prove import open_video
 from pipelines.synthetic import render
-from pipelines.trim import needed, trim
-from pipelines.video import Video
+from pipelines.trim import trim
 
 FRAMES = 75
 any_frames = st.lists(st.integers(0, FRAMES + 5), min_size=1, max_size=20)  # repeats, any order, past the end
@@ -52,8 +52,8 @@ def test_trimmed_equals_whole(video, kind, frames):
 def test_host_decode_equals_whole(video, kind, frames):
     whole = decode_whole(video(kind, FRAMES))
     seen = []
-    with Video(video(kind, FRAMES)) as v:
-        for frame, places in wanted_frames(v, frames):
+    with open_video(video(kind, FRAMES)) as v:
+        for frame, places in decode_frames(v, frames):
             seen += places
             for place in places:
                 assert np.array_equal(frame.to_ndarray(format="rgb24"), whole[min(frames[place], FRAMES - 1)])
@@ -85,12 +85,12 @@ def test_dali_decodes_the_trimmed_video_as_the_whole_one(video, kind):
 
 def test_trimming_saves_what_it_claims(video):
     """A clip late in the file costs its own group of pictures and no unreferenced picture that was not asked for."""
-    with Video(video("h264_bframes", FRAMES)) as v:
-        keep, _ = needed(v.pictures, [64, 68, 72])
+    with open_video(video("h264_bframes", FRAMES)) as v:
+        keep, _ = required_packets(v.frame_table, [64, 68, 72])
         assert keep.min() >= 60, "nothing before the group's key picture"
-        unwanted = set(keep) - set(v.pictures.frames[[64, 68, 72]])
-        assert v.pictures.reference[sorted(unwanted)].all()
-        assert (~v.pictures.reference).sum() > FRAMES // 3, "the file has unreferenced pictures"
+        unwanted = set(keep) - set(v.frame_table.frames[[64, 68, 72]])
+        assert v.frame_table.is_reference[sorted(unwanted)].all()
+        assert (~v.frame_table.is_reference).sum() > FRAMES // 3, "the file has unreferenced pictures"
     data, _ = trim(video("vp9", FRAMES), [70])
     assert len(data) < video("vp9", FRAMES).stat().st_size / 3
 
@@ -104,12 +104,12 @@ def test_bytes_and_path_are_the_same(video):
 def test_keyframes_and_openness(video):
     expected = {"vp9": 12, "h264": 30, "h264_bframes": 30, "hevc": 30, "hevc_open": 20, "mjpeg": 1}
     for kind, gop in expected.items():
-        with Video(video(kind, FRAMES)) as v:
-            assert v.pictures.keyframes.tolist() == list(range(0, FRAMES, gop)), kind
-            assert v.pictures.closed[v.pictures.entry][1:].all() == (kind != "hevc_open"), kind
-    with Video(video("h264_open", FRAMES)) as v:  # a recovery point is not taken for an entry
-        assert v.pictures.keyframes.tolist() == [0]
-        assert sum(p.is_keyframe for p in v._packets) > 1
+        with open_video(video(kind, FRAMES)) as v:
+            assert v.frame_table.keyframes.tolist() == list(range(0, FRAMES, gop)), kind
+            assert v.frame_table.is_closed[v.frame_table.is_random_access][1:].all() == (kind != "hevc_open"), kind
+    with open_video(video("h264_open", FRAMES)) as v:  # a recovery point is not taken for an entry
+        assert v.frame_table.keyframes.tolist() == [0]
+        assert sum(p.is_keyframe for p in v.raw_packets) > 1
 
 
 def annex_b(source) -> bytes:
@@ -130,8 +130,8 @@ def test_annex_b(video, kind):
     whole, (small, positions) = decode_whole(data), trim(data, [3, 50, 71])
     for frame, position in zip([3, 50, 71], positions, strict=True):
         assert np.array_equal(decode_whole(small)[position], whole[frame])
-    with Video(data) as v:
-        assert (~v.pictures.reference).any()
+    with open_video(data) as v:
+        assert (~v.frame_table.is_reference).any()
 
 
 def test_frames_below_zero_and_none(video):
@@ -144,7 +144,7 @@ def test_frames_below_zero_and_none(video):
 
 
 @st.composite
-def streams(draw) -> tuple[Pictures, list[set[int]]]:
+def streams(draw) -> tuple[FrameTable, list[set[int]]]:
     """A stream, and for each picture those it is predicted from. Groups are closed or open; an open group's leading
     pictures refer to the group before, its other pictures never do. Who begins to decode at an open group leaves its
     own leading pictures out and must be able to decode all others, so no later group refers to them."""
@@ -175,28 +175,30 @@ def streams(draw) -> tuple[Pictures, list[set[int]]]:
             pts.append(time)
             assert number == len(pts) - 1
     n = len(pts)
-    return Pictures(np.array(pts), np.array(entry), np.array(closed), np.array(reference), np.ones(n, bool)), parents
+    always = np.ones(n, bool)
+    flags = (np.array(flag) for flag in (entry, closed, reference))
+    return FrameTable(np.array(pts), *flags, always, always), parents
 
 
 @given(streams(), st.data())
 def test_all_that_is_needed_is_kept(stream, data):
-    pictures, parents = stream
-    n = len(pictures.pts)
+    table, parents = stream
+    n = len(table.rank)
     frames = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=6))
-    keep, positions = needed(pictures, frames)
+    keep, positions = required_packets(table, frames)
     kept = set(keep.tolist())
-    shown = keep[np.argsort(pictures.pts[keep])]
-    assert np.array_equal(shown[positions], pictures.frames[frames])
-    todo = set(pictures.frames[frames].tolist())
+    shown = keep[np.argsort(table.rank[keep])]
+    assert np.array_equal(shown[positions], table.frames[frames])
+    todo = set(table.frames[frames].tolist())
     while todo:  # everything a wanted picture is predicted from, directly or not
         picture = todo.pop()
         assert picture in kept
         todo |= parents[picture]
-    assert pictures.entry[keep[0]], "decoding begins at an entry"
-    entries = np.flatnonzero(pictures.entry)
+    assert table.is_random_access[keep[0]], "decoding begins at an entry"
+    entries = np.flatnonzero(table.is_random_access)
     groups = sorted({int(np.searchsorted(entries, k, "right")) - 1 for k in keep})
     for a, b in itertools.pairwise(groups):
-        assert b == a + 1 or pictures.closed[entries[b]], "only a closed group follows a gap"
+        assert b == a + 1 or table.is_closed[entries[b]], "only a closed group follows a gap"
     assert all(int(entries[g]) in kept for g in groups)
 
 
@@ -226,10 +228,8 @@ def test_uncropped_trimmed_files_hold_the_same_visible_pixels(codec, half_width,
     file = io.BytesIO()
     encode(file, render(0, 0, 0, 21, width, height), Fraction(30), codec=codec, gop=8, bframes=bframes)
     source = as_annex_b(file.getvalue(), codec) if annex_b else file.getvalue()
-    with Video(source) as video:
-        sps = read_sps(codec, video.stream.codec_context.extradata or b"", bytes(video._packets[0]))
-        if not video.ordered:  # a raw stream with B-frames comes back whole
-            return
+    with open_video(source) as video:
+        sps = read_sps(codec, video.stream.codec_context.extradata or b"", bytes(video.raw_packets[0]))
     assert sps
     cropped, positions = trim(source, wanted)
     uncropped, same_positions = trim(source, wanted, coded_size=(sps.coded_width, sps.coded_height))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import random
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -74,7 +75,9 @@ def test_broken_files(write, tmp_path):
         (tmp_path / "a.mp4").write_bytes(
             whole[:at] + random.Random(0).randbytes(length // 10) + whole[at + length // 10 :]
         )
-        assert "the first is frame" in notes(tmp_path / "a.mp4")[0]
+        assert re.search(
+            "frames are damaged, the first is frame|packets cannot be decoded", notes(tmp_path / "a.mp4")[0]
+        )
     (tmp_path / "a.mp4").write_bytes(whole[: start + length // 2])
     assert notes(tmp_path / "a.mp4")[0].startswith("broken: ")
 

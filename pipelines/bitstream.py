@@ -1,0 +1,103 @@
+"""Read what the headers of a stream's packets say: which packet gives a frame, in which order, what refers to what.
+
+Here are VP8, VP9, AV1 and MJPEG; `nal_headers` reads H.264 and HEVC, `mpeg4` MPEG-4 part 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from pipelines.vpx_av1 import Av1Sequence, av1_temporal_unit, vp8_frame, vp9_packet
+
+HIDDEN_FRAMES = "hidden frames"
+SIZE_CHANGES = "the frame size changes"
+
+
+class StreamHeaders(NamedTuple):
+    """What a codec's own syntax says of each packet, in decode order; arrays (N,)."""
+
+    is_random_access: np.ndarray  # bool: decoding can begin there
+    is_closed: np.ndarray  # bool: nothing after it in decode order needs anything before it
+    is_reference: np.ndarray  # bool: another picture may be predicted from it
+    is_output: np.ndarray  # bool: a decoder gives a frame once it has it
+    order: np.ndarray | None  # int64: frames are shown in ascending order, fields of a frame are equal; None: unknown
+    irregularity: str = ""  # why not every packet is one frame, which a decoder that counts packets relies on
+    doubt: str = ""  # why the headers do not prove which frames a decoder gives
+
+
+def read_vp8(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
+    """RFC 6386, 9.1."""
+    del extradata
+    frames = [vp8_frame(packet) for packet in packets]
+    return _in_decode_order([frame.is_key for frame in frames], [frame.is_shown for frame in frames],
+                            [frame.size for frame in frames], [frame.problem for frame in frames])  # fmt: skip
+
+
+def read_vp9(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
+    """VP9 bitstream specification, 6.2, 7.2 and annex B."""
+    del extradata
+    read = [vp9_packet(packet) for packet in packets]
+    headers = _in_decode_order(
+        [frames[0].is_key for frames in read],
+        [any(frame.is_shown for frame in frames) for frames in read],
+        [frame.size for frames in read for frame in frames],
+        [next((frame.problem for frame in frames if frame.problem), "") for frames in read],
+    )
+    if any(len(frames) > 1 or frames[0].shows_existing for frames in read):
+        headers = headers._replace(irregularity=HIDDEN_FRAMES)
+    if any(sum(frame.is_shown for frame in frames) > 1 for frames in read):
+        headers = headers._replace(doubt=headers.doubt or "packets of several frames")
+    return headers
+
+
+def read_av1(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
+    """AV1 bitstream specification, 5.3 to 5.9."""
+    sequence = Av1Sequence(extradata[4:] if extradata[:1] == b"\x81" else extradata)  # behind the head of an av1C box
+    units = [av1_temporal_unit(packet, sequence) for packet in packets]
+    headers = _in_decode_order([unit.is_key for unit in units], [unit.shown > 0 for unit in units], [],
+                               [unit.problem for unit in units])  # fmt: skip
+    if any(unit.shown != 1 for unit in units):
+        headers = headers._replace(irregularity=HIDDEN_FRAMES)
+    return headers
+
+
+def read_mjpeg(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
+    """Every packet is a JPEG image (ITU-T T.81, annex B)."""
+    del extradata
+    images = [_jpeg(packet) for packet in packets]
+    always = [True] * len(images)
+    return _in_decode_order(always, always, [size for size, _ in images], [problem for _, problem in images])
+
+
+def _jpeg(data: bytes) -> tuple[tuple[int, int], str]:
+    """The frame size of an image, and why its packet may not be one frame."""
+    at, size = 2, (0, 0)
+    if data[:2] != b"\xff\xd8":
+        return size, "packets that are no JPEG images"
+    while at + 9 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:  # up to the start of scan
+        if 0xC0 <= data[at + 1] <= 0xCF and data[at + 1] not in (0xC4, 0xC8, 0xCC):
+            size = int.from_bytes(data[at + 7 : at + 9], "big"), int.from_bytes(data[at + 5 : at + 7], "big")
+        at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    if data[at : at + 2] != b"\xff\xda" or not all(size):
+        return size, "packets that are no JPEG images"
+    return size, "packets of several images" if b"\xff\xd8\xff" in data[at:] else ""
+
+
+def _in_decode_order(
+    is_key: Sequence[bool], is_output: Sequence[bool], sizes: Sequence[tuple[int, int]], problems: Sequence[str]
+) -> StreamHeaders:
+    """Headers of a codec that shows its frames as they come; (0, 0) among `sizes` is unknown."""
+    count = len(is_key)
+    doubt = next(filter(None, problems), "")
+    if len({size for size in sizes if any(size)}) > 1:
+        doubt = doubt or SIZE_CHANGES
+    return StreamHeaders(
+        np.array(is_key, bool), np.ones(count, bool), np.ones(count, bool), np.array(is_output, bool),
+        np.arange(count), "" if all(is_output) else HIDDEN_FRAMES, doubt,
+    )  # fmt: skip
+
+
+Reader = Callable[[Iterable[bytes], bytes], StreamHeaders]
