@@ -1,6 +1,6 @@
 """Which packets of a video give which frames, and what of them a frame needs; as a short text, for an index to keep.
 
-Frame numbers are positions in presentation order, from 0. Packets are numbered in decode order, as they lie in the file.
+Frame numbers are positions in presentation order, from 0. Packets are numbered in decode order, as in the file.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class FrameTable:
     is_reference: np.ndarray = field(default_factory=_no_flags)  # another picture may be predicted from it
     is_output: np.ndarray = field(default_factory=_no_flags)  # a decoder gives a frame once it has it
     is_displayed: np.ndarray = field(default_factory=_no_flags)  # and that frame is one of the video
-    seek_points: tuple[tuple[int, int], ...] = ()  # (packet, number of the first frame that a decoder gives from there)
+    seek_points: tuple[tuple[int, int], ...] = ()  # (packet, number of the first frame that comes of decoding there)
     num_counted: int = 0  # frames, with `seek_points`
-    # Why not every packet is one frame that is shown, which a decoder that counts packets relies on; not kept by pack().
+    # Why not every packet is one frame that is shown, as a decoder that counts packets believes; not kept by pack().
     irregularity: str = ""
     proof: str = "bitstream"
     is_remuxable: bool = True  # whether some of the packets make a video of their own
@@ -182,8 +182,8 @@ def unpack(text: str) -> StoredTable:
             count = len(content) // 5
             rank = np.frombuffer(content, "<i4", count).astype(np.int64) + np.arange(count)
             flags = np.frombuffer(content, np.uint8, count, 4 * count)
-            table = FrameTable(rank, *(flags >> bit & 1 == 1 for bit in range(len(_FLAGS))), proof=_PROOFS[proof],
-                               is_remuxable=bool(bits & _IS_REMUXABLE))  # fmt: skip
+            columns = {name: flags >> bit & 1 == 1 for bit, name in enumerate(_FLAGS)}
+            table = FrameTable(rank, **columns, proof=_PROOFS[proof], is_remuxable=bool(bits & _IS_REMUXABLE))
     except (ValueError, struct.error, zlib.error, IndexError) as error:
         raise ValueError(f"a damaged frame table: {error}") from None
     return StoredTable(table, num_packets, size, bool(bits & _IN_RANGES), (width, height))

@@ -84,6 +84,6 @@ def frame_digest(frame: av.VideoFrame) -> bytes:
             width = plane.width * sum(-(-component.bits // 8) for component in components)
         else:  # a palette
             width = plane.line_size
-        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, :width]
-        digest.update(np.ascontiguousarray(rows))
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[: plane.height, :width]
+        digest.update(rows.tobytes())
     return digest.digest()

@@ -1,8 +1,8 @@
 """The views of a video decoded, cropped and resized on the host by PyAV, where DALI has no decoder.
 
-Only what the wanted frames depend on is decoded (`frame_table.required_packets`), and only the boxes are resized and converted to RGB,
-in one pass of FFmpeg's scaler. DALI could crop and resize whole frames as well, but on a CPU its resize alone costs a
-third of the whole loader.
+Only what the wanted frames depend on is decoded, and only the boxes are resized and converted to RGB, in one pass of
+FFmpeg's scaler. DALI could crop and resize whole frames as well, but on a CPU its resize alone costs a third of the
+whole loader.
 """
 
 from __future__ import annotations

@@ -207,8 +207,8 @@ def build_loader(
         whole = [row.path for row in good if row.proof == "sequential"]
         if whole:
             print(
-                f"{split}: {len(whole)} videos are decoded from their first frame, since nothing tells how to begin later; "
-                f"python -m pipelines.prepare makes such videos quick to read; the first: {whole[0]}"
+                f"{split}: {len(whole)} videos are decoded from their first frame, as nothing tells where else to start "
+                f"(python -m pipelines.prepare makes them quick to read); the first: {whole[0]}"
             )
         if data.snap:
             print(f"{split}: {describe_snap(source)}", flush=True)

@@ -1,7 +1,7 @@
 """Read the headers of MPEG-4 part 2 video (ISO/IEC 14496-2), and take apart packets that hold two pictures.
 
-XviD and DivX wrote streams with B-frames into AVI, which has no place for two times of a frame, as *packed* packets: one
-holds a P picture and the B picture that is shown before it, a later one of a few bytes only keeps the count.
+XviD and DivX wrote streams with B-frames into AVI, which has no place for two times of a frame, as *packed* packets:
+one holds a P picture and the B picture that is shown before it, a later one of a few bytes only keeps the count.
 """
 
 from __future__ import annotations

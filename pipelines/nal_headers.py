@@ -184,7 +184,9 @@ def read_h264(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
     stream, count = _Stream("h264", extradata), _PictureOrder()
     slices = _Slices(stream, packets)
     frame_nums, lows, is_field, is_readable = _h264_columns(slices, stream.sps)
-    is_idr, is_output, order = [], [], []
+    is_idr: list[bool] = []
+    is_output: list[bool] = []
+    order: list[int] = []
     waiting: int | None = None  # frame_num of a field whose second one is to come
     bits = stream.sps.poc_bits if stream.sps and not stream.sps.poc_type else 0
     for number, kind in enumerate(slices.kinds):
@@ -257,8 +259,8 @@ def read_hevc(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
         if kind in _HEVC_IDR or kind in _HEVC_BLA:
             count.restart()
         is_base = temporal_ids[number] == 0 and kind not in _HEVC_LEADING and (kind >= 16 or kind % 2 == 1)
-        is_known = stream.sps and is_readable[number]
-        order.append(count.next(lows[number], stream.sps.poc_bits, is_base) if is_known else count.period * _PERIOD)
+        poc_bits = stream.sps.poc_bits if stream.sps and is_readable[number] else 0
+        order.append(count.next(lows[number], poc_bits, is_base) if poc_bits else count.period * _PERIOD)
     if max(slices.pictures) > 1:
         stream.doubts(_SEVERAL)
     if (kinds < 0).any():

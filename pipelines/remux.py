@@ -35,7 +35,9 @@ def _written(video: Video, keep: np.ndarray, coded_size: tuple[int, int] | None)
     delay = int((np.arange(len(keep)) - rank).max())  # a picture may not be shown before it is decoded
     output = io.BytesIO()
     # One picture a tick, whatever the source's clock: gaps in time would only invite a decoder to fill them.
-    with av.open(output, "w", format="webm" if video.codec == "vp8" else "mp4") as container:
+    # MP4 does not hold VP8, nor a chroma of half the height alone.
+    in_webm = video.codec == "vp8" or video.codec == "vp9" and "440" in (video.stream.codec_context.pix_fmt or "")
+    with av.open(output, "w", format="webm" if in_webm else "mp4") as container:
         container.flags |= cast(int, av.container.Flags.bitexact.value)  # the same bytes every time
         stream = container.add_stream_from_template(video.stream, opaque=True)
         packets = video.packets(keep)

@@ -29,10 +29,11 @@ def trim(
 
     `frames` are frame numbers in any order, repeats allowed; a number past the end means the last frame. Returns the
     small file and `positions` (len(frames),) int32: its frame `positions[i]` is `frames[i]` of the source. A video
-    whose frames have to be counted, or of a codec that MP4 does not hold, comes back whole. With the `table` that an
-    index keeps (`Video.table`) nothing is proven anew, and where it can be only the bytes of those packets are read. With `coded_size` (width,
-    height), of H.264 and HEVC, the small file says that all that is coded is shown: what a decoder would cut off at the
-    right and the bottom is then part of its frames, and their size that of the decoder's surfaces.
+    whose frames have to be counted, or whose packets make no file of their own, comes back whole. With the `table` that
+    an index keeps (`Video.table`) nothing is proven anew, and where it can be only the bytes of those packets are read.
+    With `coded_size` (width, height), of H.264 and HEVC, the small file says that all that is coded is shown: what a
+    decoder would cut off at the right and the bottom is then part of its frames, and their size that of the decoder's
+    surfaces.
     Raises ValueError for a negative number and for a source that is no readable video, or not within `seconds`.
     """
     with open_video(source, seconds, table) as video:

@@ -116,7 +116,7 @@ def _compare_all(video: Video, whole: WholeDecode) -> None:
 
 
 def _compare_clip(path: str, table: str, clip: np.ndarray, digests: Sequence[bytes]) -> None:
-    """ValueError if a clip is not that of the whole decode: as PyAV decodes it, and the file that DALI would be given."""
+    """ValueError if a clip is not that of the whole decode, as PyAV decodes it or in the file that DALI is given."""
     for trimmed in (True, False):
         with Video(path, table=table) as video:
             differing = [

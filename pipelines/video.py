@@ -57,8 +57,8 @@ class Video:
     `source` is a path (`pipelines.places`) or the bytes of a file. It is demuxed whole, unless `table` says what an
     earlier demuxing found and where its packets lie: then only the packets that packets() is asked for are read.
     Raises ValueError with the path and the reason for anything that cannot be read as video: missing, empty, another
-    kind of file, encrypted, no video stream, no pictures, not the file that `table` is of; and where more than `seconds`
-    have passed since it was opened, here or in in_time().
+    kind of file, encrypted, no video stream, no pictures, not the file that `table` is of; and where more than
+    `seconds` have passed since it was opened, here or in in_time().
     """
 
     def __init__(self, source: str | os.PathLike[str] | bytes, seconds: float = math.inf, table: str = ""):

@@ -1,4 +1,4 @@
-"""Read the few bits at the start of a VP8, VP9 or AV1 frame that say whether it is a key frame and whether it is shown."""
+"""Read the first bits of VP8, VP9 and AV1 frames, which say whether one is a key frame and whether it is shown."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pipelines.bit_reader import BitReader
 
 _DAMAGED = "frame headers that cannot be read"
 _OBU_SEQUENCE, _OBU_FRAMES = 1, (3, 6)
+_SWITCH_FRAME = 3  # frame_type
 
 
 class VpxFrame(NamedTuple):
@@ -38,7 +39,7 @@ def vp9_packet(data: bytes) -> list[VpxFrame]:
     """Read the frames of a packet: those of a superframe (annex B), or the one."""
     marker = data[-1]
     if data[0] == 0x86 and marker >> 5 != 0b110 and len(data) > 4 and data[3] & 2:
-        return _PLAIN_INTER  # what most packets are: an inter frame of profile 0, shown, of the size of its first reference
+        return _PLAIN_INTER  # as most are: an inter frame of profile 0 that is shown, of the size of its reference
     if marker >> 5 == 0b110:
         count, size_bytes = (marker & 7) + 1, (marker >> 3 & 3) + 1
         index = len(data) - 2 - count * size_bytes
@@ -106,27 +107,35 @@ class TemporalUnit(NamedTuple):
 
 
 class Av1Sequence:
-    """The sequence header of a stream, which a key frame needs if it is not kept beside the packets."""
+    """The sequence header of a stream: the one beside its packets, until one of them holds another."""
 
     def __init__(self, extradata: bytes):
-        self.stored = [payload for kind, _, payload in _obus(extradata) if kind == _OBU_SEQUENCE]
-        self.header = self.stored[0] if self.stored else b""
+        try:
+            headers = [payload for kind, _, payload in _obus(extradata) if kind == _OBU_SEQUENCE]
+        except IndexError:
+            headers = []
+        self.header = headers[0] if headers else b""
+        self.is_stored = bool(headers)  # else each key frame has to come with it
+        self.is_of_packet = False
 
 
 def av1_temporal_unit(data: bytes, sequence: Av1Sequence) -> TemporalUnit:
     """Read the headers of a temporal unit's frames (5.9.2)."""
-    is_key, shown, frames, problem, has_sequence = False, 0, 0, "", bool(sequence.stored)
+    is_key, shown, frames, problem, has_sequence = False, 0, 0, "", sequence.is_stored
     try:
         for kind, layer, payload in _obus(data):
             if kind == _OBU_SEQUENCE:
-                if sequence.header and payload != sequence.header:
-                    problem = "parameter sets that change midway"
-                sequence.header, has_sequence = payload, True
+                if payload != sequence.header:
+                    problem = "parameter sets that change midway" if sequence.is_of_packet else problem
+                    sequence.header, sequence.is_stored = payload, False
+                has_sequence = sequence.is_of_packet = True
             elif kind in _OBU_FRAMES:
                 if layer:
                     problem = "several layers"
                 is_reduced = sequence.header[0] >> 3 & 1
                 shows_existing = 0 if is_reduced else payload[0] >> 7
+                if not is_reduced and not shows_existing and payload[0] >> 5 & 3 == _SWITCH_FRAME:
+                    problem = "frames of a size of their own"
                 is_shown = is_reduced or shows_existing or payload[0] >> 4 & 1
                 if not frames and not shows_existing and is_shown and has_sequence:
                     is_key = bool(is_reduced) or payload[0] >> 5 & 3 == 0
