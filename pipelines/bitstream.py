@@ -14,6 +14,8 @@ from pipelines.vpx_av1 import Av1Sequence, av1_temporal_unit, vp8_frame, vp9_pac
 
 HIDDEN_FRAMES = "hidden frames"
 SIZE_CHANGES = "the frame size changes"
+_SOS, _DQT, _DHT = 0xDA, 0xDB, 0xC4  # markers: start of scan, quantization and Huffman tables
+_SOF = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of frame
 
 
 class StreamHeaders(NamedTuple):
@@ -65,25 +67,38 @@ def read_av1(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
 
 
 def read_mjpeg(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
-    """Every packet is a JPEG image (ITU-T T.81, annex B)."""
+    """Every packet is a JPEG image (ITU-T T.81, annex B), and has the tables that it needs."""
     del extradata
     images = [_jpeg(packet) for packet in packets]
     always = [True] * len(images)
-    return _in_decode_order(always, always, [size for size, _ in images], [problem for _, problem in images])
+    headers = _in_decode_order(always, always, [image.size for image in images], [image.problem for image in images])
+    if len({image.has_huffman for image in images}) > 1:
+        headers = headers._replace(doubt=headers.doubt or "tables that are not in every packet")
+    return headers
 
 
-def _jpeg(data: bytes) -> tuple[tuple[int, int], str]:
-    """The frame size of an image, and why its packet may not be one frame."""
-    at, size = 2, (0, 0)
-    if data[:2] != b"\xff\xd8":
-        return size, "packets that are no JPEG images"
-    while at + 9 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:  # up to the start of scan
-        if 0xC0 <= data[at + 1] <= 0xCF and data[at + 1] not in (0xC4, 0xC8, 0xCC):
+class _Jpeg(NamedTuple):
+    size: tuple[int, int]  # width, height
+    has_huffman: bool  # without tables of their own all have the standard ones
+    problem: str
+
+
+def _jpeg(data: bytes) -> _Jpeg:
+    """Read the segments of an image up to its start of scan."""
+    at, size, tables, problem = 2, (0, 0), set(), ""
+    while at + 9 <= len(data) and data[at] == 0xFF and data[at + 1] != _SOS:
+        kind = data[at + 1]
+        if kind in _SOF:
             size = int.from_bytes(data[at + 7 : at + 9], "big"), int.from_bytes(data[at + 5 : at + 7], "big")
-        at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    if data[at : at + 2] != b"\xff\xda" or not all(size):
-        return size, "packets that are no JPEG images"
-    return size, "packets of several images" if b"\xff\xd8\xff" in data[at:] else ""
+        tables.add(kind)
+        at += 1 if kind == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    if data[:2] != b"\xff\xd8" or data[at : at + 2] != bytes([0xFF, _SOS]) or not all(size):
+        problem = "packets that are no JPEG images"
+    elif b"\xff\xd8\xff" in data[at:]:
+        problem = "packets of several images"
+    elif _DQT not in tables:
+        problem = "tables that are not in every packet"
+    return _Jpeg(size, _DHT in tables, problem)
 
 
 def _in_decode_order(

@@ -207,7 +207,7 @@ def build_loader(
         whole = [row.path for row in good if row.proof == "sequential"]
         if whole:
             print(
-                f"{split}: {len(whole)} videos are decoded from their first frame, as nothing tells where else to start "
+                f"{split}: {len(whole)} videos are decoded from their first frame, as nothing tells where to start "
                 f"(python -m pipelines.prepare makes them quick to read); the first: {whole[0]}"
             )
         if data.snap:

@@ -16,7 +16,7 @@ from pipelines.bit_reader import BitReader
 from pipelines.bitstream import StreamHeaders
 
 PACKED = "packed B-frames"
-_START_CODE, _VOP = b"\0\0\1", 0xB6
+_START_CODE, _VOP, _USER_DATA = b"\0\0\1", 0xB6, 0xB2
 _VOL = range(0x20, 0x30)
 _I, _B = 0, 2  # vop_coding_type; P is 1, S (a sprite, predicted like P) 3
 _MOST_PLACEHOLDER = 19  # bytes of a packet that may stand for a picture which came before; FFmpeg's bound
@@ -109,7 +109,7 @@ def unpack(packets: Sequence[av.Packet]) -> list[av.Packet]:
 
 def read_mpeg4(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
     """Read the type of each picture: B pictures are shown at once, all others once the next of them comes."""
-    layers = _layers(extradata)
+    layers, known_data = _layers(extradata), _user_data(extradata)
     vops = []
     doubt = ""
     for data in packets:
@@ -117,6 +117,9 @@ def read_mpeg4(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
         layers |= _layers(data[: starts[0]] if starts else data)
         if len(starts) != 1:
             doubt = doubt or PACKED
+        if not _user_data(data[: starts[0]] if starts else data) <= known_data:
+            # It names the coder, whose mistakes FFmpeg makes up for once it has seen it.
+            doubt = doubt or "user data beside the parameter sets"
         try:
             vops.append(_read_vop(data[starts[0] + 4 :], layers) if starts else _NO_VOP)
         except ValueError:
@@ -148,6 +151,15 @@ def _layers(data: bytes) -> dict[bytes, _Layer | None]:
             end = data.find(_START_CODE, at + 4)
             content = data[at + 4 : end if end >= 0 else len(data)].rstrip(b"\0")
             found[content] = _read_layer(content + bytes(4))
+    return found
+
+
+def _user_data(data: bytes) -> set[bytes]:
+    """The user data among some headers."""
+    found = set()
+    for at in _start_codes(data, _USER_DATA) if data else ():
+        end = data.find(_START_CODE, at + 4)
+        found.add(data[at : end if end >= 0 else len(data)].rstrip(b"\0"))
     return found
 
 

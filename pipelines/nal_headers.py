@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -30,6 +31,11 @@ _H264_IDR, _H264_SLICES, _H264_PARTITIONS = 5, (1, 5), (2, 3, 4)
 _HEVC_RASL, _HEVC_LEADING, _HEVC_BLA, _HEVC_IDR = (8, 9), (6, 7, 8, 9), (16, 17, 18), (19, 20)
 _HEVC_CRA, _HEVC_SLICES, _HEVC_ENDS = 21, range(32), (36, 37)
 _HEADER_BYTES = 14  # of a slice behind its NAL unit's header, of which eight are read
+# Up to these builds x264 had faults that FFmpeg makes up for if it has seen which one coded the stream. That is said in
+# the first packet alone, so who begins later does not see it. One was in direct prediction, the other in 4:4:4.
+_X264_DIRECT, _X264_444 = 33, 150
+_NO_BUILD = 1 << 30
+_X264_SAYS = re.compile(rb"x264 - core (\d+)")
 _PERIOD = 1 << 40  # more than pictures are counted to between two that restart the count
 
 
@@ -111,6 +117,7 @@ class _Slices:
         self.rows: list[bytes] = []  # what follows them
         self.pictures: list[int] = []  # how many slices begin one
         self.is_referred_to: list[bool] = []  # H.264: whether any slice has nal_ref_idc
+        self.x264_build = _NO_BUILD
         h264, four = stream.codec == "h264", stream.length_size == 4
         for data in packets:
             head = data[4] << 8 | data[5] if len(data) > 8 else 0
@@ -133,6 +140,8 @@ class _Slices:
 
     def _add_units(self, stream: _Stream, data: bytes, h264: bool) -> None:
         kind, head, row, pictures, slices, referred = -1, 0, b"", 0, 0, 0
+        if not self.kinds and (said := _X264_SAYS.search(data)):
+            self.x264_build = int(said[1])
         for unit in stream.units(data):
             if unit.kind in _H264_SLICES if h264 else unit.kind in _HEVC_SLICES:
                 if unit.start + 3 > unit.end:
@@ -213,6 +222,8 @@ def read_h264(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
             stream.doubts(_SEVERAL)
     if any(is_field):
         stream.doubts("field pictures")
+    if slices.x264_build <= _X264_DIRECT or slices.x264_build <= _X264_444 and stream.sps and stream.sps.chroma == 3:
+        stream.doubts("a coder whose mistakes are made up for")
     if not is_idr[0]:
         stream.irregularity = stream.irregularity or "no IDR picture at its start"
     is_known = stream.sps is not None and stream.sps.poc_type != 1

@@ -33,6 +33,7 @@ class SequenceParameters(NamedTuple):
     crop_bottom: int
     interlaced: bool  # H.264: whether pictures may be coded as fields
     separate_planes: bool = False
+    chroma: int = 1  # chroma_format_idc
     frame_num_bits: int = 0  # H.264
     poc_type: int = 0  # H.264: pic_order_cnt_type
     poc_bits: int = 0
@@ -168,7 +169,7 @@ def _h264(bits: BitReader) -> SequenceParameters:
     down *= fields
     return SequenceParameters(
         width, height * fields, crop[0] * across, crop[1] * across, crop[2] * down, crop[3] * down, not frames_only,
-        bool(separate), frame_num_bits, order, poc_bits,
+        bool(separate), chroma, frame_num_bits, order, poc_bits,
     )  # fmt: skip
 
 
@@ -199,5 +200,5 @@ def _hevc(bits: BitReader) -> SequenceParameters:
     bits.golomb(), bits.golomb()  # bit depths
     return SequenceParameters(
         width, height, crop[0] * across, crop[1] * across, crop[2] * down, crop[3] * down, False,
-        bool(separate), poc_bits=bits.golomb() + 4,
+        bool(separate), chroma, poc_bits=bits.golomb() + 4,
     )  # fmt: skip

@@ -202,6 +202,104 @@ def test_av1_with_hidden_frames(tmp_path: Path) -> None:
     assert (row.num_frames, row.proof) == (40, "bitstream")
 
 
+# --- what a decoder remembers -------------------------------------------------------------------------------------
+
+
+def replaced(old: bytes, new: bytes):
+    """A change of packets for rewrite()."""
+
+    def change(number: int, packet: av.Packet) -> av.Packet:
+        data = bytes(packet).replace(old, new)
+        changed = av.Packet(data)
+        changed.pts, changed.dts, changed.time_base = packet.pts, packet.dts, packet.time_base
+        changed.is_keyframe = packet.is_keyframe
+        return changed
+
+    return change
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "ts"])
+def test_a_coder_whose_mistakes_ffmpeg_makes_up_for(tmp_path: Path, suffix: str) -> None:
+    """Only the first packet names it: who begins to decode later does not know. (Found in a file of DeepLabCut's.)"""
+    plain = write(tmp_path / f"plain.{suffix}", FRAMES, "libx264", "yuv444p", gop=8, x264_params="keyint=8:bframes=2:qp=4")
+    assert check(plain).proof == "bitstream"
+    build = re.search(rb"x264 - core (\d+)", plain.read_bytes())
+    path = rewrite(plain, tmp_path / f"x.{suffix}", replaced(build[0], b"x264 - core 148"))
+    assert decode_whole(path) != decode_whole(plain)
+    assert check(path).proof in ("decoded", "sequential")
+
+
+def test_user_data_that_only_the_first_packet_has(tmp_path: Path) -> None:
+    plain = write(tmp_path / "plain.mp4", FRAMES, "mpeg4")
+
+    def change(number: int, packet: av.Packet) -> av.Packet:
+        return replaced(b"\0\0\1\xb6", b"\0\0\1\xb2DivX412\0\0\1\xb6")(number, packet) if not number else packet
+
+    path = rewrite(plain, tmp_path / "x.mp4", change)
+    assert check(plain).proof == "bitstream" and check(path).proof in ("decoded", "sequential")
+
+
+@pytest.mark.parametrize("table", [b"\xff\xdb", b"\xff\xc4"])
+def test_jpeg_tables_that_only_the_first_packet_has(tmp_path: Path, table: bytes) -> None:
+    plain = write(tmp_path / "plain.avi", FRAMES, "mjpeg", "yuvj420p", qmin="9", qmax="9", huffman="optimal")
+
+    def change(number: int, packet: av.Packet) -> av.Packet:
+        data = bytes(packet)
+        while number and table in data[:600]:
+            at = data.index(table)
+            data = data[:at] + data[at + 2 + int.from_bytes(data[at + 2 : at + 4], "big") :]
+        return replaced(bytes(packet), data)(number, packet)
+
+    path = rewrite(plain, tmp_path / "x.avi", change)
+    assert check(plain).proof == "bitstream" and check(path).proof in ("decoded", "sequential")
+
+
+# --- times, and parameter sets ------------------------------------------------------------------------------------
+
+
+def test_times_that_are_not_in_the_order_of_the_frames(tmp_path: Path) -> None:
+    stream = encode(FRAMES, options=X264, bframes=2)
+    assert any(sample.shift for sample in stream.samples)
+    unshifted = [replace(sample, shift=0) for sample in stream.samples]
+    (tmp_path / "x.mp4").write_bytes(mp4(replace(stream, samples=unshifted)))
+    row = check(tmp_path / "x.mp4")
+    assert (row.num_frames, row.proof, len(row.keyframes)) == (40, "decoded", 4)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+@pytest.mark.parametrize("size", [(96, 64), (64, 48)])
+def test_parameter_sets_that_change_midway(tmp_path: Path, codec: str, size: tuple[int, int]) -> None:
+    """Two streams behind each other: of the same size they make one video, else none."""
+    name = codec.replace("lib", "")
+    quiet = ":log-level=none:pools=none" if codec == "libx265" else ""
+    first, second = (f"keyint=8:bframes={bframes}:ref={bframes + 1}{quiet}" for bframes in (0, 2))
+    one = write(tmp_path / "one.ts", FRAMES[:20], codec, **{f"{name}_params": first})
+    frames = [np.ascontiguousarray(picture[: size[1], : size[0]]) for picture in FRAMES[20:]]
+    two = write(tmp_path / "two.ts", frames, codec, **{f"{name}_params": second})
+    with av.open(str(tmp_path / "x.mkv"), "w") as new:
+        shift, stream = 0, None
+        for path in (one, two):
+            with av.open(str(path)) as old:
+                stream = stream or new.add_stream_from_template(old.streams.video[0], opaque=True)
+                packets = [packet for packet in old.demux(video=0) if packet.size]
+                start = min(packet.dts for packet in packets)
+                for packet in packets:
+                    packet.pts, packet.dts, packet.stream = (
+                        packet.pts - start + shift,
+                        packet.dts - start + shift,
+                        stream,
+                    )
+                end = max(packet.pts for packet in packets) + 2 * 3600
+                for packet in packets:
+                    new.mux(packet)
+                shift = end
+    if size == (96, 64):
+        row = check(tmp_path / "x.mkv")
+        assert row.num_frames == 40 and row.proof in ("decoded", "sequential")
+    else:
+        assert read_row(str(tmp_path / "x.mkv")).error == "the frame size changes from 96x64 to 64x48 midway"
+
+
 # --- what MP4 boxes say -------------------------------------------------------------------------------------------
 
 EDITS = {
