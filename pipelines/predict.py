@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -19,10 +20,18 @@ _READERS = {
 _CLOSED = {"png", "ffv1"}  # of the codecs whose packets are not read: a key frame resets every reference
 
 
+class Prediction(NamedTuple):
+    """A frame table; the doubts are empty if there are none."""
+
+    table: FrameTable
+    stream_doubt: str  # why the headers of the packets do not prove it
+    packet_doubt: str  # why the packets may not be those that are shown
+
+
 def predict(
     packets: Sequence[av.Packet], codec: str, extradata: bytes, is_timed: bool, reorder_depth: int, is_unpacked: bool
-) -> tuple[FrameTable, str]:
-    """The frame table of a stream, and why it must not be trusted; empty if the headers prove it.
+) -> Prediction:
+    """The frame table of a stream, and what casts a doubt on it.
 
     `is_timed`: whether the packets' times were stored with them, and not made up in decode order. `reorder_depth`: so
     many frames the decoder holds back. `is_unpacked`: the packets were made of others, that held several pictures.
@@ -46,11 +55,10 @@ def predict(
         doubt = doubt or PACKED
     if codec in ("h264", "hevc") and not doubt and table.depth > reorder_depth:
         doubt = "frames that are reordered further than the stream says"
-    if is_discarded.any():
-        doubt = doubt or "an edit list"
+    packet_doubt = "an edit list" if is_discarded.any() else ""
     if any([packet.is_corrupt for packet in packets]):
-        doubt = doubt or "damaged packets"
-    return table, headers.doubt or doubt
+        packet_doubt = "damaged packets"
+    return Prediction(table, headers.doubt or doubt, packet_doubt)
 
 
 def _of_flags(packets: Sequence[av.Packet], codec: str) -> StreamHeaders:

@@ -25,6 +25,7 @@ from pipelines.video import FirstFrame, Video, stored_packets
 
 _MOST_ENTRIES = 300  # places to begin at that are proven one by one
 _MOST_CUTS = 30  # groups of which a single frame is decoded, too
+_FEW_CUTS = 4
 _MOST_SEEK_POINTS = 60
 _LATEST = 40  # frames after the one that came out last before a key frame, among which its own one is looked for
 _MOST_DECODED = 3  # times the frames of the file, while seek points are looked for
@@ -120,20 +121,26 @@ class _Counted(Iterator[av.Packet]):
 
 
 def agrees(video: Video, whole: WholeDecode) -> bool:
-    """Tell whether the frame table gives the frames of the whole decode, beginning at each place where it can."""
+    """Tell whether the frame table gives the frames of the whole decode, beginning at each place where it can.
+
+    Where the headers of all packets were read, and only the container is in doubt, the frames' times tell; then a few
+    of those places are tried.
+    """
     table = video.frame_table
     if table.num_frames != len(whole.digests):
         return False
     entries = [*np.flatnonzero(table.is_random_access).tolist(), len(table.rank)]
-    stride = -(-len(entries) // _MOST_CUTS)
-    for number, (start, end) in enumerate(pairwise(entries)):
+    groups = list(pairwise(entries))
+    are_timed = video.is_read and video.times_of(table.frames) == whole.times
+    stride = -(-len(groups) // (_FEW_CUTS if are_timed else _MOST_CUTS))
+    for start, end in groups[::stride] if are_timed else groups:
         group = np.flatnonzero((table.frames >= start) & (table.frames < end))
         if not len(group):
             continue
-        wanted = [group]
-        if not table.is_reference[start:end].all():
+        wanted = [] if are_timed else [group]
+        if not table.is_reference[start:end].all() and not are_timed:
             wanted.append(group[::4])  # pictures that nothing refers to are left out
-        if not number % stride:
+        if start in entries[::stride]:
             wanted.append(group[len(group) // 2 :][:1])  # the decoder is not given what follows
         if not all(_same_frames(video, frames, whole.digests) for frames in wanted):
             return False
@@ -144,7 +151,7 @@ def makes_files(video: Video, whole: WholeDecode) -> bool:
     """Tell whether packets of the video, written into a file of their own, give the frames of the whole decode."""
     count = len(whole.digests)
     spread = np.linspace(0, count - 1, 8).astype(int)
-    for frames in (spread, spread[:1], np.arange(max(count - 20, 0), count)):
+    for frames in [spread] if video.is_read else (spread, spread[:1], np.arange(max(count - 20, 0), count)):
         keep, positions = required_packets(video.frame_table, frames)
         try:
             with Video(remux(video, keep)) as small:

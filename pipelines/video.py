@@ -88,6 +88,7 @@ class Video:
             )
             self.decoded_times: Sequence[int | None] = ()  # of frames, where proving the table decoded them
             self.num_failed = 0  # packets that the decoder refused
+            self.is_read = True  # whether the packets' headers leave no doubt, and only the container may
             self.doubt = ""  # why the frame table must not be trusted before it is proven (`pipelines.prove`)
             if stored:
                 self.frame_table = stored.table
@@ -113,12 +114,14 @@ class Video:
         is_timed = self.container.format.name not in _TIMELESS
         side_data = {data.data_type for packet in self.raw_packets for data in packet.iter_sidedata()}
         self._has_side_data = bool(side_data)
-        table, self.doubt = predict(
+        table, stream_doubt, packet_doubt = predict(
             self._packets, self.codec, context.extradata or b"", is_timed, context.reorder_depth, self._is_unpacked
         )
-        self.doubt = self.doubt or signs.doubt
+        self.is_read = not stream_doubt
+        self.doubt = stream_doubt or packet_doubt or signs.doubt
         if side_data.intersection(_MEANINGFUL_SIDE_DATA):
             self.doubt = self.doubt or "parameters that change midway"
+            self.is_read = False
         if self.stream.frames and self.stream.frames != len(self.raw_packets):
             self.doubt = self.doubt or "another number of frames than the container says"
         return table
@@ -246,10 +249,14 @@ class Video:
         if self.frame_table.seek_points:
             times = list(self.decoded_times)
         else:
-            times = [self._packet_times[number] for number in self.frame_table.frames]
+            times = self.times_of(self.frame_table.frames)
         if None in times or (np.diff(np.array(times, np.int64)) <= 0).any():
             return None
         return np.array(times, np.int64)
+
+    def times_of(self, numbers: np.ndarray) -> list[int | None]:
+        """When the pictures of some packets are shown, as the container has it."""
+        return [self._packet_times[number] for number in numbers]
 
     @property
     def variable_rate(self) -> bool:

@@ -18,6 +18,7 @@ from pipelines import video as video_module
 from pipelines.frame_table import COUNTED, UNFIT, FrameTable
 from pipelines.host import decode_views
 from pipelines.index import coverage, read_row
+from pipelines.predict import Prediction
 from pipelines.synthetic import render
 from tests.mp4_boxes import Sample, encode, mp4
 from tests.whole_decode import check, decode_whole
@@ -221,7 +222,9 @@ def replaced(old: bytes, new: bytes):
 @pytest.mark.parametrize("suffix", ["mp4", "ts"])
 def test_a_coder_whose_mistakes_ffmpeg_makes_up_for(tmp_path: Path, suffix: str) -> None:
     """Only the first packet names it: who begins to decode later does not know. (Found in a file of DeepLabCut's.)"""
-    plain = write(tmp_path / f"plain.{suffix}", FRAMES, "libx264", "yuv444p", gop=8, x264_params="keyint=8:bframes=2:qp=4")
+    plain = write(
+        tmp_path / f"plain.{suffix}", FRAMES, "libx264", "yuv444p", gop=8, x264_params="keyint=8:bframes=2:qp=4"
+    )
     assert check(plain).proof == "bitstream"
     build = re.search(rb"x264 - core (\d+)", plain.read_bytes())
     path = rewrite(plain, tmp_path / f"x.{suffix}", replaced(build[0], b"x264 - core 148"))
@@ -233,7 +236,9 @@ def test_user_data_that_only_the_first_packet_has(tmp_path: Path) -> None:
     plain = write(tmp_path / "plain.mp4", FRAMES, "mpeg4")
 
     def change(number: int, packet: av.Packet) -> av.Packet:
-        return replaced(b"\0\0\1\xb6", b"\0\0\1\xb2DivX412\0\0\1\xb6")(number, packet) if not number else packet
+        if number:
+            return packet
+        return replaced(b"\0\0\1\xb6", b"\0\0\1\xb2DivX412\0\0\1\xb6")(number, packet)
 
     path = rewrite(plain, tmp_path / "x.mp4", change)
     assert check(plain).proof == "bitstream" and check(path).proof in ("decoded", "sequential")
@@ -284,11 +289,9 @@ def test_parameter_sets_that_change_midway(tmp_path: Path, codec: str, size: tup
                 packets = [packet for packet in old.demux(video=0) if packet.size]
                 start = min(packet.dts for packet in packets)
                 for packet in packets:
-                    packet.pts, packet.dts, packet.stream = (
-                        packet.pts - start + shift,
-                        packet.dts - start + shift,
-                        stream,
-                    )
+                    packet.pts += shift - start
+                    packet.dts += shift - start
+                    packet.stream = stream
                 end = max(packet.pts for packet in packets) + 2 * 3600
                 for packet in packets:
                     new.mux(packet)
@@ -527,9 +530,9 @@ def test_a_table_that_lies_is_noticed(tmp_path: Path, monkeypatch, lie, kind: st
     assert honest.proof == "decoded" and honest.irregularity in ("", UNFIT)
     real = video_module.predict
 
-    def predict(*arguments, **named) -> tuple[FrameTable, str]:
-        table, doubt = real(*arguments, **named)
-        return lie(table), doubt
+    def predict(*arguments, **named) -> Prediction:
+        prediction = real(*arguments, **named)
+        return prediction._replace(table=lie(prediction.table))
 
     monkeypatch.setattr(video_module, "predict", predict)
     row = check(path)
