@@ -5,12 +5,12 @@ Here are VP8, VP9, AV1 and MJPEG; `nal_headers` reads H.264 and HEVC, `mpeg4` MP
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.vpx_av1 import Av1Sequence, av1_temporal_unit, vp8_frame, vp9_packet
+from pipelines.vpx_av1 import PLAIN_INTER, Av1Sequence, av1_temporal_unit, vp8_frame, vp9_packet
 
 HIDDEN_FRAMES = "hidden frames"
 SIZE_CHANGES = "the frame size changes"
@@ -41,18 +41,23 @@ def read_vp8(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
 def read_vp9(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
     """VP9 bitstream specification, 6.2, 7.2 and annex B."""
     del extradata
-    read = [vp9_packet(packet) for packet in packets]
-    headers = _in_decode_order(
-        [frames[0].is_key for frames in read],
-        [any(frame.is_shown for frame in frames) for frames in read],
-        [frame.size for frames in read for frame in frames],
-        [next((frame.problem for frame in frames if frame.problem), "") for frames in read],
-    )
-    if any(len(frames) > 1 or frames[0].shows_existing for frames in read):
-        headers = headers._replace(irregularity=HIDDEN_FRAMES)
-    if any(sum(frame.is_shown for frame in frames) > 1 for frames in read):
-        headers = headers._replace(doubt=headers.doubt or "packets of several frames")
-    return headers
+    is_key, is_shown, problems = [], [], []
+    sizes: set[tuple[int, int]] = set()
+    irregularity = ""
+    for packet in packets:
+        frames = vp9_packet(packet)
+        is_key.append(frames[0].is_key)
+        if frames is PLAIN_INTER:
+            is_shown.append(True)
+            continue
+        shown = sum(frame.is_shown for frame in frames)
+        is_shown.append(shown > 0)
+        sizes.update(frame.size for frame in frames)
+        problems += [frame.problem for frame in frames] + ["packets of several frames"] * (shown > 1)
+        if len(frames) > 1 or frames[0].shows_existing:
+            irregularity = HIDDEN_FRAMES
+    headers = _in_decode_order(is_key, is_shown, sizes, problems)
+    return headers._replace(irregularity=irregularity or headers.irregularity)
 
 
 def read_av1(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
@@ -102,7 +107,7 @@ def _jpeg(data: bytes) -> _Jpeg:
 
 
 def _in_decode_order(
-    is_key: Sequence[bool], is_output: Sequence[bool], sizes: Sequence[tuple[int, int]], problems: Sequence[str]
+    is_key: Sequence[bool], is_output: Sequence[bool], sizes: Iterable[tuple[int, int]], problems: Iterable[str]
 ) -> StreamHeaders:
     """Headers of a codec that shows its frames as they come; (0, 0) among `sizes` is unknown."""
     count = len(is_key)
@@ -113,6 +118,3 @@ def _in_decode_order(
         np.array(is_key, bool), np.ones(count, bool), np.ones(count, bool), np.array(is_output, bool),
         np.arange(count), "" if all(is_output) else HIDDEN_FRAMES, doubt,
     )  # fmt: skip
-
-
-Reader = Callable[[Iterable[bytes], bytes], StreamHeaders]

@@ -128,7 +128,7 @@ class _Slices:
             ):  # fmt: skip
                 start = 5 if h264 else 6
                 self._add(head >> 8 & 31 if h264 else head >> 9, head, data[start : start + _HEADER_BYTES], 1)
-                self.is_referred_to.append(bool(head & 0x6000))
+                self.is_referred_to.append(head & 0x6000 != 0)
             else:
                 self._add_units(stream, data, h264)
 

@@ -29,6 +29,7 @@ av.logging.set_level(av.logging.PANIC)
 # Titles in other encodings than UTF-8 are no reason to refuse a video; PyAV 19 no longer asks.
 _ANY_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 CHANGED = "it has changed since it was indexed"
+_LOOKS_AT_CLOCK = 16  # once in so many packets
 _COMPARED = 1 << 22  # bytes at a time
 # Of AVColorSpace: RGB, unspecified, and what has BT.601's matrix; those whose matrix is known; all others are "other".
 _COLORSPACES = {0: "", 2: "", 5: "", 6: "", 1: "bt709", 4: "fcc", 7: "smpte240m", 9: "bt2020"}
@@ -301,8 +302,9 @@ class Video:
         packets = []
         try:
             for packet in stored_packets(self.container, self.stream):
-                self.in_time()
                 packets.append(packet)
+                if not len(packets) % _LOOKS_AT_CLOCK:
+                    self.in_time()
         except av.error.FFmpegError as error:
             raise ValueError(f"{self.name}: unreadable: {error.strerror}") from None
         return packets

@@ -21,7 +21,7 @@ class VpxFrame(NamedTuple):
     problem: str = ""
 
 
-_PLAIN_INTER = [VpxFrame(False, True)]
+PLAIN_INTER = [VpxFrame(False, True)]
 
 
 def vp8_frame(data: bytes) -> VpxFrame:
@@ -39,7 +39,7 @@ def vp9_packet(data: bytes) -> list[VpxFrame]:
     """Read the frames of a packet: those of a superframe (annex B), or the one."""
     marker = data[-1]
     if data[0] == 0x86 and marker >> 5 != 0b110 and len(data) > 4 and data[3] & 2:
-        return _PLAIN_INTER  # as most are: an inter frame of profile 0 that is shown, of the size of its reference
+        return PLAIN_INTER  # as most are: an inter frame of profile 0 that is shown, of the size of its reference
     if marker >> 5 == 0b110:
         count, size_bytes = (marker & 7) + 1, (marker >> 3 & 3) + 1
         index = len(data) - 2 - count * size_bytes
