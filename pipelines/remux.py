@@ -37,7 +37,9 @@ def _written(video: Video, keep: np.ndarray, coded_size: tuple[int, int] | None)
     # One picture a tick, whatever the source's clock: gaps in time would only invite a decoder to fill them.
     # MP4 does not hold VP8, nor a chroma of half the height alone.
     in_webm = video.codec == "vp8" or video.codec == "vp9" and "440" in (video.stream.codec_context.pix_fmt or "")
-    with av.open(output, "w", format="webm" if in_webm else "mp4") as container:
+    # An edit list would begin with the first packet, and hide what is shown before it (leading pictures of an IDR).
+    options = {"use_editlist": "0"} if rank[0] and not in_webm else {}
+    with av.open(output, "w", format="webm" if in_webm else "mp4", options=options) as container:
         container.flags |= cast(int, av.container.Flags.bitexact.value)  # the same bytes every time
         stream = container.add_stream_from_template(video.stream, opaque=True)
         packets = video.packets(keep)

@@ -19,7 +19,9 @@ from pipelines.frame_table import COUNTED, UNFIT, FrameTable
 from pipelines.host import decode_views
 from pipelines.index import coverage, read_row
 from pipelines.predict import Prediction
+from pipelines.prove import open_video
 from pipelines.synthetic import render
+from pipelines.trim import trim
 from tests.mp4_boxes import Sample, encode, mp4
 from tests.whole_decode import check, decode_whole
 
@@ -301,6 +303,21 @@ def test_parameter_sets_that_change_midway(tmp_path: Path, codec: str, size: tup
         assert row.num_frames == 40 and row.proof in ("decoded", "sequential")
     else:
         assert read_row(str(tmp_path / "x.mkv")).error == "the frame size changes from 96x64 to 64x48 midway"
+
+
+def test_pictures_that_are_shown_before_the_idr_picture_they_follow(tmp_path: Path) -> None:
+    """HEVC's RADL pictures, of which H.264 has the like: an MP4 muxer's edit list would hide them."""
+    options = "keyint=10:min-keyint=10:bframes=3:b-adapt=0:radl=2:open-gop=0:log-level=none:pools=none"
+    path = write(tmp_path / "x.mp4", FRAMES, "libx265", x265_params=options)
+    row = check(path, draws=8)
+    whole = decode_whole(path)
+    for frame in range(40):
+        data, (position,) = trim(path, [frame], table=row.table)
+        assert decode_whole(data)[position] == whole[frame]
+    assert row.proof == "bitstream" and row.num_frames == 40
+    with open_video(path) as video:
+        table = video.frame_table
+        assert any(table.rank[start + 1] < table.rank[start] for start in np.flatnonzero(table.is_closed[:-1]))
 
 
 # --- what MP4 boxes say -------------------------------------------------------------------------------------------
