@@ -179,7 +179,7 @@ def coverage(rows: Sequence[Row]) -> str:
     found = f"{len(rows) - missing} found, {missing} missing, {bad - missing} unusable"
     proofs = Counter(row.proof for row in rows if not row.error)
     proven = ", ".join(f"{proofs[proof]} {proof}" for proof in ("bitstream", "decoded", "sequential") if proofs[proof])
-    return f"{len(rows)} videos, {found}, {hours:.2f} hours" + (f", frames known by: {proven}" if proven else "")
+    return f"{len(rows)} videos, {found}, {hours:.2f} hours" + (f", frame tables: {proven}" if proven else "")
 
 
 def summary(rows: Sequence[Row]) -> str:

@@ -149,17 +149,17 @@ def at_constant_rate(video: Video, fps: Fraction, short: int) -> Iterator[av.Vid
         while held is not None and due < ticks[place]:
             yield held
             due += 1
-        graph = graph or upright_and_resized(video, frame.rotation, short)
+        graph = graph or upright_and_resized(frame, short)
         graph.push(frame)
         held = graph.pull()
     if held is not None:
         yield held
 
 
-def upright_and_resized(video: Video, rotation: int, short: int) -> av.filter.Graph:
-    """A filter: turned by `rotation` degrees anticlockwise, the short side `short`, the other a multiple of 16."""
-    turns = round(rotation / 90) % 4
-    width, height = (video.height, video.width) if turns % 2 else (video.width, video.height)
+def upright_and_resized(frame: av.VideoFrame, short: int) -> av.filter.Graph:
+    """A filter for frames like this one: turned upright, the short side `short`, the other a multiple of 16."""
+    turns = round(frame.rotation / 90) % 4
+    width, height = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
     scale = short / min(width, height)
     wide, high = (
         short if side == min(width, height) else max(round(side * scale / 16), 1) * 16 for side in (width, height)
@@ -168,7 +168,7 @@ def upright_and_resized(video: Video, rotation: int, short: int) -> av.filter.Gr
     steps += [("scale", f"{wide}:{high}:flags=bicubic:out_color_matrix=bt601:out_range=tv"), ("format", "yuv420p")]
     graph = av.filter.Graph()
     graph.threads = 1
-    nodes: list[Any] = [graph.add_buffer(template=video.stream, time_base=video.stream.time_base)]
+    nodes: list[Any] = [graph.add_buffer(None, frame.width, frame.height, frame.format, time_base=Fraction(1, 30))]
     nodes += [graph.add(name, arguments) for name, arguments in steps]
     graph.link_nodes(*nodes, graph.add("buffersink")).configure()
     return graph

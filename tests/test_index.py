@@ -366,13 +366,14 @@ def test_the_cache_lies_beside_the_list_or_the_folder():
 
 def test_the_summary_counts_usable_files_only():
     rows = [
-        Row("a", num_frames=3600, fps=1.0, width=4, height=2, codec="vp9"),
-        Row("b", num_frames=1800, fps=0.5, width=4, height=4, codec="h264"),
+        Row("a", num_frames=3600, fps=1.0, width=4, height=2, codec="vp9", proof="bitstream"),
+        Row("b", num_frames=1800, fps=0.5, width=4, height=4, codec="h264", proof="sequential"),
         Row("c", error="empty file"),
     ]
     assert (
         summary(rows)
-        == "3 videos, 3 found, 0 missing, 1 unusable, 2.00 hours, 5400 frames, codecs: h264, vp9, 2 frame sizes"
+        == "3 videos, 3 found, 0 missing, 1 unusable, 2.00 hours, frame tables: 1 bitstream, 1 sequential, "
+        "5400 frames, codecs: h264, vp9, 2 frame sizes"
     )
     assert (
         summary(rows[2:])
@@ -386,8 +387,8 @@ def test_the_command_prints_a_summary_and_keeps_the_index(videos, tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert (
-        done.stdout
-        == "3 videos, 3 found, 0 missing, 0 unusable, 0.00 hours, 39 frames, codecs: h264, mjpeg, vp9, 3 frame sizes\n"
+        done.stdout == "3 videos, 3 found, 0 missing, 0 unusable, 0.00 hours, frame tables: 3 bitstream, 39 frames, "
+        "codecs: h264, mjpeg, vp9, 3 frame sizes\n"
     )
     assert len((tmp_path / "l.txt.index.jsonl").read_text().splitlines()) == 3
 
@@ -398,7 +399,7 @@ def test_the_command_names_bad_files_and_fails(videos, tmp_path, capsys):
     out = capsys.readouterr().out
     assert (
         f"{tmp_path}/missing.mp4: no such file\n" in out
-        and "2 videos, 1 found, 1 missing, 0 unusable, 0.00 hours, 17 frames" in out
+        and "2 videos, 1 found, 1 missing, 0 unusable, 0.00 hours, frame tables: 1 bitstream, 17 frames" in out
     )
 
 

@@ -15,11 +15,15 @@ from pipelines import prepare
 from pipelines.encode import encode
 from pipelines.frame_table import required_packets
 from pipelines.frames import decode_frames
+from pipelines.index import read_row
 from pipelines.lists import read_list
 from pipelines.prepare import main, plan
 from pipelines.prove import open_video
 from pipelines.synthetic import render
 from pipelines.verify import examine
+from tests.mp4_boxes import encode as encode_stream
+from tests.mp4_boxes import mp4
+from tests.test_prove import FRAMES, pack_b_frames, write
 
 
 @pytest.fixture
@@ -152,6 +156,27 @@ def test_a_variable_rate_becomes_constant_and_the_motion_stays_in_time(tmp_path)
     assert not examine(str(tmp_path / "out/v.mp4")).variable_rate
     expected = [n if n < 20 else (n + 20) // 2 for n in range(59)]
     assert len(levels) == 59 and np.abs(levels - expected).max() < 1
+
+
+def test_whatever_is_read_becomes_a_file_that_its_bitstream_proves(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    plain = write(raw / "plain.avi", FRAMES, "mpeg4", bframes=2, b_strategy="0", sc_threshold="1000000000")
+    pack_b_frames(plain, raw / "packed.avi", "byte")
+    plain.unlink()
+    write(raw / "cinepak.avi", FRAMES[:12], "cinepak", "rgb24")
+    write(raw / "wmv.asf", FRAMES, "wmv2")
+    write(raw / "film.m2v", FRAMES, "mpeg2video", bframes=2)
+    write(raw / "raw.h264", FRAMES, "libx264", bframes=2)
+    write(raw / "moving.gif", FRAMES, "gif", "rgb8")
+    (raw / "edits.mp4").write_bytes(mp4(encode_stream(FRAMES), edits=[(30, 9)]))
+    names = sorted(path.name for path in raw.iterdir())
+    (tmp_path / "l.txt").write_text("".join(f"raw/{name} 0\n" for name in names))
+    assert main([str(tmp_path / "l.txt"), str(tmp_path / "out"), "short=64", "encoder=software"]) == 0
+    for name, clip in zip(names, read_list(tmp_path / "out/l.txt"), strict=True):
+        before, after = read_row(str(raw / name)), read_row(clip.path)
+        assert before.proof in ("decoded", "sequential"), name
+        assert (after.proof, after.num_frames, after.irregularity) == ("bitstream", before.num_frames, ""), name
 
 
 def test_class_folders_and_names_that_would_collide(tmp_path):

@@ -9,9 +9,11 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 from test_loader import turned
 
+from pipelines import dali_verify
 from pipelines import verify as verifying
 from pipelines.encode import encode
 from pipelines.index import main
@@ -101,6 +103,46 @@ def test_the_command(write, tmp_path, capsys, monkeypatch):
     for wrong in ("--verfy", "short=x", "depth=3", "short"):
         assert main([str(tmp_path / "l.txt"), wrong]) == 2
         assert "expected root=FOLDER, short=FRAMES or --verify" in capsys.readouterr().err
+
+
+def other_frames(data: bytes, positions: np.ndarray) -> tuple[bytes, np.ndarray]:
+    """A trimmed file, and the places of other frames in it."""
+    return data, np.maximum(positions - 1, 0)
+
+
+@pytest.mark.parametrize("way", ["PyAV, trimmed", "PyAV, from the first", "the trimmed file"])
+def test_a_clip_that_differs_is_named(write, monkeypatch, way):
+    path, trim, decode = write("a.mp4", bframes=2), verifying.trim, verifying.decode_frames
+
+    def shifted(video, frames, trimmed=True, context=None):
+        """The frames before the wanted ones, where a clip is decoded in this way."""
+        wrong = context is None and trimmed == (way == "PyAV, trimmed")
+        return decode(video, np.maximum(np.asarray(frames) - wrong, 0), trimmed, context)
+
+    if way == "the trimmed file":
+        monkeypatch.setattr(verifying, "trim", lambda *a, **named: other_frames(*trim(*a, **named)))
+    else:
+        monkeypatch.setattr(verifying, "decode_frames", shifted)
+    assert re.fullmatch(
+        rf"\d+ frames differ from those of a decode of the whole file \({way}\), the first is frame \d+",
+        examine(str(path)).broken,
+    )
+
+
+def test_clips_are_compared_in_dalis_decoder(write, tmp_path, capsys, monkeypatch):
+    """DALI's build for a CPU decodes VP9 and MJPEG; what it does not take is not compared."""
+    for name, codec in {"a.mp4": "vp9", "b.mp4": "h264", "c.mp4": "mjpeg"}.items():
+        write(name, codec=codec)
+    (tmp_path / "l.txt").write_text("a.mp4 0\nb.mp4 1\nc.mp4 1\n")
+    command = [str(tmp_path / "l.txt"), "--verify"]
+    assert main(command) == 0
+    assert "2 files compared in DALI's decoder, 0 differ" in capsys.readouterr().out
+    trim = dali_verify.trim
+    monkeypatch.setattr(dali_verify, "trim", lambda *a, **named: other_frames(*trim(*a, **named)))
+    assert main(command) == 1
+    out = capsys.readouterr().out
+    assert "2 files compared in DALI's decoder, 2 differ" in out
+    assert re.search(rf"{tmp_path}/c.mp4: \d+ frames of clips differ between DALI's decodes", out)
 
 
 def test_worker_processes_find_the_same(write, tmp_path):
