@@ -32,6 +32,7 @@ bench: .venv/dev
 	$(BIN)/python -m bench.views
 	$(BIN)/python -m bench.bytes
 	$(BIN)/python -m bench.start
+	$(BIN)/python -m bench.index
 	$(BIN)/python -m bench.hog
 	$(BIN)/python -m bench.report
 

@@ -30,7 +30,7 @@ from bench.common import at_least, command, shown, spread
 _SETS = ("h264_bframes", "h264_gop12", "hevc_bframes", "vp9_gop12")
 _SCRIPT = """
 import json, sys, time
-sys.path.insert(0, sys.argv[1])
+sys.path[0] = sys.argv[1]
 from pipelines.index import read_row
 paths = sys.argv[2:]
 errors = [row.error for row in map(read_row, paths) if row.error]
@@ -52,7 +52,7 @@ class Settings(files.Files):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, turns=1)
-        if self.before and not os.path.isdir(os.path.join(self.before, "pipelines")):
+        if self.before and not os.path.isfile(os.path.join(self.before, "pipelines/index.py")):
             raise ValueError(f"before={self.before}: expected a folder with a checkout of this project")
 
 

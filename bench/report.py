@@ -156,9 +156,18 @@ def start_rows(result: dict[str, Any]) -> Rows:
     ]  # fmt: skip
 
 
+def index_rows(result: dict[str, Any]) -> Rows:
+    rows = []
+    for s in result["sets"]:
+        ms = s["ms_a_file"]
+        rows.append({"files": set_name(s["name"]), "ms a file": middle(ms["now"]), "before": middle(ms.get("before")),
+                     "now / before": quartiles(s.get("now_over_before"))})  # fmt: skip
+    return rows
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {
     "decode": decode_rows, "epoch_time": epoch_rows, "step": step_rows, "views": views_rows, "bytes": bytes_rows,
-    "start": start_rows,
+    "start": start_rows, "index": index_rows,
 }  # fmt: skip
 
 

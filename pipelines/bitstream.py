@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.vpx_av1 import PLAIN_INTER, Av1Sequence, av1_temporal_unit, vp8_frame, vp9_packet
+from pipelines.av1 import Av1Sequence, av1_temporal_unit
+from pipelines.vpx import PLAIN_INTER, vp8_frame, vp9_packet
 
 HIDDEN_FRAMES = "hidden frames"
 SIZE_CHANGES = "the frame size changes"

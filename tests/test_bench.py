@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from bench import bytes as bench_bytes
-from bench import decode, epoch_time, machine, peers, start, step, views
+from bench import decode, epoch_time, machine, peers, report, start, step, views
+from bench import index as bench_index
 from bench.common import others, spread
 from bench.decode import Settings, groups, ratios
 from bench.files import Files, coding
@@ -255,6 +256,25 @@ def test_a_start_is_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "450 files" in capsys.readouterr().out
     assert start.main(["sets=vp9_gop4,vp9_gop12"]) == 2
     assert "expected one set of one size" in capsys.readouterr().err
+
+
+def test_the_index_of_a_file_is_timed_beside_another_checkout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench_index.main(["--dry-run", f"out={tmp_path}/i.json", f"cache={tmp_path}"]) == 0
+    result = json.loads((tmp_path / "i.json").read_text())
+    (found,) = result["sets"]
+    assert found["ms_a_file"]["now"]["median"] > 0 and found["now_over_before"]["median"] > 0
+    assert report.index_rows(result)[0]["now / before"]
+    assert "ratio" in capsys.readouterr().out
+    assert bench_index.main(["--dry-run", f"before={tmp_path}", f"out={tmp_path}/n.json"]) == 2
+    assert "expected a folder with a checkout" in capsys.readouterr().err
+    assert not (tmp_path / "n.json").exists()
+    checkout = tmp_path / "checkout/pipelines"
+    checkout.mkdir(parents=True)
+    (checkout / "index.py").write_text("def read_row(path): raise ValueError(f'{path}: cannot')")
+    assert bench_index.main(["--dry-run", f"before={checkout.parent}", f"cache={tmp_path}"]) == 2
+    assert "cannot" in capsys.readouterr().err
 
 
 def test_the_driver_is_asked_how_busy_the_gpu_is(

@@ -205,6 +205,13 @@ def test_av1_with_hidden_frames(tmp_path: Path) -> None:
     assert (row.num_frames, row.proof) == (40, "bitstream")
 
 
+def test_av1_that_changes_its_size_is_refused_and_superres_is_not(tmp_path: Path) -> None:
+    resized = write(tmp_path / "x.mp4", FRAMES, "libsvtav1", preset="10", **{"svtav1-params": "resize-mode=2"})
+    assert re.fullmatch(r"the frame size changes from \d+x\d+ to \d+x\d+ midway", read_row(str(resized)).error)
+    row = check(write(tmp_path / "y.mkv", FRAMES, "libsvtav1", preset="10", **{"svtav1-params": "superres-mode=2"}))
+    assert row.proof == "bitstream"
+
+
 # --- what a decoder remembers -------------------------------------------------------------------------------------
 
 
