@@ -2,169 +2,23 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable
 
 import numpy as np
 
-from pipelines.bit_reader import BitColumns, rbsp
+from pipelines.bit_reader import BitColumns
 from pipelines.bitstream import StreamHeaders
-from pipelines.parameter_sets import (
-    PARAMETER_SETS,
-    PPS,
-    SPS,
-    PictureParameters,
-    SequenceParameters,
-    nal_length_size,
-    nal_type,
-    parse_hevc_pps,
-    parse_sps,
-    stored_units,
-)
+from pipelines.nal_units import DAMAGED, FirstSlices, NalStream
+from pipelines.parameter_sets import SequenceParameters
 
 NO_PICTURE = "packets without a picture"
-NEW_SETS = "parameter sets that change midway"
 _SEVERAL = "packets of several pictures"
-_DAMAGED = "slice headers that cannot be read"
-_H264_IDR, _H264_SLICES, _H264_PARTITIONS = 5, (1, 5), (2, 3, 4)
-_HEVC_RASL, _HEVC_LEADING, _HEVC_BLA, _HEVC_IDR = (8, 9), (6, 7, 8, 9), (16, 17, 18), (19, 20)
-_HEVC_CRA, _HEVC_SLICES, _HEVC_ENDS = 21, range(32), (36, 37)
-_HEADER_BYTES = 14  # of a slice behind its NAL unit's header, of which eight are read
+_H264_IDR = 5
+_HEVC_RASL, _HEVC_LEADING, _HEVC_BLA, _HEVC_IDR, _HEVC_CRA = (8, 9), (6, 7, 8, 9), (16, 17, 18), (19, 20), 21
 # Up to these builds x264 had faults that FFmpeg makes up for if it has seen which one coded the stream. That is said in
 # the first packet alone, so who begins later does not see it. One was in direct prediction, the other in 4:4:4.
 _X264_DIRECT, _X264_444 = 33, 150
-_NO_BUILD = 1 << 30
-_X264_SAYS = re.compile(rb"x264 - core (\d+)")
 _PERIOD = 1 << 40  # more than pictures are counted to between two that restart the count
-
-
-class _Unit(NamedTuple):
-    kind: int  # nal_unit_type
-    head: int  # its header's first byte
-    start: int
-    end: int
-
-
-class _Stream:
-    """The parameter sets of a stream, and what was noticed of its packets."""
-
-    def __init__(self, codec: str, extradata: bytes):
-        self.codec, self.length_size = codec, nal_length_size(codec, extradata)
-        self.sps: SequenceParameters | None = None
-        self.pps: dict[int, PictureParameters] = {}
-        self.known: set[bytes] = set()
-        self.doubt = self.irregularity = ""
-        self.has_ended = False  # HEVC: what follows is another sequence
-        for unit in stored_units(codec, extradata):
-            self.add_set(unit)
-
-    def add_set(self, unit: bytes) -> None:
-        """Take a parameter set; another of a kind that is known already may take its place from here on."""
-        kind, content = nal_type(self.codec, unit[0]) if unit else -1, unit.rstrip(b"\0")
-        if kind not in PARAMETER_SETS[self.codec] or content in self.known:
-            return
-        self.known.add(content)
-        if kind == SPS[self.codec] and not self._is_of_another_layer(unit):
-            if self.sps is not None:
-                self.doubts(NEW_SETS)
-            self.sps = parse_sps(self.codec, unit)
-        elif self.codec == "hevc" and kind == PPS["hevc"] and (parsed := parse_hevc_pps(unit)):
-            self.pps[parsed[0]] = parsed[1]
-
-    def add_set_of_packet(self, unit: bytes) -> None:
-        if unit.rstrip(b"\0") not in self.known:
-            self.doubts(NEW_SETS)  # who begins behind this packet does not have it
-            self.add_set(unit)
-
-    def notice_end_or_partition(self, h264: bool) -> None:
-        if h264:
-            self.doubts("data partitions")
-        self.has_ended = True
-
-    def doubts(self, reason: str) -> None:
-        self.doubt = self.doubt or reason
-
-    def units(self, data: bytes) -> Iterator[_Unit]:
-        """The NAL units of a packet."""
-        hevc, size = self.codec == "hevc", len(data)
-        if length_size := self.length_size:
-            at = 0
-            while at + length_size < size:
-                start = at + length_size
-                at = start + int.from_bytes(data[at:start], "big")
-                head = data[start]
-                yield _Unit(head >> 1 & 63 if hevc else head & 31, head, start, min(at, size))
-            if at != size:
-                self.doubts(_DAMAGED)
-            return
-        at = data.find(b"\0\0\1")
-        while at >= 0 and at + 3 < size:
-            head, following = data[at + 3], data.find(b"\0\0\1", at + 3)
-            yield _Unit(head >> 1 & 63 if hevc else head & 31, head, at + 3, following if following >= 0 else size)
-            at = following
-
-    def _is_of_another_layer(self, unit: bytes) -> bool:
-        return self.codec == "hevc" and len(unit) > 1 and bool((unit[0] & 1) << 5 | unit[1] >> 3)
-
-
-class _Slices:
-    """Of each packet the header of its first slice; lists of one item a packet."""
-
-    def __init__(self, stream: _Stream, packets: Iterable[bytes]):
-        self.kinds: list[int] = []  # nal_unit_type; -1 without a slice that begins a picture
-        self.heads: list[int] = []  # the two bytes of the NAL unit's header
-        self.rows: list[bytes] = []  # what follows them
-        self.pictures: list[int] = []  # how many slices begin one
-        self.is_referred_to: list[bool] = []  # H.264: whether any slice has nal_ref_idc
-        self.x264_build = _NO_BUILD
-        h264, four = stream.codec == "h264", stream.length_size == 4
-        for data in packets:
-            head = data[4] << 8 | data[5] if len(data) > 8 else 0
-            # Most packets are one slice, which begins a picture.
-            if four and not stream.has_ended and int.from_bytes(data[:4], "big") + 4 == len(data) and (
-                head >> 8 & 31 in _H264_SLICES and head & 0x80 if h264
-                else head >> 8 < 0x40 and not head & 0x1F8 and data[6] & 0x80
-            ):  # fmt: skip
-                start = 5 if h264 else 6
-                self._add(head >> 8 & 31 if h264 else head >> 9, head, data[start : start + _HEADER_BYTES], 1)
-                self.is_referred_to.append(head & 0x6000 != 0)
-            else:
-                self._add_units(stream, data, h264)
-
-    def _add(self, kind: int, head: int, row: bytes, pictures: int) -> None:
-        self.kinds.append(kind)
-        self.heads.append(head)
-        self.rows.append(rbsp(row))
-        self.pictures.append(pictures)
-
-    def _add_units(self, stream: _Stream, data: bytes, h264: bool) -> None:
-        kind, head, row, pictures, slices, referred = -1, 0, b"", 0, 0, 0
-        if not self.kinds and (said := _X264_SAYS.search(data)):
-            self.x264_build = int(said[1])
-        for unit in stream.units(data):
-            if unit.kind in _H264_SLICES if h264 else unit.kind in _HEVC_SLICES:
-                if unit.start + 3 > unit.end:
-                    continue
-                second = data[unit.start + 1]
-                if not h264 and (unit.head & 1 or second >> 3):  # nuh_layer_id
-                    stream.doubts("several layers")
-                    continue
-                slices, referred = slices + 1, referred | unit.head & 0x60
-                start = unit.start + (1 if h264 else 2)
-                if data[start] >> 7:  # it begins a picture
-                    if not pictures:
-                        kind, head = unit.kind, unit.head << 8 | second
-                        row = data[start : min(unit.end, start + _HEADER_BYTES)]
-                    pictures += 1
-            elif unit.kind in PARAMETER_SETS[stream.codec]:
-                stream.add_set_of_packet(data[unit.start : unit.end])
-            elif unit.kind in _H264_PARTITIONS if h264 else unit.kind in _HEVC_ENDS:
-                stream.notice_end_or_partition(h264)
-        if stream.has_ended and slices:
-            stream.doubts("several sequences")
-        self._add(kind, head, row, pictures)
-        self.is_referred_to.append(bool(referred) or not slices)
 
 
 class _PictureOrder:
@@ -190,8 +44,8 @@ class _PictureOrder:
 
 def read_h264(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
     """Read the first slice of each picture (H.264, 7.3.3)."""
-    stream, count = _Stream("h264", extradata), _PictureOrder()
-    slices = _Slices(stream, packets)
+    stream, count = NalStream("h264", extradata), _PictureOrder()
+    slices = FirstSlices(stream, packets)
     frame_nums, lows, is_field, is_readable = _h264_columns(slices, stream.sps)
     is_idr: list[bool] = []
     is_output: list[bool] = []
@@ -239,14 +93,15 @@ def read_h264(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
 
 
 def _h264_columns(
-    slices: _Slices, sps: SequenceParameters | None
+    slices: FirstSlices, sps: SequenceParameters | None
 ) -> tuple[list[int], list[int], list[bool], list[bool]]:
     """Of each slice frame_num, pic_order_cnt_lsb, whether it is of a field, and whether it can be read."""
     if sps is None:
         none = [0] * len(slices.kinds)
         return none, none, [False] * len(none), [False] * len(none)
     bits = BitColumns(slices.rows)
-    bits.golomb(), bits.golomb(), bits.golomb()  # first macroblock, type, picture parameter set
+    for _ in ("first macroblock", "type", "picture parameter set"):
+        bits.golomb()
     if sps.separate_planes:
         bits.read(2)
     frame_nums = bits.read(sps.frame_num_bits)
@@ -260,8 +115,8 @@ def _h264_columns(
 
 def read_hevc(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
     """Read the first slice segment of each picture (HEVC, 7.3.6.1)."""
-    stream, count = _Stream("hevc", extradata), _PictureOrder()
-    slices = _Slices(stream, packets)
+    stream, count = NalStream("hevc", extradata), _PictureOrder()
+    slices = FirstSlices(stream, packets)
     kinds = np.array(slices.kinds)
     temporal_ids = (np.array(slices.heads) & 7) - 1
     lows, is_readable = _hevc_columns(slices, stream)
@@ -296,7 +151,7 @@ def read_hevc(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
     )
 
 
-def _hevc_columns(slices: _Slices, stream: _Stream) -> tuple[list[int], list[bool]]:
+def _hevc_columns(slices: FirstSlices, stream: NalStream) -> tuple[list[int], list[bool]]:
     """Of each slice slice_pic_order_cnt_lsb, and whether it can be read."""
     kinds, sps = np.array(slices.kinds), stream.sps
     if sps is None:
@@ -317,5 +172,5 @@ def _hevc_columns(slices: _Slices, stream: _Stream) -> tuple[list[int], list[boo
     lows = bits.read(np.where(np.isin(kinds, _HEVC_IDR), 0, sps.poc_bits))
     is_readable = bits.is_readable & np.array([pps is not None for pps in sets])
     if not is_readable[kinds >= 0].all():
-        stream.doubts(_DAMAGED)
+        stream.doubts(DAMAGED)
     return lows.tolist(), is_readable.tolist()

@@ -18,10 +18,11 @@ from typing import NamedTuple
 import av
 import numpy as np
 
+from pipelines.demux import stored_packets
 from pipelines.frame_table import COUNTED, UNFIT, FrameTable, required_packets
 from pipelines.frames import decode_frames, frame_digest
 from pipelines.remux import HELD, remux
-from pipelines.video import FirstFrame, Video, stored_packets
+from pipelines.video import FirstFrame, Video
 
 _MOST_ENTRIES = 300  # places to begin at that are proven one by one
 _MOST_CUTS = 30  # groups of which a single frame is decoded, too

@@ -51,7 +51,7 @@ def _written(video: Video, keep: np.ndarray, coded_size: tuple[int, int] | None)
             packet.stream, packet.time_base = stream, Fraction(1, 30)
             packet.dts, packet.pts, packet.duration = tick, shown_at + delay, 1
             container.mux(packet)
-    return _with_size(output.getvalue(), coded_size) if coded_size else output.getvalue()
+    return with_size(output.getvalue(), coded_size) if coded_size else output.getvalue()
 
 
 def _uncropped(video: Video, stream: av.VideoStream, packets: Sequence[av.Packet]) -> list[av.Packet]:
@@ -78,7 +78,7 @@ def _uncropped(video: Video, stream: av.VideoStream, packets: Sequence[av.Packet
     return uncropped
 
 
-def _with_size(file: bytes, size: tuple[int, int]) -> bytes:
+def with_size(file: bytes, size: tuple[int, int]) -> bytes:
     """Write another frame size into the one video track of an MP4 (ISO/IEC 14496-12, 8.5.2 and 8.3.2)."""
     content = bytearray(file)
     moov = 0

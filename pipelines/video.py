@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import av
 import numpy as np
 
 from pipelines import places
 from pipelines.containers import ContainerSigns, inspect_container
+from pipelines.demux import moving_stream, open_container, stored_packets
 from pipelines.frame_table import FrameTable, pack, unpack
 from pipelines.mpeg4 import unpack as unpack_pictures
 from pipelines.parameter_sets import read_sps
 from pipelines.predict import predict
 
-logging.getLogger("libav").setLevel(logging.CRITICAL)  # damage is reported as a ValueError, once, with the path
-av.logging.set_level(av.logging.PANIC)
-
-# Titles in other encodings than UTF-8 are no reason to refuse a video; PyAV 19 no longer asks.
-_ANY_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 CHANGED = "it has changed since it was indexed"
 _LOOKS_AT_CLOCK = 16  # once in so many packets
 _COMPARED = 1 << 22  # bytes at a time
@@ -73,7 +68,7 @@ class Video:
         in_ranges = bool(stored and stored.in_ranges)
         self.container = self._open(source, whole=not in_ranges)
         try:
-            self.stream = self._moving_stream(self.container)
+            self.stream = moving_stream(self.container, self.name)
             self.codec = self.stream.codec_context.codec.canonical_name
             self.width, self.height = self.stream.codec_context.width, self.stream.codec_context.height
             if stored:
@@ -212,7 +207,7 @@ class Video:
         """The file opened once more: a decoder that has seen nothing yet."""
         source = self._whole if self._whole is not None else self.name
         with self._open(source, whole=True) as container:
-            yield container, self._moving_stream(container)
+            yield container, moving_stream(container, self.name)
 
     def first_frame(self, frame: av.VideoFrame | None = None) -> FirstFrame:
         """What the first frame says, decoded from the first packet unless it is given. Where none comes of that packet
@@ -272,31 +267,10 @@ class Video:
             raise ValueError(f"{self.name}: not read within {self.seconds:g} seconds")
 
     def _open(self, source: str | os.PathLike[str] | bytes, whole: bool) -> av.container.InputContainer:
-        if source == b"":
-            raise ValueError(f"{self.name}: empty file")
         where = io.BytesIO(source) if isinstance(source, bytes) else places.source(self.name, whole)
         if isinstance(where, io.BytesIO):
             self._whole = where.getvalue()
-        try:
-            return av.open(where, "r", **_ANY_METADATA)
-        except av.error.FFmpegError as error:
-            raise ValueError(f"{self.name}: not a readable video: {error.strerror}") from None
-        except OSError as error:
-            raise ValueError(f"{self.name}: {error.strerror}") from None
-
-    def _moving_stream(self, container: av.container.InputContainer) -> av.VideoStream:
-        """The video stream of a container; the cover of an album is none."""
-        if not container.streams.video:
-            kinds = ", ".join(sorted({s.type for s in container.streams})) or "no streams at all"
-            raise ValueError(f"{self.name}: no video stream (the file has: {kinds})")
-        pictures = av.stream.Disposition.attached_pic
-        moving = [s for s in container.streams.video if not s.disposition & pictures]
-        stream = (moving or container.streams.video)[0]
-        if stream.codec_context is None:
-            raise ValueError(f"{self.name}: the video stream is of a codec that FFmpeg does not know")
-        # FFmpeg else moves what is cropped at the left, so that rows begin at addresses that it likes.
-        stream.codec_context.flags |= av.codec.context.Flags.unaligned
-        return stream
+        return open_container(where, self.name)
 
     def _demux(self) -> list[av.Packet]:
         packets = []
@@ -314,16 +288,3 @@ class Video:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self.container.close()
-
-
-def stored_packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
-    """The packets of a stream that hold something; of a file cut short those before the cut."""
-    some = False
-    try:
-        for packet in container.demux(stream):
-            if packet.size:
-                some = True
-                yield packet
-    except av.error.FFmpegError:
-        if not some:
-            raise

@@ -32,8 +32,8 @@ from pipelines.loader import VideoLoader, build_loader, dali_threads
 from pipelines.nvdec import HOPPER, Limits, chroma_and_depth, reason_refused
 from pipelines.parameter_sets import SequenceParameters
 from pipelines.readers import Readers
+from pipelines.remux import with_size
 from pipelines.source import Source, Unreadable
-from pipelines.trim import _with_size
 from pipelines.video import Video
 from pipelines.world import World
 from tests.runs import SMALL, STEADY
@@ -144,7 +144,7 @@ def test_frames_that_are_cropped_at_the_left_are_decoded_by_pyav_alone(
                 for cropped in crop.filter(packet):
                     cropped.stream = stream_out
                     new.mux(cropped)
-    content = _with_size(path.read_bytes(), (184, 156))
+    content = with_size(path.read_bytes(), (184, 156))
     path.write_bytes(content)
     row = read_row(str(path))
     assert (row.width, row.height, row.crop_offset) == (184, 156, (8, 4))
