@@ -23,7 +23,7 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -38,16 +38,16 @@ from configs.written import replacing
 from pipelines import places
 from pipelines.encode import encode
 from pipelines.frame_table import count_decoded
-from pipelines.frames import decode_frames
 from pipelines.geometry import view_boxes
 from pipelines.host import decode_views
+from pipelines.index import read_row
 from pipelines.kept import Reading, refresh
 from pipelines.listfiles import base_folder, plain_name, read_entries
 from pipelines.lists import read_list
 from pipelines.prove import open_video
+from pipelines.resample import at_constant_rate
 from pipelines.sampling import random_clip
 from pipelines.verify import examine
-from pipelines.video import Video
 
 CODERS = {
     "h264": {"preset": "fast", "x264-params": "force-cfr=1:b-pyramid=none:cabac=0"},  # arithmetic decoding is slow
@@ -110,7 +110,7 @@ def prepare_file(settings: Settings, targets: dict[str, str], path: str) -> Prep
     size, changed = places.stamp(path)
     target = Path(targets[path])
     try:
-        with open_video(path) as video:
+        with open_video(path, any_size=True) as video:
             fps = Fraction(settings.fps).limit_denominator(1001) if settings.fps else video.fps or Fraction(30)
             target.parent.mkdir(parents=True, exist_ok=True)
             with replacing(target) as temporary:
@@ -134,44 +134,6 @@ def failed(settings: Settings, path: str, reason: str) -> Prepared:
 def holds(targets: dict[str, str], fact: Prepared) -> bool:
     """Whether the file is there and where it belongs; what failed is tried again, the disk may have been full."""
     return not fact.error and fact.target == targets.get(fact.path) and places.stamp(fact.target)[0] > 0
-
-
-def at_constant_rate(video: Video, fps: Fraction, short: int) -> Iterator[av.VideoFrame]:
-    """All frames upright and resized, one for each tick of `fps`: at each the last one shown by then."""
-    graph: av.filter.Graph | None = None
-    times, ticks = video.frame_times, np.arange(video.frame_table.num_frames)
-    if times is not None and (video.variable_rate or fps != video.fps):
-        base = float(video.stream.time_base or Fraction(1, 30)) * float(fps)
-        ticks = np.round((times - times[0]) * base).astype(int)
-    due = 0
-    held: Any = None
-    for frame, (place, *_) in decode_frames(video, range(len(ticks))):
-        while held is not None and due < ticks[place]:
-            yield held
-            due += 1
-        graph = graph or upright_and_resized(frame, short)
-        graph.push(frame)
-        held = graph.pull()
-    if held is not None:
-        yield held
-
-
-def upright_and_resized(frame: av.VideoFrame, short: int) -> av.filter.Graph:
-    """A filter for frames like this one: turned upright, the short side `short`, the other a multiple of 16."""
-    turns = round(frame.rotation / 90) % 4
-    width, height = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
-    scale = short / min(width, height)
-    wide, high = (
-        short if side == min(width, height) else max(round(side * scale / 16), 1) * 16 for side in (width, height)
-    )
-    steps = [("transpose", "cclock")] * turns if turns < 3 else [("transpose", "clock")]
-    steps += [("scale", f"{wide}:{high}:flags=bicubic:out_color_matrix=bt601:out_range=tv"), ("format", "yuv420p")]
-    graph = av.filter.Graph()
-    graph.threads = 1
-    nodes: list[Any] = [graph.add_buffer(None, frame.width, frame.height, frame.format, time_base=Fraction(1, 30))]
-    nodes += [graph.add(name, arguments) for name, arguments in steps]
-    graph.link_nodes(*nodes, graph.add("buffersink")).configure()
-    return graph
 
 
 def plan(source: str, target: Path, root: str) -> tuple[dict[str, str], list[tuple[str, str]]]:
@@ -207,8 +169,14 @@ def nvenc_works(codec: str) -> bool:
 
 
 def compare(done: Sequence[Prepared], short: int) -> str:
-    """Size, decoded pictures a clip and clips/s on one core before and after, over some of the files."""
+    """Size, decoded pictures a clip and clips/s on one core before and after, over some of the files.
+
+    Left out are files that could not be used as they were, since their frame size changes.
+    """
     chosen = [p for p in done if not p.error][:: max(len(done) // SAMPLE, 1)][:SAMPLE]
+    chosen = [p for p in chosen if not read_row(p.path).error]
+    if not chosen:
+        return "nothing to compare: the files could not be used before"
     columns = []
     for side in ("path", "target"):
         pictures, seconds = 0, 0.0

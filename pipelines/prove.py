@@ -41,38 +41,43 @@ class WholeDecode(NamedTuple):
     damaged: list[int]  # numbers of frames that the decoder says are
     num_failed: int  # packets that it refused
     first: av.VideoFrame
+    change: str  # what is not the same of all frames: size or pixel format
 
 
-def open_video(source: str | os.PathLike[str] | bytes, seconds: float = math.inf, table: str = "") -> Video:
-    """Open a video whose frame table can be trusted; arguments and errors are those of Video."""
+def open_video(
+    source: str | os.PathLike[str] | bytes, seconds: float = math.inf, table: str = "", any_size: bool = False
+) -> Video:
+    """Open a video whose frame table can be trusted; arguments and errors are those of Video and of prove()."""
     video = Video(source, seconds, table)
     try:
-        prove(video)
+        prove(video, any_size)
     except BaseException:
         video.container.close()
         raise
     return video
 
 
-def prove(video: Video) -> FirstFrame | None:
+def prove(video: Video, any_size: bool = False) -> FirstFrame | None:
     """Make the video's frame table one that can be trusted.
 
     Decodes the file if the table is in doubt, and then returns what its first frame says. Raises ValueError with the
-    path and the reason where it has no frames, or frames of different sizes.
+    path and the reason where it has no frames, or, without `any_size`, frames of different sizes or pixel formats.
     """
     if not video.doubt:
         return None
     whole = decode_whole(video)
+    if whole.change and not any_size:
+        raise ValueError(f"{video.name}: {whole.change}")
     video.decoded_times = whole.times
     video.width, video.height = whole.first.width, whole.first.height
     predicted = video.frame_table.thinned(_MOST_ENTRIES)
     video.frame_table = replace(predicted, proof="decoded")
-    if agrees(video, whole):
+    if not whole.change and agrees(video, whole):
         if video.codec not in HELD or not makes_files(video, whole):
             irregularity = predicted.irregularity or UNFIT
             video.frame_table = replace(video.frame_table, is_remuxable=False, irregularity=irregularity)
     else:
-        points = find_seek_points(video, whole.digests, whole.after)
+        points = ((0, 0),) if whole.change else find_seek_points(video, whole.digests, whole.after)
         video.frame_table = FrameTable(
             seek_points=points, num_counted=len(whole.digests), irregularity=predicted.irregularity or COUNTED,
             proof="decoded" if len(points) > 1 else "sequential",
@@ -82,23 +87,19 @@ def prove(video: Video) -> FirstFrame | None:
 
 
 def decode_whole(video: Video) -> WholeDecode:
-    """Decode all packets in the order of the file. Raises ValueError as prove()."""
+    """Decode all packets in the order of the file. Raises ValueError if no frame comes of them."""
     digests: list[bytes] = []
     times: list[int | None] = []
     after: list[int] = []
     damaged: list[int] = []
     first: av.VideoFrame | None = None
+    change = ""
     video.num_failed = 0
     with video.reopened() as (container, stream):
         packets = _Counted(stored_packets(container, stream))
         for frame in video.decode(packets, stream.codec_context):
             first = first or frame
-            for what, at_first, here in (
-                ("frame size", f"{first.width}x{first.height}", f"{frame.width}x{frame.height}"),
-                ("pixel format", first.format.name, frame.format.name),
-            ):
-                if at_first != here:
-                    raise ValueError(f"{video.name}: the {what} changes from {at_first} to {here} midway")
+            change = change or _change(first, frame)
             if frame.is_corrupt:
                 damaged.append(len(digests))
             digests.append(frame_digest(frame))
@@ -106,7 +107,18 @@ def decode_whole(video: Video) -> WholeDecode:
             after.append(packets.count)
     if first is None:
         raise ValueError(f"{video.name}: none of its {len(video.raw_packets)} packets can be decoded")
-    return WholeDecode(digests, times, after, damaged, video.num_failed, first)
+    return WholeDecode(digests, times, after, damaged, video.num_failed, first, change)
+
+
+def _change(first: av.VideoFrame, frame: av.VideoFrame) -> str:
+    """In words, if a frame is not like the first one."""
+    for what, before, here in (
+        ("frame size", f"{first.width}x{first.height}", f"{frame.width}x{frame.height}"),
+        ("pixel format", first.format.name, frame.format.name),
+    ):
+        if before != here:
+            return f"the {what} changes from {before} to {here} midway"
+    return ""
 
 
 class _Counted(Iterator[av.Packet]):

@@ -96,6 +96,8 @@ def drawn_clips(num_frames: int, draws: int) -> list[np.ndarray]:
 
 def _compare_all(video: Video, whole: WholeDecode) -> None:
     """ValueError if the frame table does not give the frames of the whole decode, or if some are damaged."""
+    if whole.change:
+        raise ValueError(f"{video.name}: {whole.change}")
     digests: dict[int, bytes] = {}
     damaged: list[int] = []
     with video.reopened() as (_, stream):

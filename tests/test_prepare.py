@@ -179,6 +179,21 @@ def test_whatever_is_read_becomes_a_file_that_its_bitstream_proves(tmp_path):
         assert (after.proof, after.num_frames, after.irregularity) == ("bitstream", before.num_frames, ""), name
 
 
+def test_a_size_that_changes_midway_becomes_that_of_the_first_frame(tmp_path, capsys):
+    small, large = ([np.full((h, w, 3), level, np.uint8) for level in (40, 200)] for w, h in ((96, 64), (160, 96)))
+    parts = [write(tmp_path / f"{number}.h264", frames, "libx264") for number, frames in enumerate((small, large))]
+    (tmp_path / "raw.h264").write_bytes(b"".join(part.read_bytes() for part in parts))
+    (tmp_path / "l.txt").write_text("raw.h264 0\n")
+    assert read_row(str(tmp_path / "raw.h264")).error == "the frame size changes from 96x64 to 160x96 midway"
+    assert main([str(tmp_path / "l.txt"), str(tmp_path / "out"), "short=64", "encoder=software"]) == 0
+    assert "nothing to compare" in capsys.readouterr().out
+    row = read_row(str(tmp_path / "out/raw.mp4"))
+    assert (row.num_frames, row.width, row.height, row.proof) == (4, 96, 64, "bitstream")
+    with open_video(row.path) as video:
+        levels = [frame.to_ndarray(format="gray").mean() for frame, _ in decode_frames(video, range(4))]
+    assert np.abs(np.array(levels) - (40, 200, 40, 200)).max() < 25
+
+
 def test_class_folders_and_names_that_would_collide(tmp_path):
     for name in ("run/a.mp4", "run/a.avi", "jump/b.webm"):
         (tmp_path / "raw" / name).parent.mkdir(parents=True, exist_ok=True)
