@@ -1,4 +1,5 @@
-"""Read the first bits of AV1 frames, which say whether one is a key frame, whether it is shown, and of what size."""
+"""Read the first bits of AV1 frames: whether one is a key frame, is shown, has a size of its own; and whether all are
+there."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from pipelines.bit_reader import BitReader
 from pipelines.vpx import DAMAGED
 
 _OBU_SEQUENCE, _OBU_FRAMES = 1, (3, 6)
-_KEY_FRAME, _SWITCH_FRAME = 0, 3  # frame_type
+_KEY_FRAME, _INTRA_FRAME, _SWITCH_FRAME = 0, 2, 3  # frame_type
 
 
 class TemporalUnit(NamedTuple):
@@ -31,12 +32,33 @@ class Av1Sequence:
         self.is_of_packet = False
         self.header = b""
         self.fields = _NO_FIELDS
+        self.hints = [0] * 8  # order hints of the frames in the decoder's slots
+        self.key_slots = 0  # bits: which of the slots hold a key frame that was not shown yet
+        self.last_shown: int | None = None  # order hint of the frame that was shown last; None: any may follow
         if headers:
             self.change(headers[0])
 
     def change(self, header: bytes) -> None:
         """Take another header from here on. Raises ValueError for one that is cut short."""
         self.header, self.fields = header, _sequence_fields(BitReader(header))
+
+    def follow(self, frame: Av1Frame) -> bool:
+        """Put a frame into the decoder's slots; tell whether one that is shown comes next in order (7.20, 7.21)."""
+        bits = self.fields.hint_bits
+        hint, slots, is_key = frame.hint, frame.refreshed, frame.is_key
+        if frame.shows_existing:
+            hint, is_key = self.hints[frame.slot], bool(self.key_slots >> frame.slot & 1)
+            slots = 0xFF if is_key else 0
+        for slot in range(8):
+            if slots >> slot & 1:
+                self.hints[slot] = hint
+        waits = is_key and not frame.is_shown
+        self.key_slots = self.key_slots | slots if waits else self.key_slots & ~slots
+        if not (frame.is_shown and bits):
+            return True
+        follows = is_key or self.last_shown is None or hint == (self.last_shown + 1) % (1 << bits)
+        self.last_shown = hint
+        return follows
 
 
 class _Av1Fields(NamedTuple):
@@ -47,6 +69,8 @@ class _Av1Fields(NamedTuple):
     screen_content: int = 0  # 2: each frame says whether its tools are allowed, else they are for all or for none
     integer_mv: int = 0  # likewise
     id_bits: int = 0  # of a frame's number
+    hint_bits: int = 0  # of its place in presentation order
+    has_model: int = 0  # of the decoder's buffers, so that frames may say when theirs is free
 
 
 _NO_FIELDS = _Av1Fields()
@@ -55,11 +79,11 @@ _NO_FIELDS = _Av1Fields()
 def _sequence_fields(bits: BitReader) -> _Av1Fields:
     """Read a sequence header (5.5.1)."""
     bits.read(4)  # profile, still picture
-    is_reduced, time_bits = bits.read(), 0
+    is_reduced, has_model, time_bits = bits.read(), 0, 0
     if is_reduced:
         bits.read(5)
     else:
-        time_bits = _skip_operating_points(bits)
+        has_model, time_bits = _skip_operating_points(bits)
     for side_bits in [bits.read(4) + 1, bits.read(4) + 1]:
         bits.read(side_bits)
     id_bits = 0
@@ -70,15 +94,18 @@ def _sequence_fields(bits: BitReader) -> _Av1Fields:
     if is_reduced:
         return _Av1Fields(is_reduced, screen_content=2, integer_mv=2)
     bits.read(4)  # inter tools
-    if bits.read():
+    has_hints = bits.read()
+    if has_hints:
         bits.read(2)  # tools that need the order of frames
     screen_content = 2 if bits.read() else bits.read()
     integer_mv = 2 if not screen_content or bits.read() else bits.read()
-    return _Av1Fields(is_reduced, time_bits, screen_content, integer_mv, id_bits)
+    hint_bits = bits.read(3) + 1 if has_hints else 0
+    return _Av1Fields(is_reduced, time_bits, screen_content, integer_mv, id_bits, hint_bits, has_model)
 
 
-def _skip_operating_points(bits: BitReader) -> int:
-    """Read timing and operating points of a sequence header; return how many bits the time of a shown frame has."""
+def _skip_operating_points(bits: BitReader) -> tuple[int, int]:
+    """Read timing and operating points of a sequence header; return whether it has a model of the decoder, and how many
+    bits the time of a shown frame has."""
     has_model = time_bits = delay_bits = 0
     if bits.read():
         bits.read(64)  # the clock
@@ -100,35 +127,46 @@ def _skip_operating_points(bits: BitReader) -> int:
             bits.read(2 * delay_bits + 1)
         if has_delay and bits.read():
             bits.read(4)
-    return time_bits
+    return has_model, time_bits
 
 
-class _Av1Frame(NamedTuple):
+class Av1Frame(NamedTuple):
     is_key: bool
     is_shown: bool
     shows_existing: bool = False
     has_own_size: bool = False  # it may differ from the sequence's
+    slot: int = 0  # of the one that is shown again
+    hint: int = 0  # order_hint
+    refreshed: int = 0xFF  # bits: slots of the decoder that it goes to
+    problem: str = ""
 
 
-def _av1_frame(data: bytes, fields: _Av1Fields) -> _Av1Frame:
-    """Read an uncompressed header (5.9.2) up to what says of the frame's size. Raises ValueError if it is cut short."""
+def _av1_frame(data: bytes, fields: _Av1Fields) -> Av1Frame:
+    """Read an uncompressed header (5.9.2) up to the slots that the frame goes to; ValueError if it is cut short."""
     if fields.is_reduced:
-        return _Av1Frame(True, True)
+        return Av1Frame(True, True)
     bits = BitReader(data[:16])
     if bits.read():
-        return _Av1Frame(False, True, shows_existing=True)
+        return Av1Frame(False, True, shows_existing=True, slot=bits.read(3))
     kind, is_shown = bits.read(2), bits.read()
     bits.read(fields.time_bits if is_shown else 1)  # whether it can be shown later
     if kind == _SWITCH_FRAME:
-        return _Av1Frame(False, bool(is_shown), has_own_size=True)
-    if not (kind == _KEY_FRAME and is_shown):
-        bits.read()  # whether it is resilient to errors
+        return Av1Frame(False, bool(is_shown), has_own_size=True)
+    is_entry = kind == _KEY_FRAME and is_shown
+    is_resilient = 1 if is_entry else bits.read()
     bits.read()
     allows_tools = bits.read() if fields.screen_content == 2 else fields.screen_content
     if allows_tools and fields.integer_mv == 2:
         bits.read()
     bits.read(fields.id_bits)
-    return _Av1Frame(kind == _KEY_FRAME, bool(is_shown), has_own_size=bool(bits.read()))
+    has_own_size = bits.read()
+    hint = bits.read(fields.hint_bits)
+    if not (is_resilient or kind in (_KEY_FRAME, _INTRA_FRAME)):
+        bits.read(3)  # the frame whose contexts it begins with
+    if fields.has_model and bits.read():
+        return Av1Frame(kind == _KEY_FRAME, bool(is_shown), problem="times of the decoder's buffers")
+    refreshed = 0xFF if is_entry else bits.read(8)
+    return Av1Frame(kind == _KEY_FRAME, bool(is_shown), False, bool(has_own_size), 0, hint, refreshed)
 
 
 def av1_temporal_unit(data: bytes, sequence: Av1Sequence) -> TemporalUnit:
@@ -148,6 +186,8 @@ def av1_temporal_unit(data: bytes, sequence: Av1Sequence) -> TemporalUnit:
                     problem = "several layers"
                 elif frame.has_own_size:
                     problem = "frames of a size of their own"
+                elif frame.problem or not sequence.follow(frame):
+                    problem = frame.problem or "frames that are missing"
                 if not frames and frame.is_shown and has_sequence:
                     is_key = frame.is_key
                 shown += frame.is_shown

@@ -16,6 +16,7 @@ from pipelines.vpx import PLAIN_INTER, vp8_frame, vp9_packet
 HIDDEN_FRAMES = "hidden frames"
 SIZE_CHANGES = "the frame size changes"
 _SOS, _DQT, _DHT = 0xDA, 0xDB, 0xC4  # markers: start of scan, quantization and Huffman tables
+_TABLES = "tables that are not in every packet"
 _SOF = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of frame
 
 
@@ -29,6 +30,7 @@ class StreamHeaders(NamedTuple):
     order: np.ndarray | None  # int64: frames are shown in ascending order, fields of a frame are equal; None: unknown
     irregularity: str = ""  # why not every packet is one frame, which a decoder that counts packets relies on
     doubt: str = ""  # why the headers do not prove which frames a decoder gives
+    changes_sets: bool = False  # parameter sets change midway: who begins later may have others than the stream's
 
 
 def read_vp8(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
@@ -78,33 +80,54 @@ def read_mjpeg(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
     images = [_jpeg(packet) for packet in packets]
     always = [True] * len(images)
     headers = _in_decode_order(always, always, [image.size for image in images], [image.problem for image in images])
-    if len({image.has_huffman for image in images}) > 1:
-        headers = headers._replace(doubt=headers.doubt or "tables that are not in every packet")
+    if len({image.huffman for image in images}) > 1:
+        headers = headers._replace(doubt=headers.doubt or _TABLES)
     return headers
 
 
 class _Jpeg(NamedTuple):
     size: tuple[int, int]  # width, height
-    has_huffman: bool  # without tables of their own all have the standard ones
+    huffman: frozenset[int]  # classes and numbers of the tables that it brings; of those it does not, the standard's
     problem: str
 
 
 def _jpeg(data: bytes) -> _Jpeg:
     """Read the segments of an image up to its start of scan."""
-    at, size, tables, problem = 2, (0, 0), set(), ""
+    at, size, problem = 2, (0, 0), ""
+    quantization: set[int] = set()
+    huffman: set[int] = set()
+    used: set[int] = set()
     while at + 9 <= len(data) and data[at] == 0xFF and data[at + 1] != _SOS:
-        kind = data[at + 1]
+        kind, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if kind == 0xFF:  # a fill byte
+            at += 1
+            continue
         if kind in _SOF:
             size = int.from_bytes(data[at + 7 : at + 9], "big"), int.from_bytes(data[at + 5 : at + 7], "big")
-        tables.add(kind)
-        at += 1 if kind == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+            used.update(data[at + 12 : end : 3])
+        elif kind == _DQT or kind == _DHT:
+            (quantization if kind == _DQT else huffman).update(_table_numbers(data[at + 4 : end], kind == _DQT))
+        at = end
     if data[:2] != b"\xff\xd8" or data[at : at + 2] != bytes([0xFF, _SOS]) or not all(size):
         problem = "packets that are no JPEG images"
     elif b"\xff\xd8\xff" in data[at:]:
         problem = "packets of several images"
-    elif _DQT not in tables:
-        problem = "tables that are not in every packet"
-    return _Jpeg(size, _DHT in tables, problem)
+    elif not used <= quantization:
+        problem = _TABLES
+    return _Jpeg(size, frozenset(huffman), problem)
+
+
+def _table_numbers(segment: bytes, is_quantization: bool) -> list[int]:
+    """The numbers of the tables of a segment (B.2.4.1), of Huffman tables with their class (B.2.4.2)."""
+    numbers, at = [], 0
+    while at < len(segment):
+        if is_quantization:
+            numbers.append(segment[at] & 15)
+            at += 129 if segment[at] >> 4 else 65
+        else:
+            numbers.append(segment[at])
+            at += 17 + sum(segment[at + 1 : at + 17])
+    return numbers
 
 
 def _in_decode_order(

@@ -16,6 +16,7 @@ _TS_PACKET, _TS_SYNC = 188, b"\x47"
 _TS_READ = 1 << 24  # bytes of a transport stream that are looked at
 _SAMPLE_AES = 0xDB  # stream type of H.264 whose samples are encrypted in part
 _MOST_BOXES = 1 << 16
+_DEEPEST = 10  # boxes within boxes
 
 ReadBytes = Callable[[int, int], bytes]  # the bytes from a place of the file to another; fewer at its end
 
@@ -81,7 +82,7 @@ def _length(data: bytes, at: int, mask: int = 0xFFF) -> int:
 
 
 def _inspect_mp4(read: ReadBytes) -> ContainerSigns:
-    at, signs = 0, ContainerSigns()
+    at, signs, has_movie = 0, ContainerSigns(), False
     for _ in range(_MOST_BOXES):
         head = read(at, at + 16)
         if len(head) < 8:
@@ -91,7 +92,8 @@ def _inspect_mp4(read: ReadBytes) -> ContainerSigns:
             (size,) = struct.unpack_from(">Q", head, 8)
         if kind == b"moof":
             return signs._replace(in_fragments=True, doubt=signs.doubt or "fragments")
-        if kind == b"moov":
+        if kind == b"moov" and not has_movie:  # FFmpeg passes over a second one
+            has_movie = True
             signs = _inspect_movie(read(at, at + size if size else at + (1 << 40)))
         if size < 8:  # it goes on to the end
             break
@@ -109,7 +111,7 @@ def _inspect_movie(moov: bytes) -> ContainerSigns:
         if boxes.get(b"hdlr", b"")[8:12] != b"vide":
             continue
         descriptions = boxes.get(b"stsd", b"")
-        encrypted = encrypted or descriptions[12:16] in _ENCRYPTED
+        encrypted = encrypted or any(kind in _ENCRYPTED for kind, _, _ in _boxes(descriptions, 8, len(descriptions)))
         if int.from_bytes(descriptions[4:8], "big") > 1:
             doubt = doubt or "several sample descriptions"
         if not _is_plain_offset(boxes.get(b"elst", b"")):
@@ -142,8 +144,8 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
         start = last
 
 
-def _tree(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+def _tree(data: bytes, start: int, end: int, depth: int = 0) -> Iterator[tuple[bytes, int, int]]:
     for kind, first, last in _boxes(data, start, end):
         yield kind, first, last
-        if kind in _TREE:
-            yield from _tree(data, first, last)
+        if kind in _TREE and depth < _DEEPEST:
+            yield from _tree(data, first, last, depth + 1)

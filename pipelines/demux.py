@@ -43,14 +43,15 @@ def moving_stream(container: av.container.InputContainer, name: str) -> av.Video
     return stream
 
 
-def stored_packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
-    """The packets of a stream that hold something; of a file cut short those before the cut."""
+def stored_packets(container: av.container.InputContainer, stream: av.VideoStream, name: str) -> Iterator[av.Packet]:
+    """The packets of a stream that hold something; of a file cut short those before the cut. Raises ValueError with
+    `name` and the reason if a fault leaves none."""
     some = False
     try:
         for packet in container.demux(stream):
             if packet.size:
                 some = True
                 yield packet
-    except av.error.FFmpegError:
+    except (av.error.FFmpegError, IndexError) as error:  # an IndexError is PyAV's, of a stream that turned up midway
         if not some:
-            raise
+            raise ValueError(f"{name}: unreadable: {getattr(error, 'strerror', error)}") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import struct
 import zlib
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,6 +20,8 @@ _PROOFS = ("bitstream", "decoded", "sequential")
 _FLAGS = ("is_random_access", "is_closed", "is_reference", "is_output", "is_displayed")
 _HEAD = struct.Struct("<BBIQIII")  # proof, bits as below; packets, bytes of them all; frames, width, height
 _IS_COUNTED, _IN_RANGES, _IS_REMUXABLE = 1, 2, 4
+_MOST_REORDERED = 16  # frames, in H.264 and HEVC
+_MOST_LAGS = 64
 COUNTED = "frames that have to be counted"
 UNFIT = "packets that make no file of their own"
 
@@ -67,11 +70,14 @@ class FrameTable:
 
     @property
     def depth(self) -> int:
-        """The most frames that are decoded before another one and shown after it."""
+        """The most frames that are decoded before another one and shown after it; any number above 16 if it is more."""
         place = np.argsort(np.argsort(self.rank[self.is_output], kind="stable"))
         late = np.arange(len(place)) - place
         deeper = np.zeros(len(place), np.int64)
-        for lag in range(1, int(late.max(initial=0) - late.min(initial=0)) + 1):  # none is overtaken from further away
+        lags = int(late.max(initial=0) - late.min(initial=0))  # none is overtaken from further away
+        if lags > _MOST_LAGS:
+            return _depth_one_by_one(place.tolist())
+        for lag in range(1, lags + 1):
             deeper[lag:] += place[:-lag] > place[lag:]
         return int(deeper.max(initial=0))
 
@@ -83,6 +89,19 @@ class FrameTable:
         kept = np.zeros(len(self.rank), bool)
         kept[places[:: -(-len(places) // most)]] = True
         return replace(self, is_random_access=kept)
+
+
+def _depth_one_by_one(places: Sequence[int]) -> int:
+    """The same for frames that go far; as soon as it is above what a codec allows, it ends."""
+    before: list[int] = []  # of the frames that were decoded, ascending
+    deepest = 0
+    for place in places:
+        earlier = bisect_right(before, place)
+        deepest = max(deepest, len(before) - earlier)
+        if deepest > _MOST_REORDERED:
+            break
+        before.insert(earlier, place)
+    return deepest
 
 
 def frame_packets(table: FrameTable, frames: Sequence[int] | np.ndarray) -> np.ndarray:

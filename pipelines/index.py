@@ -30,7 +30,7 @@ from pipelines.verify import verify, write_findings
 from pipelines.video import Video
 
 NO_FILE = "no such file"
-SECONDS = 300  # that demuxing a file may take
+SECONDS = 300  # that demuxing a file may take; proving its frame table has more for each packet
 VERSION = 8  # of what a row says
 
 
@@ -102,8 +102,8 @@ def read_row(path: str) -> Row:
     size, changed = stamp(path)
     try:
         with Video(path, SECONDS) as video:
-            first = None if video.doubt else video.first_frame()
-            first = prove(video) or first or video.first_frame()
+            first = prove(video)
+            assert first, "only a stored table is not proven anew"
             table, turns = video.frame_table, first.turns
             if not table.num_frames:
                 raise ValueError(f"{path}: no picture of the video is ever shown")

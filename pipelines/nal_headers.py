@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from pipelines.parameter_sets import SequenceParameters
 
 NO_PICTURE = "packets without a picture"
 _SEVERAL = "packets of several pictures"
+_GAPS = "pictures that are missing"
 _H264_IDR = 5
 _HEVC_RASL, _HEVC_LEADING, _HEVC_BLA, _HEVC_IDR, _HEVC_CRA = (8, 9), (6, 7, 8, 9), (16, 17, 18), (19, 20), 21
 # Up to these builds x264 had faults that FFmpeg makes up for if it has seen which one coded the stream. That is said in
@@ -81,6 +82,10 @@ def read_h264(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
     if not is_idr[0]:
         stream.irregularity = stream.irregularity or "no IDR picture at its start"
     is_known = stream.sps is not None and stream.sps.poc_type != 1
+    if not is_known:
+        stream.doubts("pictures whose order is not in their headers")
+    if stream.sps and not any(is_field) and _has_gaps(frame_nums, stream.sps.frame_num_bits, slices):
+        stream.doubts(_GAPS)
     return StreamHeaders(
         is_random_access=np.array(is_idr),
         is_closed=np.array(is_idr),
@@ -89,7 +94,18 @@ def read_h264(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
         order=np.array(order, np.int64) if is_known else None,
         irregularity=stream.irregularity,
         doubt=stream.doubt or stream.irregularity,
+        changes_sets=stream.changes_sets,
     )
+
+
+def _has_gaps(frame_nums: Sequence[int], bits: int, slices: FirstSlices) -> bool:
+    """Tell whether frame_num shows that a reference picture is missing, or restarts without an IDR picture (7.4.3)."""
+    kinds, numbers = np.array(slices.kinds), np.array(frame_nums)
+    is_picture = kinds >= 0
+    kinds, numbers, is_reference = kinds[is_picture], numbers[is_picture], np.array(slices.is_referred_to)[is_picture]
+    last = np.maximum.accumulate(np.where(is_reference, np.arange(len(kinds)), -1))[:-1]  # before each but the first
+    expected = (numbers[last] + 1) % (1 << bits)
+    return bool(((kinds[1:] != _H264_IDR) & (last >= 0) & (numbers[1:] != expected)).any())
 
 
 def _h264_columns(
@@ -129,6 +145,10 @@ def read_hevc(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
         order.append(count.next(lows[number], poc_bits, is_base) if poc_bits else count.period * _PERIOD)
     if max(slices.pictures) > 1:
         stream.doubts(_SEVERAL)
+    places = np.sort(np.array(order, np.int64))
+    steps = np.diff(places)[np.diff((places + _PERIOD // 2) // _PERIOD) == 0]
+    if len(steps) and steps.min() != steps.max():
+        stream.doubts(_GAPS)  # FFmpeg gives no frame for a picture that refers to a missing one
     if (kinds < 0).any():
         stream.irregularity = NO_PICTURE
     is_output = kinds >= 0
@@ -148,6 +168,7 @@ def read_hevc(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
         order=np.array(order, np.int64) if stream.sps else None,
         irregularity=stream.irregularity,
         doubt=stream.doubt or stream.irregularity,
+        changes_sets=stream.changes_sets,
     )
 
 

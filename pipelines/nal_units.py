@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable
 
 from pipelines.bit_reader import rbsp
 from pipelines.parameter_sets import (
@@ -23,17 +22,10 @@ from pipelines.parameter_sets import (
 NEW_SETS = "parameter sets that change midway"
 DAMAGED = "slice headers that cannot be read"
 _H264_SLICES, _H264_PARTITIONS = (1, 5), (2, 3, 4)
-_HEVC_SLICES, _HEVC_ENDS = range(32), (36, 37)
+_HEVC_ENDS = (36, 37)  # of a sequence, of the bitstream
 _HEADER_BYTES = 14  # of a slice behind its NAL unit's header, of which eight are read
 _X264_SAYS = re.compile(rb"x264 - core (\d+)")
 NO_BUILD = 1 << 30
-
-
-class _Unit(NamedTuple):
-    kind: int  # nal_unit_type
-    head: int  # its header's first byte
-    start: int
-    end: int
 
 
 class NalStream:
@@ -45,6 +37,7 @@ class NalStream:
         self.pps: dict[int, PictureParameters] = {}
         self.known: set[bytes] = set()
         self.doubt = self.irregularity = ""
+        self.changes_sets = False
         self.has_ended = False  # HEVC: what follows is another sequence
         for unit in stored_units(codec, extradata):
             self.add_set(unit)
@@ -57,42 +50,41 @@ class NalStream:
         self.known.add(content)
         if kind == SPS[self.codec] and not self._is_of_another_layer(unit):
             if self.sps is not None:
-                self.doubts(NEW_SETS)
+                self.notice_new_sets()
             self.sps = parse_sps(self.codec, unit)
         elif self.codec == "hevc" and kind == PPS["hevc"] and (parsed := parse_hevc_pps(unit)):
             self.pps[parsed[0]] = parsed[1]
 
     def add_set_of_packet(self, unit: bytes) -> None:
         if unit.rstrip(b"\0") not in self.known:
-            self.doubts(NEW_SETS)  # who begins behind this packet does not have it
+            self.notice_new_sets()  # who begins behind this packet does not have it
             self.add_set(unit)
 
-    def notice_end_or_partition(self, h264: bool) -> None:
-        if h264:
-            self.doubts("data partitions")
-        self.has_ended = True
+    def notice_new_sets(self) -> None:
+        self.doubts(NEW_SETS)
+        self.changes_sets = True
 
     def doubts(self, reason: str) -> None:
         self.doubt = self.doubt or reason
 
-    def units(self, data: bytes) -> Iterator[_Unit]:
-        """The NAL units of a packet."""
-        hevc, size = self.codec == "hevc", len(data)
+    def units(self, data: bytes) -> list[tuple[int, int]]:
+        """Where the NAL units of a packet begin and end."""
+        found, size = [], len(data)
         if length_size := self.length_size:
             at = 0
             while at + length_size < size:
                 start = at + length_size
                 at = start + int.from_bytes(data[at:start], "big")
-                head = data[start]
-                yield _Unit(head >> 1 & 63 if hevc else head & 31, head, start, min(at, size))
+                found.append((start, at))
             if at != size:
                 self.doubts(DAMAGED)
-            return
+            return found
         at = data.find(b"\0\0\1")
         while at >= 0 and at + 3 < size:
-            head, following = data[at + 3], data.find(b"\0\0\1", at + 3)
-            yield _Unit(head >> 1 & 63 if hevc else head & 31, head, at + 3, following if following >= 0 else size)
+            following = data.find(b"\0\0\1", at + 3)
+            found.append((at + 3, following if following >= 0 else size))
             at = following
+        return found
 
     def _is_of_another_layer(self, unit: bytes) -> bool:
         return self.codec == "hevc" and len(unit) > 1 and bool((unit[0] & 1) << 5 | unit[1] >> 3)
@@ -109,6 +101,7 @@ class FirstSlices:
         self.is_referred_to: list[bool] = []  # H.264: whether any slice has nal_ref_idc
         self.x264_build = NO_BUILD
         h264, four = stream.codec == "h264", stream.length_size == 4
+        add = self._add_h264 if h264 else self._add_hevc
         for data in packets:
             head = data[4] << 8 | data[5] if len(data) > 8 else 0
             # Most packets are one slice, which begins a picture.
@@ -120,7 +113,7 @@ class FirstSlices:
                 self._add(head >> 8 & 31 if h264 else head >> 9, head, data[start : start + _HEADER_BYTES], 1)
                 self.is_referred_to.append(head & 0x6000 != 0)
             else:
-                self._add_units(stream, data, h264)
+                add(stream, data)
 
     def _add(self, kind: int, head: int, row: bytes, pictures: int) -> None:
         self.kinds.append(kind)
@@ -128,30 +121,51 @@ class FirstSlices:
         self.rows.append(rbsp(row))
         self.pictures.append(pictures)
 
-    def _add_units(self, stream: NalStream, data: bytes, h264: bool) -> None:
+    def _add_h264(self, stream: NalStream, data: bytes) -> None:
         kind, head, row, pictures, slices, referred = -1, 0, b"", 0, 0, 0
         if not self.kinds and (said := _X264_SAYS.search(data)):
             self.x264_build = int(said[1])
-        for unit in stream.units(data):
-            if unit.kind in _H264_SLICES if h264 else unit.kind in _HEVC_SLICES:
-                if unit.start + 3 > unit.end:
+        for start, end in stream.units(data):
+            unit_head = data[start]
+            unit_kind = unit_head & 31
+            if unit_kind == 1 or unit_kind == 5:
+                if start + 2 >= min(end, len(data)):
                     continue
-                second = data[unit.start + 1]
-                if not h264 and (unit.head & 1 or second >> 3):  # nuh_layer_id
+                slices, referred = slices + 1, referred | unit_head & 0x60
+                if data[start + 1] & 0x80:  # it begins a picture
+                    if not pictures:
+                        kind, head = unit_kind, unit_head << 8 | data[start + 1]
+                        row = data[start + 1 : min(end, start + 1 + _HEADER_BYTES)]
+                    pictures += 1
+            elif unit_kind == 7 or unit_kind == 8:
+                stream.add_set_of_packet(data[start:end])
+            elif unit_kind in _H264_PARTITIONS:
+                stream.doubts("data partitions")
+        self._add(kind, head, row, pictures)
+        self.is_referred_to.append(bool(referred) or not slices)
+
+    def _add_hevc(self, stream: NalStream, data: bytes) -> None:
+        kind, head, row, pictures, slices = -1, 0, b"", 0, 0
+        for start, end in stream.units(data):
+            if start + 3 > min(end, len(data)):
+                continue
+            unit_head = data[start] << 8 | data[start + 1]
+            unit_kind = unit_head >> 9
+            if unit_kind < 32:
+                if unit_head & 0x1F8:  # nuh_layer_id
                     stream.doubts("several layers")
                     continue
-                slices, referred = slices + 1, referred | unit.head & 0x60
-                start = unit.start + (1 if h264 else 2)
-                if data[start] >> 7:  # it begins a picture
+                slices += 1
+                if data[start + 2] & 0x80:  # it begins a picture
                     if not pictures:
-                        kind, head = unit.kind, unit.head << 8 | second
-                        row = data[start : min(unit.end, start + _HEADER_BYTES)]
+                        kind, head = unit_kind, unit_head
+                        row = data[start + 2 : min(end, start + 2 + _HEADER_BYTES)]
                     pictures += 1
-            elif unit.kind in PARAMETER_SETS[stream.codec]:
-                stream.add_set_of_packet(data[unit.start : unit.end])
-            elif unit.kind in _H264_PARTITIONS if h264 else unit.kind in _HEVC_ENDS:
-                stream.notice_end_or_partition(h264)
+            elif unit_kind in PARAMETER_SETS["hevc"]:
+                stream.add_set_of_packet(data[start:end])
+            elif unit_kind in _HEVC_ENDS:
+                stream.has_ended = True
         if stream.has_ended and slices:
             stream.doubts("several sequences")
         self._add(kind, head, row, pictures)
-        self.is_referred_to.append(bool(referred) or not slices)
+        self.is_referred_to.append(True)

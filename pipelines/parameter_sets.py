@@ -155,7 +155,10 @@ def _h264(bits: BitReader) -> SequenceParameters:
         poc_bits = bits.golomb() + 4
     elif order == 1:
         bits.read(), bits.signed_golomb(), bits.signed_golomb()
-        for _ in range(bits.golomb()):
+        cycle = bits.golomb()
+        if cycle > 255:
+            raise ValueError("num_ref_frames_in_pic_order_cnt_cycle is at most 255")
+        for _ in range(cycle):
             bits.signed_golomb()
     bits.golomb(), bits.read()  # number of references, gaps
     width, height = 16 * (bits.golomb() + 1), 16 * (bits.golomb() + 1)

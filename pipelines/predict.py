@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines.bitstream import StreamHeaders, read_av1, read_mjpeg, read_vp8, read_vp9
 from pipelines.frame_table import FrameTable
-from pipelines.mpeg4 import PACKED, read_mpeg4
+from pipelines.mpeg4 import PACKED, depends_on_name, read_mpeg4
 from pipelines.nal_headers import read_h264, read_hevc
 
 _READERS = {
@@ -26,16 +26,18 @@ class Prediction(NamedTuple):
     table: FrameTable
     stream_doubt: str  # why the headers of the packets do not prove it
     packet_doubt: str  # why the packets may not be those that are shown
+    changes_sets: bool = False  # as `StreamHeaders.changes_sets`
 
 
 def predict(
-    packets: Sequence[av.Packet], codec: str, extradata: bytes, is_timed: bool, reorder_depth: int, is_unpacked: bool
+    packets: Sequence[av.Packet], context: av.VideoCodecContext, *, is_timed: bool, is_unpacked: bool
 ) -> Prediction:
-    """The frame table of a stream, and what casts a doubt on it.
+    """The frame table of a stream, and what casts a doubt on it; `context` is the container's.
 
-    `is_timed`: whether the packets' times were stored with them, and not made up in decode order. `reorder_depth`: so
-    many frames the decoder holds back. `is_unpacked`: the packets were made of others, that held several pictures.
+    `is_timed`: whether the packets' times were stored with them, and not made up in decode order. `is_unpacked`: the
+    packets were made of others, that held several pictures.
     """
+    codec, extradata = context.codec.canonical_name, context.extradata or b""
     reader = _READERS.get(codec)
     if reader is None:
         headers = _of_flags(packets, codec)
@@ -53,12 +55,14 @@ def predict(
     )  # fmt: skip
     if is_unpacked:
         doubt = doubt or PACKED
-    if codec in ("h264", "hevc") and not doubt and table.depth > reorder_depth:
+    if codec in ("h264", "hevc") and not doubt and table.depth > context.reorder_depth:
         doubt = "frames that are reordered further than the stream says"
+    if codec == "mpeg4" and depends_on_name(context.codec_tag, extradata + bytes(packets[0])):
+        doubt = doubt or "a coder that only the container names"
     packet_doubt = "an edit list" if is_discarded.any() else ""
     if any([packet.is_corrupt for packet in packets]):
         packet_doubt = "damaged packets"
-    return Prediction(table, headers.doubt or doubt, packet_doubt)
+    return Prediction(table, headers.doubt or doubt, packet_doubt, headers.changes_sets)
 
 
 def _of_flags(packets: Sequence[av.Packet], codec: str) -> StreamHeaders:

@@ -29,6 +29,7 @@ _MOST_CUTS = 30  # groups of which a single frame is decoded, too
 _FEW_CUTS = 4
 _MOST_SEEK_POINTS = 60
 _LATEST = 40  # frames after the one that came out last before a key frame, among which its own one is looked for
+_SECONDS_A_PACKET = 1  # that proving may take beside the time that a file has for being read
 _MOST_DECODED = 3  # times the frames of the file, while seek points are looked for
 
 
@@ -60,19 +61,26 @@ def open_video(
 def prove(video: Video, any_size: bool = False) -> FirstFrame | None:
     """Make the video's frame table one that can be trusted.
 
-    Decodes the file if the table is in doubt, and then returns what its first frame says. Raises ValueError with the
-    path and the reason where it has no frames, or, without `any_size`, frames of different sizes or pixel formats.
+    Decodes the first frame, and the whole file if the table is in doubt. Returns what the first frame says; None where
+    the table was proven before. Raises ValueError with the path and the reason where it has no frames, or, without
+    `any_size`, frames of different sizes or pixel formats.
     """
-    if not video.doubt:
+    if video.is_stored:
         return None
+    first = None if video.doubt else video.first_frame()
+    if not video.doubt:
+        return first
+    video.seconds += _SECONDS_A_PACKET * len(video.raw_packets)
     whole = decode_whole(video)
     if whole.change and not any_size:
         raise ValueError(f"{video.name}: {whole.change}")
     video.decoded_times = whole.times
     video.width, video.height = whole.first.width, whole.first.height
-    predicted = video.frame_table.thinned(_MOST_ENTRIES)
+    predicted = video.frame_table if _is_intra(video) else video.frame_table.thinned(_MOST_ENTRIES)
     video.frame_table = replace(predicted, proof="decoded")
-    if not whole.change and agrees(video, whole):
+    # Where sets change, it matters which packets came before; where a picture is damaged, what a decoder makes up does.
+    is_whole = not (whole.change or whole.damaged or whole.num_failed or video.changes_sets)
+    if is_whole and agrees(video, whole):
         if video.codec not in HELD or not makes_files(video, whole):
             irregularity = predicted.irregularity or UNFIT
             video.frame_table = replace(video.frame_table, is_remuxable=False, irregularity=irregularity)
@@ -86,6 +94,11 @@ def prove(video: Video, any_size: bool = False) -> FirstFrame | None:
     return video.first_frame(whole.first)
 
 
+def _is_intra(video: Video) -> bool:
+    """Whether the codec has no other pictures than those that refer to none; tables of a JPEG may lie elsewhere."""
+    return video.codec != "mjpeg" and video.stream.codec_context.codec.intra_only
+
+
 def decode_whole(video: Video) -> WholeDecode:
     """Decode all packets in the order of the file. Raises ValueError if no frame comes of them."""
     digests: list[bytes] = []
@@ -96,7 +109,7 @@ def decode_whole(video: Video) -> WholeDecode:
     change = ""
     video.num_failed = 0
     with video.reopened() as (container, stream):
-        packets = _Counted(stored_packets(container, stream))
+        packets = _Counted(stored_packets(container, stream, video.name))
         for frame in video.decode(packets, stream.codec_context):
             first = first or frame
             change = change or _change(first, frame)
@@ -146,7 +159,7 @@ def agrees(video: Video, whole: WholeDecode) -> bool:
     groups = list(pairwise(entries))
     are_timed = video.is_read and video.times_of(table.frames) == whole.times
     stride = -(-len(groups) // (_FEW_CUTS if are_timed else _MOST_CUTS))
-    for start, end in groups[::stride] if are_timed else groups:
+    for start, end in groups[:: stride if are_timed else -(-len(groups) // _MOST_ENTRIES)]:
         group = np.flatnonzero((table.frames >= start) & (table.frames < end))
         if not len(group):
             continue
@@ -194,7 +207,7 @@ def find_seek_points(video: Video, digests: Sequence[bytes], after: Sequence[int
     first packet is always one.
     """
     with video.reopened() as (container, stream):
-        packets = list(stored_packets(container, stream))
+        packets = list(stored_packets(container, stream, video.name))
     keys = [number for number, packet in enumerate(packets) if packet.is_keyframe and number]
     keys = keys[:: max(-(-len(keys) // _MOST_SEEK_POINTS), 1)]
     points: list[tuple[int, int]] = []

@@ -27,7 +27,7 @@ def at_constant_rate(video: Video, fps: Fraction, short: int) -> Iterator[av.Vid
     count = due = 0
     held: Any = None
     with video.reopened() as (container, stream):
-        decoded = video.decode(stored_packets(container, stream), stream.codec_context)
+        decoded = video.decode(stored_packets(container, stream, video.name), stream.codec_context)
         for count, frame in enumerate(decoded, 1):
             if count > len(ticks):
                 break

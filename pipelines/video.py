@@ -84,6 +84,8 @@ class Video:
             )
             self.decoded_times: Sequence[int | None] = ()  # of frames, where proving the table decoded them
             self.num_failed = 0  # packets that the decoder refused
+            self.is_stored = bool(stored)  # whether the frame table is an earlier one's, that was proven
+            self.changes_sets = False  # whether parameter sets change midway
             self.is_read = True  # whether the packets' headers leave no doubt, and only the container may
             self.doubt = ""  # why the frame table must not be trusted before it is proven (`pipelines.prove`)
             if stored:
@@ -110,17 +112,15 @@ class Video:
         is_timed = self.container.format.name not in _TIMELESS
         side_data = {data.data_type for packet in self.raw_packets for data in packet.iter_sidedata()}
         self._has_side_data = bool(side_data)
-        table, stream_doubt, packet_doubt = predict(
-            self._packets, self.codec, context.extradata or b"", is_timed, context.reorder_depth, self._is_unpacked
-        )
-        self.is_read = not stream_doubt
-        self.doubt = stream_doubt or packet_doubt or signs.doubt
+        found = predict(self._packets, context, is_timed=is_timed, is_unpacked=self._is_unpacked)
+        self.is_read, self.changes_sets = not found.stream_doubt, found.changes_sets
+        self.doubt = found.stream_doubt or found.packet_doubt or signs.doubt
         if side_data.intersection(_MEANINGFUL_SIDE_DATA):
             self.doubt = self.doubt or "parameters that change midway"
-            self.is_read = False
+            self.is_read, self.changes_sets = False, True
         if self.stream.frames and self.stream.frames != len(self.raw_packets):
             self.doubt = self.doubt or "another number of frames than the container says"
-        return table
+        return found.table
 
     def _signs(self) -> ContainerSigns:
         """What the container tells beside its packets."""
@@ -192,7 +192,8 @@ class Video:
     ) -> Iterator[av.VideoFrame]:
         """Give the frames of packets as one thread of FFmpeg's decoder does; what is damaged is left out."""
         context = context or self.stream.codec_context
-        context.thread_type, context.thread_count = "NONE", 1
+        if not context.is_open:
+            context.thread_type, context.thread_count = "NONE", 1
         for packet in packets:
             self.in_time()
             try:
@@ -215,6 +216,7 @@ class Video:
         context = self.stream.codec_context
         if frame is None:
             frame = next(self.decode(self._packets[:1]), None)
+            context.flush_buffers()
             if frame is None:
                 self.doubt = self.doubt or "a first packet without a frame"
             elif (frame.width, frame.height) != (self.width, self.height):
@@ -274,13 +276,10 @@ class Video:
 
     def _demux(self) -> list[av.Packet]:
         packets = []
-        try:
-            for packet in stored_packets(self.container, self.stream):
-                packets.append(packet)
-                if not len(packets) % _LOOKS_AT_CLOCK:
-                    self.in_time()
-        except av.error.FFmpegError as error:
-            raise ValueError(f"{self.name}: unreadable: {error.strerror}") from None
+        for packet in stored_packets(self.container, self.stream, self.name):
+            packets.append(packet)
+            if not len(packets) % _LOOKS_AT_CLOCK:
+                self.in_time()
         return packets
 
     def __enter__(self) -> Video:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.av1 import Av1Sequence, av1_temporal_unit
+from pipelines.av1 import Av1Frame, Av1Sequence, av1_temporal_unit
 from pipelines.bit_reader import BitReader
 from pipelines.frame_table import FrameTable, pack, unpack
 
@@ -45,11 +45,12 @@ def test_numbers_are_read_as_they_were_written(numbers: list[tuple[str, int]]) -
         bits.read(8)
 
 
-@given(st.permutations(range(12)))
+@given(st.one_of(st.permutations(range(12)), st.permutations(range(80)), st.just([90, *range(90)])))
 def test_the_depth_is_the_most_frames_that_overtake_another(order: list[int]) -> None:
-    always = np.ones(12, bool)
+    always = np.ones(len(order), bool)
     table = FrameTable(np.array(order), always, always, always, always, always)
-    assert table.depth == max(sum(earlier > rank for earlier in order[:at]) for at, rank in enumerate(order))
+    depth = max(sum(earlier > rank for earlier in order[:at]) for at, rank in enumerate(order))
+    assert table.depth == depth or min(table.depth, depth) > 16
 
 
 @given(st.permutations(range(9)), st.lists(st.integers(0, 31), min_size=9, max_size=9), st.booleans())
@@ -76,7 +77,20 @@ def test_av1_with_a_clock_operating_points_and_frame_numbers(has_own_size: bool)
     sequence += f"{8:04b}{7:04b}{339:09b}{255:08b}"  # the size
     sequence += "1" + f"{13:04b}{0:03b}"  # frame numbers of 16 bits
     sequence += "000" + "0000" + "1" + "00" + "1" + "0" + "1"  # tools; integer vectors as the sequence says: yes
-    frame = "0" + "00" + "1" + f"{77:012b}" + "0" + "1" + f"{0xFFFF:016b}" + str(int(has_own_size)) + "1" * 40
+    sequence += f"{4:03b}"  # order hints of 5 bits
+    frame = (
+        "0"
+        + "00"
+        + "1"
+        + f"{77:012b}"
+        + "0"
+        + "1"
+        + f"{0xFFFF:016b}"
+        + str(int(has_own_size))
+        + f"{9:05b}"
+        + "0"
+        + "1" * 40
+    )
     units = [(1, as_bytes(sequence)), (6, as_bytes(frame))]
     packet = b"".join(bytes([kind << 3 | 2, len(data)]) + data for kind, data in units)
     unit = av1_temporal_unit(packet, Av1Sequence(b""))
@@ -85,3 +99,27 @@ def test_av1_with_a_clock_operating_points_and_frame_numbers(has_own_size: bool)
     cut = packet[: 2 + 8] + packet[2 + len(units[0][1]) :]
     cut = bytes([cut[0], 8]) + cut[2:]
     assert av1_temporal_unit(cut, Av1Sequence(b"")).problem == "frame headers that cannot be read"
+
+
+@given(st.integers(0, 200), st.integers(1, 9), st.integers(0, 2**20))
+def test_av1_of_which_a_shown_frame_is_missing_is_noticed(first: int, group: int, seed: int) -> None:
+    """Groups of a key frame, a hidden frame that is shown last, and frames between."""
+    rng = np.random.default_rng(seed)
+    sequence = Av1Sequence(b"")
+    sequence.fields = sequence.fields._replace(hint_bits=7)
+    units: list[list[Av1Frame]] = []
+    for start in range(first, first + 40, group + 1):
+        units.append([Av1Frame(True, True, hint=start % 128)])
+        slot = int(rng.integers(8))
+        hidden = [Av1Frame(False, False, hint=(start + group) % 128, refreshed=1 << slot)]
+        for place in range(start + 1, start + group):
+            units.append([*hidden, Av1Frame(False, True, hint=place % 128, refreshed=0)])
+            hidden = []
+        units.append([*hidden, Av1Frame(False, True, shows_existing=True, slot=slot)])
+    lost = int(rng.integers(1, len(units) - 1))
+    assert all([sequence.follow(frame) for unit in units for frame in unit])
+    del units[lost]
+    sequence.last_shown = None
+    found = [sequence.follow(frame) for unit in units for frame in unit]
+    is_last_of_group = (lost + 1) % (group + 1) == 0  # the key frame after it may have any place
+    assert all(found) == is_last_of_group or lost % (group + 1) == 0
