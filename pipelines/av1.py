@@ -49,9 +49,10 @@ class Av1Sequence:
         if frame.shows_existing:
             hint, is_key = self.hints[frame.slot], bool(self.key_slots >> frame.slot & 1)
             slots = 0xFF if is_key else 0
-        for slot in range(8):
-            if slots >> slot & 1:
-                self.hints[slot] = hint
+        if slots == 0xFF:
+            self.hints = [hint] * 8
+        elif slots:
+            self.hints = [hint if slots >> slot & 1 else held for slot, held in enumerate(self.hints)]
         waits = is_key and not frame.is_shown
         self.key_slots = self.key_slots | slots if waits else self.key_slots & ~slots
         if not (frame.is_shown and bits):
@@ -145,28 +146,32 @@ def _av1_frame(data: bytes, fields: _Av1Fields) -> Av1Frame:
     """Read an uncompressed header (5.9.2) up to the slots that the frame goes to; ValueError if it is cut short."""
     if fields.is_reduced:
         return Av1Frame(True, True)
-    bits = BitReader(data[:16])
-    if bits.read():
-        return Av1Frame(False, True, shows_existing=True, slot=bits.read(3))
-    kind, is_shown = bits.read(2), bits.read()
-    bits.read(fields.time_bits if is_shown else 1)  # whether it can be shown later
+    first = data[0]
+    if first & 0x80:
+        return Av1Frame(False, True, shows_existing=True, slot=first >> 4 & 7)
+    kind, is_shown = first >> 5 & 3, bool(first & 0x10)
     if kind == _SWITCH_FRAME:
-        return Av1Frame(False, bool(is_shown), has_own_size=True)
+        return Av1Frame(False, is_shown, has_own_size=True)
+    # One number and shifts: this is done for every frame of a data set.
+    value, left = int.from_bytes(data[:16], "big"), 8 * min(len(data), 16) - 4
+    left -= fields.time_bits if is_shown else 1  # its time, or whether it can be shown later
     is_entry = kind == _KEY_FRAME and is_shown
-    is_resilient = 1 if is_entry else bits.read()
-    bits.read()
-    allows_tools = bits.read() if fields.screen_content == 2 else fields.screen_content
-    if allows_tools and fields.integer_mv == 2:
-        bits.read()
-    bits.read(fields.id_bits)
-    has_own_size = bits.read()
-    hint = bits.read(fields.hint_bits)
-    if not (is_resilient or kind in (_KEY_FRAME, _INTRA_FRAME)):
-        bits.read(3)  # the frame whose contexts it begins with
-    if fields.has_model and bits.read():
-        return Av1Frame(kind == _KEY_FRAME, bool(is_shown), problem="times of the decoder's buffers")
-    refreshed = 0xFF if is_entry else bits.read(8)
-    return Av1Frame(kind == _KEY_FRAME, bool(is_shown), False, bool(has_own_size), 0, hint, refreshed)
+    left -= not is_entry
+    is_resilient = is_entry or value >> left & 1
+    left -= 2 if fields.screen_content == 2 else 1
+    allows_tools = value >> left & 1 if fields.screen_content == 2 else fields.screen_content
+    left -= bool(allows_tools and fields.integer_mv == 2) + fields.id_bits + 1
+    has_own_size = bool(value >> left & 1)
+    left -= fields.hint_bits
+    hint = value >> left & (1 << fields.hint_bits) - 1
+    if not (is_resilient or kind == _KEY_FRAME or kind == _INTRA_FRAME):
+        left -= 3  # the frame whose contexts it begins with
+    left -= fields.has_model
+    if fields.has_model and value >> left & 1:
+        return Av1Frame(kind == _KEY_FRAME, is_shown, problem="times of the decoder's buffers")
+    left -= 0 if is_entry else 8
+    refreshed = 0xFF if is_entry else value >> left & 0xFF
+    return Av1Frame(kind == _KEY_FRAME, is_shown, False, has_own_size, 0, hint, refreshed)
 
 
 def av1_temporal_unit(data: bytes, sequence: Av1Sequence) -> TemporalUnit:
@@ -200,7 +205,8 @@ def av1_temporal_unit(data: bytes, sequence: Av1Sequence) -> TemporalUnit:
 
 
 def _obus(data: bytes) -> list[tuple[int, int, bytes]]:
-    """The open bitstream units of a packet: type, spatial layer, up to 64 bytes of payload (all of a sequence header).
+    """The open bitstream units of a packet that are sequence headers or frames: type, spatial layer, payload (of frames
+    the first 64 bytes).
 
     Raises IndexError for one that is cut short.
     """
@@ -222,6 +228,9 @@ def _obus(data: bytes) -> list[tuple[int, int, bytes]]:
                     break
         if at + size > len(data):
             raise IndexError("an open bitstream unit is cut short")
-        units.append((kind, layer, data[at : at + (size if kind == _OBU_SEQUENCE else min(size, 64))]))
+        if kind in _OBU_FRAMES:
+            units.append((kind, layer, data[at : at + min(size, 64)]))
+        elif kind == _OBU_SEQUENCE:
+            units.append((kind, layer, data[at : at + size]))
         at += size
     return units

@@ -15,6 +15,7 @@ from pipelines.vpx import PLAIN_INTER, vp8_frame, vp9_packet
 
 HIDDEN_FRAMES = "hidden frames"
 SIZE_CHANGES = "the frame size changes"
+_SOI = b"\xff\xd8\xff"  # start of image, and of the next marker
 _SOS, _DQT, _DHT = 0xDA, 0xDB, 0xC4  # markers: start of scan, quantization and Huffman tables
 _TABLES = "tables that are not in every packet"
 _SOF = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of frame
@@ -77,7 +78,12 @@ def read_av1(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
 def read_mjpeg(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
     """Every packet is a JPEG image (ITU-T T.81, annex B), and has the tables that it needs."""
     del extradata
-    images = [_jpeg(packet) for packet in packets]
+    images: list[_Jpeg] = []
+    head = b"no image"
+    for packet in packets:
+        is_like_last = packet.startswith(head) and packet.find(_SOI, len(head)) < 0
+        images.append(images[-1] if is_like_last else _jpeg(packet))
+        head = packet[: images[-1].head_size] or b"no image"
     always = [True] * len(images)
     headers = _in_decode_order(always, always, [image.size for image in images], [image.problem for image in images])
     if len({image.huffman for image in images}) > 1:
@@ -89,6 +95,7 @@ class _Jpeg(NamedTuple):
     size: tuple[int, int]  # width, height
     huffman: frozenset[int]  # classes and numbers of the tables that it brings; of those it does not, the standard's
     problem: str
+    head_size: int  # bytes up to the start of scan
 
 
 def _jpeg(data: bytes) -> _Jpeg:
@@ -110,11 +117,11 @@ def _jpeg(data: bytes) -> _Jpeg:
         at = end
     if data[:2] != b"\xff\xd8" or data[at : at + 2] != bytes([0xFF, _SOS]) or not all(size):
         problem = "packets that are no JPEG images"
-    elif b"\xff\xd8\xff" in data[at:]:
+    elif data.find(_SOI, at) >= 0:
         problem = "packets of several images"
     elif not used <= quantization:
         problem = _TABLES
-    return _Jpeg(size, frozenset(huffman), problem)
+    return _Jpeg(size, frozenset(huffman), problem, 0 if problem else at + 2)
 
 
 def _table_numbers(segment: bytes, is_quantization: bool) -> list[int]:

@@ -18,23 +18,16 @@ from pipelines.bitstream import StreamHeaders
 
 PACKED = "packed B-frames"
 _CUT = "B-frames before the second picture that they refer to"
-_START_CODE, _VOP, _USER_DATA = b"\0\0\1", 0xB6, 0xB2
-_VOL = range(0x20, 0x30)
+_START_CODE, _VOP = b"\0\0\1", b"\0\0\1\xb6"
+_VOL = re.compile(rb"\x00\x00\x01[\x20-\x2f](.*?)(?=\x00\x00\x01|\Z)", re.S)  # up to the next start code
+_USER_DATA = re.compile(rb"\x00\x00\x01\xb2(.*?)(?=\x00\x00\x01|\Z)", re.S)
 _MOST_HEADERS = 1 << 16  # bytes of headers that are kept for the next picture
-_I, _B = 0, 2  # vop_coding_type; P is 1, S (a sprite, predicted like P) 3
+_I, _P, _B = 0, 1, 2  # vop_coding_type; P is 1, S (a sprite, predicted like P) 3
 # FFmpeg decodes a stream that an unknown coder made according to its container's name for it, and rounds as that
 # coder did. A trimmed file has another name.
 _CODER = re.compile(rb"XviD|DivX|Lavc|FFmpe|ffmpeg", re.I)
 _NAMES_WITHOUT_MEANING = {"mp4v", "fmp4", "\0\0\0\0"}
 _NAMES_OF_CODERS = {"xvid", "divx", "dx50"}  # whose user data says the same
-
-
-class _Vop(NamedTuple):
-    kind: int
-    is_coded: bool  # False: it repeats the picture before, and no decoder gives a frame for it
-
-
-_NO_VOP = _Vop(1, False)
 
 
 class _Layer(NamedTuple):
@@ -73,31 +66,43 @@ def depends_on_name(name: str, headers: bytes) -> bool:
     return name not in _NAMES_WITHOUT_MEANING and (name not in _NAMES_OF_CODERS or not _CODER.search(headers))
 
 
-def _read_vop(data: bytes, increment_bits: int) -> _Vop:
-    """Read a VOP's header, behind its start code (6.2.5); ValueError where it is cut short."""
+def _read_vop(data: bytes, increment_bits: int) -> tuple[int, bool]:
+    """Read the type of a VOP and whether it is coded, behind its start code (6.2.5); ValueError where it is cut short.
+
+    One that is not coded repeats the picture before, and no decoder gives a frame for it.
+    """
+    if not data[0] & 0x20:  # as most: within the same second
+        at = 5 + increment_bits
+        return data[0] >> 6, bool(data[at >> 3] >> 7 - (at & 7) & 1)
     bits = BitReader(data)
     kind = bits.read(2)
     while bits.read():  # modulo_time_base
         pass
     bits.read(1 + increment_bits + 1)
-    return _Vop(kind, bool(bits.read()))
+    return kind, bool(bits.read())
 
 
-def _start_codes(data: bytes, of: int) -> list[int]:
-    """Where the start codes of a kind lie in a packet."""
-    code, found = _START_CODE + bytes([of]), []
-    at = data.find(code)
+def _starts(data: bytes) -> list[int]:
+    """Where the VOPs of a packet begin."""
+    found, at = [], data.find(_VOP)
     while at >= 0:
         found.append(at)
-        at = data.find(code, at + 4)
+        at = data.find(_VOP, at + 4)
     return found
+
+
+def _holds_one(data: bytes) -> bool:
+    at = data.find(_VOP)
+    return at >= 0 and data.find(_VOP, at + 4) < 0
 
 
 def unpack(packets: Sequence[av.Packet]) -> list[av.Packet]:
     """Packets of one picture each, in decode order; the same ones if none holds two or only stands for one."""
+    if all([_holds_one(bytes(packet)) for packet in packets]):
+        return list(packets)
     contents = [bytes(packet) for packet in packets]
-    vops = [_start_codes(content, _VOP) for content in contents]
-    if all(len(starts) == 1 for starts in vops) or not any(vops):
+    vops = [_starts(content) for content in contents]
+    if not any(vops):
         return list(packets)
     unpacked: list[av.Packet] = []
     ahead = b""  # headers of a packet without a picture belong to the next one
@@ -120,42 +125,51 @@ def unpack(packets: Sequence[av.Packet]) -> list[av.Packet]:
 
 
 def read_mpeg4(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
-    """Read the type of each picture: B pictures are shown at once, all others once the next of them comes."""
+    """Read the type of each picture: B pictures are shown at once, all others once the next of them comes.
+
+    The packets hold one picture each, as unpack() makes them.
+    """
     layers, known_data = _layers(extradata), _user_data(extradata)
     bits = _increment_bits(layers)
-    vops = []
+    heads: set[bytes] = set()
+    kinds: list[int] = []
+    coded: list[bool] = []
     doubt = ""
     for data in packets:
-        starts = _start_codes(data, _VOP)
-        if len(starts) != 1:
+        start = data.find(_VOP)
+        if start < 0:
             doubt = doubt or PACKED
-        if starts != [0]:
-            head = data[: starts[0]] if starts else data
+        if start and (head := data[:start] if start > 0 else data) not in heads:
+            heads.add(head)
             layers |= _layers(head)
             bits = _increment_bits(layers)
             if not _user_data(head) <= known_data:
                 # It names the coder, whose mistakes FFmpeg makes up for once it has seen it.
                 doubt = doubt or "user data beside the parameter sets"
         try:
-            vops.append(_read_vop(data[starts[0] + 4 : starts[0] + 20], bits) if starts else _NO_VOP)
-        except ValueError:
-            vops.append(_NO_VOP)
+            kind, is_coded = _read_vop(data[start + 4 : start + 20], bits) if start >= 0 else (_P, False)
+        except (ValueError, IndexError):
+            kind, is_coded = _P, False
             doubt = doubt or "headers that cannot be read"
+        kinds.append(kind)
+        coded.append(is_coded)
     if len(layers) > 1:
         doubt = doubt or "parameter sets that change midway"
-    if any(vop.kind == _B for vop in vops) and not all(layer and layer.low_delay is False for layer in layers.values()):
+    if _B in kinds and not all(layer and layer.low_delay is False for layer in layers.values()):
         doubt = doubt or "B-frames that its header does not announce"
-    is_output = _are_output(vops)
+    given, is_b = np.array(coded, bool), np.array(kinds) == _B
+    # A decoder gives a frame for a B picture only once it has two pictures to predict it from.
+    is_output = given & (~is_b | (np.cumsum(given & ~is_b) > 1))
     irregularity = ""
-    if not all(is_output):
-        irregularity = _CUT if all(vop.is_coded for vop in vops) else PACKED
+    if not is_output.all():
+        irregularity = _CUT if given.all() else PACKED
         doubt = doubt or irregularity
     return StreamHeaders(
-        is_random_access=np.array([vop.kind == _I and vop.is_coded for vop in vops]),
-        is_closed=np.zeros(len(vops), bool),
-        is_reference=np.array([vop.kind != _B and vop.is_coded for vop in vops]),
-        is_output=np.array(is_output),
-        order=_display_order(vops),
+        is_random_access=(np.array(kinds) == _I) & given,
+        is_closed=np.zeros(len(kinds), bool),
+        is_reference=given & ~is_b,
+        is_output=is_output,
+        order=_display_order(given & ~is_b, given),
         irregularity=irregularity,
         doubt=doubt,
         changes_sets=len(layers) > 1,
@@ -167,47 +181,32 @@ def _increment_bits(layers: Mapping[bytes, _Layer | None]) -> int:
     return layer.increment_bits if layer else 1
 
 
-def _are_output(vops: Sequence[_Vop]) -> list[bool]:
-    """Whether a decoder gives a frame for each; for B pictures only once it has two pictures to predict them from."""
-    given, before = [], 0
-    for vop in vops:
-        given.append(vop.is_coded and (vop.kind != _B or before > 1))
-        before += vop.is_coded and vop.kind != _B
-    return given
-
-
 def _layers(data: bytes) -> dict[bytes, _Layer | None]:
     """The video object layers among some headers, by their bytes up to the next start code."""
-    found: dict[bytes, _Layer | None] = {}
-    for kind in _VOL if data else ():
-        for at in _start_codes(data, kind):
-            end = data.find(_START_CODE, at + 4)
-            content = data[at + 4 : end if end >= 0 else len(data)].rstrip(b"\0")
-            found[content] = _read_layer(content + bytes(4))
-    return found
+    contents = (match[1].rstrip(b"\0") for match in _VOL.finditer(data))
+    return {content: _read_layer(content + bytes(4)) for content in contents}
 
 
 def _user_data(data: bytes) -> set[bytes]:
     """The user data among some headers."""
-    found = set()
-    for at in _start_codes(data, _USER_DATA) if data else ():
-        end = data.find(_START_CODE, at + 4)
-        found.add(data[at : end if end >= 0 else len(data)].rstrip(b"\0"))
-    return found
+    return {match[1].rstrip(b"\0") for match in _USER_DATA.finditer(data)}
 
 
-def _display_order(vops: Sequence[_Vop]) -> np.ndarray:
-    order = np.zeros(len(vops), np.int64)
+def _display_order(is_anchor: np.ndarray, is_coded: np.ndarray) -> np.ndarray:
+    """(N,) places in presentation order; an anchor is what B pictures are predicted from."""
+    if is_anchor.all():
+        return np.arange(len(is_anchor))
+    order = np.zeros(len(is_anchor), np.int64)
     place, waiting = 0, -1
-    for number, vop in enumerate(vops):
-        if vop.kind != _B and vop.is_coded:
+    for number, (anchor, coded) in enumerate(zip(is_anchor.tolist(), is_coded.tolist(), strict=True)):
+        if anchor:
             if waiting >= 0:
                 order[waiting] = place
                 place += 1
             waiting = number
         else:
             order[number] = place
-            place += vop.is_coded
+            place += coded
     if waiting >= 0:
         order[waiting] = place
     return order

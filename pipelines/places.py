@@ -137,21 +137,25 @@ def read(path: str, ranges: Sequence[tuple[int, int]] | None = None) -> list[byt
     if ranges is None:
         ranges = [(0, size_of(path))]
     spans: list[list[int]] = []
-    within: dict[tuple[int, int], int] = {}  # range -> its span
+    within: dict[int, int] = {}  # where a range begins -> its span
+    gap, reached = _GAPS[is_remote(path)], -1 << 62
     for start, end in sorted(ranges):  # pictures need not lie in the order in which they are decoded
-        if spans and start - spans[-1][1] <= _GAPS[is_remote(path)]:
-            spans[-1][1] = max(spans[-1][1], end)
+        if start - reached <= gap:
+            spans[-1][1] = reached = end if end > reached else reached
         else:
             spans.append([start, end])
-        within[start, end] = len(spans) - 1
+            reached = end
+        within[start] = len(spans) - 1
     with reported(path):
         blocks = _fetch(place, spans)
     held: list[bytes] = []
     for start, end in ranges:
-        first = spans[within[start, end]][0]
-        held.append(blocks[within[start, end]][start - first : end - first])
-        if len(held[-1]) != end - start:
+        span = within[start]
+        first = spans[span][0]
+        part = blocks[span][start - first : end - first]
+        if len(part) != end - start:
             raise ValueError(f"{path}: it ends before byte {end}")
+        held.append(part)
     return held
 
 

@@ -162,8 +162,7 @@ class Video:
         for last, packet in enumerate(packets, 1):
             size += packet.size
             if size >= _COMPARED or last == len(packets):
-                held = self._bytes(ranges[first:last])
-                if any(bytes(p) != data for p, data in zip(packets[first:last], held, strict=True)):
+                if list(map(bytes, packets[first:last])) != self._bytes(ranges[first:last]):
                     return False
                 first, size = last, 0
         return True

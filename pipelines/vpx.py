@@ -19,11 +19,14 @@ class VpxFrame(NamedTuple):
     problem: str = ""
 
 
-PLAIN_INTER = [VpxFrame(False, True)]
+_SHOWN_INTER = VpxFrame(False, True)
+PLAIN_INTER = [_SHOWN_INTER]
 
 
 def vp8_frame(data: bytes) -> VpxFrame:
     """Read a frame tag (RFC 6386, 9.1)."""
+    if data[0] & 0x11 == 0x11 and len(data) > 3:
+        return _SHOWN_INTER
     is_key, is_shown = not data[0] & 1, bool(data[0] >> 4 & 1)
     if not is_key:
         return VpxFrame(False, is_shown, problem="" if len(data) > 3 else DAMAGED)
