@@ -82,7 +82,7 @@ class FrameTable:
         return int(deeper.max(initial=0))
 
     def thinned(self, most: int) -> FrameTable:
-        """The same with at most so many places to begin at, which are proven one by one."""
+        """The same with at most so many places to begin at."""
         places = np.flatnonzero(self.is_random_access)
         if len(places) <= most:
             return self

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TextIO, TypeVar
 
@@ -42,8 +43,8 @@ F = TypeVar("F", bound=Fact)
 
 @dataclass(frozen=True)
 class Reading(Generic[F]):
-    """How facts of a kind come about: `read` is a module's function that never raises, `failed(path, why)` the fact of
-    a file that ends the process which reads it. `version` is of what a fact says, `name` names them in messages.
+    """How facts of a kind come about: `read` is a module's function that does not raise for a bad file, `failed(path,
+    why)` the fact of one that brings a fault to light or ends the process which reads it. `version` is of what a fact says, `name` names them in messages.
     `holds`: whether what a fact says is still so, beside its file. `pool_from`: files from which processes pay."""
 
     kind: type[F]
@@ -85,13 +86,14 @@ def refresh(paths: Sequence[str], cache: Path, reading: Reading[F], workers: int
 def _map(reading: Reading[F], paths: Sequence[str], workers: int) -> Iterator[F]:
     """The fact of each path, in order; a file that ends its process is found by reading its neighbours one by one."""
     workers = min(workers, 32)
+    read = partial(_read_or_name, reading.read, reading.failed)
     if workers < 2 or len(paths) < reading.pool_from:
-        yield from map(reading.read, paths)
+        yield from map(read, paths)
         return
     chunk, done = max(min(32, len(paths) // (8 * workers)), 1), 0
     with worker_pool(workers) as pool:
         try:
-            for fact in pool.map(reading.read, paths, chunksize=chunk):
+            for fact in pool.map(read, paths, chunksize=chunk):
                 done += 1
                 yield fact
             return
@@ -103,11 +105,19 @@ def _map(reading: Reading[F], paths: Sequence[str], workers: int) -> Iterator[F]
         with worker_pool(1) as pool:
             try:
                 while suspects:
-                    yield pool.submit(reading.read, suspects[0]).result()
+                    yield pool.submit(read, suspects[0]).result()
                     suspects.pop(0)
             except BrokenProcessPool:
                 yield reading.failed(suspects.pop(0), "reading it ends the process that does")
     yield from _map(reading, paths[done:], workers)
+
+
+def _read_or_name(read: Callable[[str], F], failed: Callable[[str, str], F], path: str) -> F:
+    """The fact of a file; a fault of ours that it brings to light is its reason, and does not stop the others."""
+    try:
+        return read(path)
+    except Exception as error:
+        return failed(path, f"{type(error).__name__}: {error} (a fault of Clipline's: please report it with this file)")
 
 
 def _kept(cache: Path, facts: Iterable[F]) -> Iterable[F]:

@@ -24,7 +24,7 @@ from pipelines.frames import decode_frames, frame_digest
 from pipelines.remux import HELD, remux
 from pipelines.video import FirstFrame, Video
 
-_MOST_ENTRIES = 300  # places to begin at that are proven one by one
+_MOST_ENTRIES = 300  # places to begin at that are tried one by one
 _MOST_CUTS = 30  # groups of which a single frame is decoded, too
 _FEW_CUTS = 4
 _MOST_SEEK_POINTS = 60

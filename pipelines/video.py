@@ -218,6 +218,8 @@ class Video:
             context.flush_buffers()
             if frame is None:
                 self.doubt = self.doubt or "a first packet without a frame"
+            elif frame.is_corrupt:
+                self.doubt = self.doubt or "a damaged first frame"
             elif (frame.width, frame.height) != (self.width, self.height):
                 self.doubt = self.doubt or "frames of another size than the container says"
         sps = read_sps(self.codec, context.extradata or b"", bytes(self.raw_packets[0]))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import wave
+from functools import partial
 from pathlib import Path
 
 import av
@@ -311,6 +312,19 @@ def test_a_file_that_ends_its_reader_is_named_and_the_others_are_read(tmp_path, 
     assert [row.path for row in rows] == paths
     assert [n for n, row in enumerate(rows) if "ends the process" in row.error] == [7, 30]
     assert sum(row.missing for row in rows) == 38
+
+
+def stumble(path: str) -> Row:
+    return read_row(path) if "fine" in path else {}[path]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_fault_that_a_file_brings_to_light_is_named_and_the_others_are_read(tmp_path, monkeypatch, workers):
+    paths = [str(tmp_path / name) for name in ("fine1.mp4", "odd.mp4", "fine2.mp4")]
+    monkeypatch.setattr(index, "reading", partial(dataclasses.replace, reading(), read=stumble, pool_from=1))
+    rows = build_index([Clip(path, 0) for path in paths], tmp_path / "i.jsonl", workers=workers)
+    assert [row.missing for row in rows] == [True, False, True]
+    assert rows[1].error.startswith("KeyError: ") and "report it" in rows[1].error
 
 
 @pytest.mark.slow
