@@ -43,9 +43,12 @@ F = TypeVar("F", bound=Fact)
 
 @dataclass(frozen=True)
 class Reading(Generic[F]):
-    """How facts of a kind come about: `read` is a module's function that does not raise for a bad file, `failed(path,
-    why)` the fact of one that brings a fault to light or ends the process which reads it. `version` is of what a fact says, `name` names them in messages.
-    `holds`: whether what a fact says is still so, beside its file. `pool_from`: files from which processes pay."""
+    """How facts of a kind come about.
+
+    `read` is a module's function that does not raise for a bad file, `failed(path, why)` the fact of one that brings a
+    fault to light or ends the process which reads it. `version` is of what a fact says, `name` names them in messages.
+    `holds`: whether what a fact says is still so, beside its file. `pool_from`: files from which processes pay.
+    """
 
     kind: type[F]
     version: int
