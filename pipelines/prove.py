@@ -177,7 +177,8 @@ def makes_files(video: Video, whole: WholeDecode) -> bool:
     """Tell whether packets of the video, written into a file of their own, give the frames of the whole decode."""
     count = len(whole.digests)
     spread = np.linspace(0, count - 1, 8).astype(int)
-    for frames in [spread] if video.is_read else (spread, spread[:1], np.arange(max(count - 20, 0), count)):
+    parts = [spread[:number] for number in (1, 3, 6)] + [np.arange(max(count - 20, 0), count)]
+    for frames in [spread] if video.is_read else [spread, *parts]:
         keep, positions = required_packets(video.frame_table, frames)
         try:
             with Video(remux(video, keep)) as small:
