@@ -39,9 +39,11 @@ class BitColumns:
     """The first 8 bytes of many headers, read side by side; every number is (N,) int64."""
 
     def __init__(self, rows: Sequence[bytes]):
-        data = b"".join([row[:8].ljust(8, b"\0") for row in rows])
+        sizes = np.fromiter(map(len, rows), np.int64, len(rows))
+        is_long = bool((sizes >= 8).all())  # as they are but for damage
+        data = b"".join([row[:8] if is_long else row[:8].ljust(8, b"\0") for row in rows])
         self._values = np.frombuffer(data, ">u8").astype(np.uint64)
-        self._left = np.array([8 * min(len(row), 8) for row in rows], np.int64)
+        self._left = 8 * np.minimum(sizes, 8)
 
     @property
     def is_readable(self) -> np.ndarray:

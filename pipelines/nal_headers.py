@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -45,38 +45,23 @@ class _PictureOrder:
 
 def read_h264(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
     """Read the first slice of each picture (H.264, 7.3.3)."""
-    stream, count = NalStream("h264", extradata), _PictureOrder()
+    stream = NalStream("h264", extradata)
     slices = FirstSlices(stream, packets)
+    kinds, pictures, is_referred_to = map(np.array, (slices.kinds, slices.pictures, slices.is_referred_to))
     frame_nums, lows, is_field, is_readable = _h264_columns(slices, stream.sps)
-    is_idr: list[bool] = []
-    is_output: list[bool] = []
-    order: list[int] = []
-    waiting: int | None = None  # frame_num of a field whose second one is to come
-    bits = stream.sps.poc_bits if stream.sps and not stream.sps.poc_type else 0
-    for number, kind in enumerate(slices.kinds):
-        is_picture = kind >= 0 and is_readable[number]
-        is_second = is_field[number] and waiting == frame_nums[number]
-        if kind == _H264_IDR and not is_second:
-            count.restart()
-        if is_second:
-            place = order[-1]
-        elif bits and is_picture:
-            place = count.next(lows[number], bits, slices.is_referred_to[number])
-        else:
-            place = count.period * _PERIOD + number
-        order.append(place)
-        # A recovery point that is no IDR is no place to begin: what a decoder does with the pictures around it, and
-        # with the gap in frame_num before it, differs between decoders.
-        is_idr.append(kind == _H264_IDR and not is_second)
-        waits = is_field[number] and not is_second and slices.pictures[number] == 1
-        waiting = frame_nums[number] if waits else None
-        is_output.append(is_picture and not waits)
-        if not is_picture:
-            stream.irregularity = NO_PICTURE
-        if slices.pictures[number] > 1 + is_field[number]:
-            stream.doubts(_SEVERAL)
-    if any(is_field):
+    is_picture = (kinds >= 0) & is_readable
+    is_second, waits = _field_pairs(frame_nums, is_field, pictures)
+    # A recovery point that is no IDR is no place to begin: what a decoder does with the pictures around it, and with
+    # the gap in frame_num before it, differs between decoders.
+    is_idr = (kinds == _H264_IDR) & ~is_second
+    if not is_picture.all():
+        stream.irregularity = NO_PICTURE
+    if (pictures > 1 + is_field).any():
+        stream.doubts(_SEVERAL)
+    if is_field.any():
         stream.doubts("field pictures")
+    elif stream.sps and _has_gaps(frame_nums[kinds >= 0], kinds[kinds >= 0], is_referred_to[kinds >= 0], stream.sps):
+        stream.doubts(_GAPS)
     if slices.x264_build <= _X264_DIRECT or slices.x264_build <= _X264_444 and stream.sps and stream.sps.chroma == 3:
         stream.doubts("a coder whose mistakes are made up for")
     if not is_idr[0]:
@@ -84,37 +69,62 @@ def read_h264(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
     is_known = stream.sps is not None and stream.sps.poc_type != 1
     if not is_known:
         stream.doubts("pictures whose order is not in their headers")
-    if stream.sps and not any(is_field) and _has_gaps(frame_nums, stream.sps.frame_num_bits, slices):
-        stream.doubts(_GAPS)
+    poc_bits = stream.sps.poc_bits if stream.sps and not stream.sps.poc_type else 0
+    order = _h264_order(is_idr, is_second, is_referred_to, np.where(is_picture, lows, -1), poc_bits)
     return StreamHeaders(
-        is_random_access=np.array(is_idr),
-        is_closed=np.array(is_idr),
-        is_reference=np.array(slices.is_referred_to) | np.array(is_field),
-        is_output=np.array(is_output),
-        order=np.array(order, np.int64) if is_known else None,
+        is_random_access=is_idr,
+        is_closed=is_idr,
+        is_reference=is_referred_to | is_field,
+        is_output=is_picture & ~waits,
+        order=order if is_known else None,
         irregularity=stream.irregularity,
         doubt=stream.doubt or stream.irregularity,
         changes_sets=stream.changes_sets,
     )
 
 
-def _has_gaps(frame_nums: Sequence[int], bits: int, slices: FirstSlices) -> bool:
+def _field_pairs(frame_nums: np.ndarray, is_field: np.ndarray, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) bool: whether a packet is the second field of a frame, and whether it is a first one whose second is to
+    come."""
+    is_second, waits = np.zeros(len(is_field), bool), np.zeros(len(is_field), bool)
+    for number in np.flatnonzero(is_field).tolist():
+        is_second[number] = number and waits[number - 1] and frame_nums[number - 1] == frame_nums[number]
+        waits[number] = not is_second[number] and pictures[number] == 1
+    return is_second, waits
+
+
+def _h264_order(
+    is_idr: np.ndarray, is_second: np.ndarray, is_referred_to: np.ndarray, lows: np.ndarray, bits: int
+) -> np.ndarray:
+    """(N,) places in presentation order, from pic_order_cnt_lsb of so many `bits` (-1: not known), or as decoded."""
+    order = np.cumsum(is_idr) * _PERIOD + np.arange(len(is_idr))
+    if bits:
+        count = _PictureOrder()
+        facts = zip(is_idr.tolist(), is_second.tolist(), is_referred_to.tolist(), lows.tolist(), strict=True)
+        for number, (restarts, second, is_base, low) in enumerate(facts):
+            if restarts:
+                count.restart()
+            if low >= 0 and not second:
+                order[number] = count.next(low, bits, is_base)
+    for number in np.flatnonzero(is_second).tolist():
+        order[number] = order[number - 1]
+    return order
+
+
+def _has_gaps(frame_nums: np.ndarray, kinds: np.ndarray, is_reference: np.ndarray, sps: SequenceParameters) -> bool:
     """Tell whether frame_num shows that a reference picture is missing, or restarts without an IDR picture (7.4.3)."""
-    kinds, numbers = np.array(slices.kinds), np.array(frame_nums)
-    is_picture = kinds >= 0
-    kinds, numbers, is_reference = kinds[is_picture], numbers[is_picture], np.array(slices.is_referred_to)[is_picture]
     last = np.maximum.accumulate(np.where(is_reference, np.arange(len(kinds)), -1))[:-1]  # before each but the first
-    expected = (numbers[last] + 1) % (1 << bits)
-    return bool(((kinds[1:] != _H264_IDR) & (last >= 0) & (numbers[1:] != expected)).any())
+    expected = (frame_nums[last] + 1) % (1 << sps.frame_num_bits)
+    return bool(((kinds[1:] != _H264_IDR) & (last >= 0) & (frame_nums[1:] != expected)).any())
 
 
 def _h264_columns(
     slices: FirstSlices, sps: SequenceParameters | None
-) -> tuple[list[int], list[int], list[bool], list[bool]]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Of each slice frame_num, pic_order_cnt_lsb, whether it is of a field, and whether it can be read."""
     if sps is None:
-        none = [0] * len(slices.kinds)
-        return none, none, [False] * len(none), [False] * len(none)
+        none = np.zeros(len(slices.kinds), np.int64)
+        return none, none, none.astype(bool), none.astype(bool)
     bits = BitColumns(slices.rows)
     for _ in ("first macroblock", "type", "picture parameter set"):
         bits.golomb()
@@ -122,11 +132,12 @@ def _h264_columns(
         bits.read(2)
     frame_nums = bits.read(sps.frame_num_bits)
     is_field = bits.read() if sps.interlaced else np.zeros(len(slices.kinds), np.int64)
-    bits.read(is_field)  # which of the two
+    if sps.interlaced:
+        bits.read(is_field)  # which of the two
     bits.golomb(np.array(slices.kinds) == _H264_IDR)  # idr_pic_id
-    lows = bits.read(0 if sps.poc_type else sps.poc_bits)
+    lows = bits.read(sps.poc_bits) if not sps.poc_type else np.zeros(len(slices.kinds), np.int64)
     is_readable = bits.is_readable
-    return frame_nums.tolist(), lows.tolist(), (is_field.astype(bool) & is_readable).tolist(), is_readable.tolist()
+    return frame_nums, lows, is_field.astype(bool) & is_readable, is_readable
 
 
 def read_hevc(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:

@@ -102,23 +102,27 @@ class FirstSlices:
         self.x264_build = NO_BUILD
         h264, four = stream.codec == "h264", stream.length_size == 4
         add = self._add_h264 if h264 else self._add_hevc
+        start = 5 if h264 else 6
         for data in packets:
             head = data[4] << 8 | data[5] if len(data) > 8 else 0
             # Most packets are one slice, which begins a picture.
             if four and not stream.has_ended and int.from_bytes(data[:4], "big") + 4 == len(data) and (
-                head >> 8 & 31 in _H264_SLICES and head & 0x80 if h264
-                else head >> 8 < 0x40 and not head & 0x1F8 and data[6] & 0x80
+                head & 0x80 and head >> 8 & 31 in _H264_SLICES if h264
+                else head < 0x4000 and not head & 0x1F8 and data[6] & 0x80
             ):  # fmt: skip
-                start = 5 if h264 else 6
-                self._add(head >> 8 & 31 if h264 else head >> 9, head, data[start : start + _HEADER_BYTES], 1)
+                self.kinds.append(head >> 8 & 31 if h264 else head >> 9)
+                self.heads.append(head)
+                self.rows.append(data[start : start + _HEADER_BYTES])
+                self.pictures.append(1)
                 self.is_referred_to.append(head & 0x6000 != 0)
             else:
                 add(stream, data)
+        self.rows = [rbsp(row) if b"\0\0\3" in row else row for row in self.rows]
 
     def _add(self, kind: int, head: int, row: bytes, pictures: int) -> None:
         self.kinds.append(kind)
         self.heads.append(head)
-        self.rows.append(rbsp(row))
+        self.rows.append(row)
         self.pictures.append(pictures)
 
     def _add_h264(self, stream: NalStream, data: bytes) -> None:

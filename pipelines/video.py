@@ -162,7 +162,8 @@ class Video:
         for last, packet in enumerate(packets, 1):
             size += packet.size
             if size >= _COMPARED or last == len(packets):
-                if list(map(bytes, packets[first:last])) != self._bytes(ranges[first:last]):
+                held = self._bytes(ranges[first:last])
+                if any(bytes(p) != data for p, data in zip(packets[first:last], held, strict=True)):
                     return False
                 first, size = last, 0
         return True
