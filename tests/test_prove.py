@@ -26,6 +26,7 @@ from tests.mp4_boxes import Sample, encode, mp4
 from tests.whole_decode import check, decode_whole
 
 FRAMES = list(render(0, 0, 1, 40, 96, 64))
+X265_ALONE = "pools=none:frame-threads=1"  # one thread
 X264 = {"x264-params": "bframes=2:keyint=12:scenecut=0"}
 
 
@@ -281,7 +282,7 @@ def test_times_that_are_not_in_the_order_of_the_frames(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("codec", ["libx264", "libx265"])
-@pytest.mark.parametrize("size", [(96, 64), (64, 48)])
+@pytest.mark.parametrize("size", [(96, 64), (64, 64)])
 def test_parameter_sets_that_change_midway(tmp_path: Path, codec: str, size: tuple[int, int]) -> None:
     """Two streams behind each other: of the same size they make one video, else none."""
     name = codec.replace("lib", "")
@@ -309,7 +310,7 @@ def test_parameter_sets_that_change_midway(tmp_path: Path, codec: str, size: tup
         row = check(tmp_path / "x.mkv")
         assert row.num_frames == 40 and row.proof in ("decoded", "sequential")
     else:
-        assert read_row(str(tmp_path / "x.mkv")).error == "the frame size changes from 96x64 to 64x48 midway"
+        assert read_row(str(tmp_path / "x.mkv")).error == "the frame size changes from 96x64 to 64x64 midway"
 
 
 def test_pictures_that_are_shown_before_the_idr_picture_they_follow(tmp_path: Path) -> None:
@@ -603,14 +604,21 @@ def test_the_whole_chain(tmp_path_factory: pytest.TempPathFactory, data) -> None
     bframes = data.draw(st.integers(0, 3), label="B-frames") if can_reorder else 0
     is_open = data.draw(st.booleans(), label="open groups")
     step = 1 if codec in ("libvpx-vp9", "libvpx", "mpeg2video") else 2
-    width, height = (step * data.draw(st.integers(16 // step, 70 // step), label=name) for name in ("width", "height"))
+    least = 64 if codec == "libx265" else 16  # x265 writes past its memory on smaller frames
+    width, height = (
+        step * data.draw(st.integers(least // step, 70 // step), label=name) for name in ("width", "height")
+    )
     count = data.draw(st.integers(1, 30), label="frames")
     parameters = f"keyint={gop}:bframes={bframes}:open-gop={int(is_open)}"
     options = {"libx264": {"x264_params": parameters}, "libvpx": {"deadline": "realtime", "cpu_used": "8"},
-               "libx265": {"preset": "ultrafast", "x265_params": f"{parameters}:log-level=none:pools=none"},
+               "libx265": {"preset": "ultrafast", "x265_params": f"{parameters}:log-level=none:{X265_ALONE}"},
                "libvpx-vp9": ALT_REF | {"auto_alt_ref": str(int(is_open))}}.get(codec, {})  # fmt: skip
     frames = [np.ascontiguousarray(picture[:height, :width]) for picture in render(0, 0, 1, count, 80, 80)]
     path = tmp_path_factory.mktemp("chain") / f"x.{suffix}"
     pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
     write(path, frames, codec, pix_fmt, gop=gop, bframes=bframes, **options)
+    if read_row(str(path)).error:  # FFmpeg does not know a transport stream of a few packets
+        with pytest.raises(av.error.FFmpegError):
+            decode_whole(path)
+        return
     check(path, draws=2)
