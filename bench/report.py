@@ -47,7 +47,7 @@ def set_name(name: str) -> str:
     coded, _, size = name.partition(" ")
     match = re.fullmatch(r"(h264|hevc|vp9)_(bframes|gop(\d+))(_prepared)?", coded)
     if not match:
-        return name
+        return {"av1": "AV1", "mpeg4": "MPEG-4 part 2", "vp8": "VP8", "mjpeg": "MJPEG"}.get(name, name)
     codec, kind, gop, prepared = match.groups()
     structure = f"GOP {gop}" if gop else "B-frames, GOP 250"
     parts = [{"h264": "H.264", "hevc": "HEVC", "vp9": "VP9"}[codec], structure, prepared and "prepared", size]
