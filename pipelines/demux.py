@@ -29,7 +29,7 @@ def open_container(where: Any, name: str) -> av.container.InputContainer:
 
 
 def moving_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:
-    """The video stream of a container; an album's cover is none. Raises ValueError with `name` if there is none."""
+    """Return a container's video stream; an album's cover is none. Raises ValueError with `name` if it has none."""
     if not container.streams.video:
         kinds = ", ".join(sorted({s.type for s in container.streams})) or "no streams at all"
         raise ValueError(f"{name}: no video stream (the file has: {kinds})")
@@ -44,8 +44,10 @@ def moving_stream(container: av.container.InputContainer, name: str) -> av.Video
 
 
 def stored_packets(container: av.container.InputContainer, stream: av.VideoStream, name: str) -> Iterator[av.Packet]:
-    """The packets of a stream that hold something; of a file cut short those before the cut. Raises ValueError with
-    `name` and the reason if a fault leaves none."""
+    """Yield the packets of a stream that hold something; of a file cut short those before the cut.
+
+    Raises ValueError with `name` and the reason if a fault leaves none.
+    """
     some = False
     try:
         for packet in container.demux(stream):

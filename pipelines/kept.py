@@ -116,7 +116,7 @@ def _map(reading: Reading[F], paths: Sequence[str], workers: int) -> Iterator[F]
 
 
 def _read_or_name(read: Callable[[str], F], failed: Callable[[str, str], F], path: str) -> F:
-    """The fact of a file; a fault of ours that it brings to light is its reason, and does not stop the others."""
+    """Return the fact of a file; a fault of ours that it brings to light is its reason, and stops no others."""
     try:
         return read(path)
     except Exception as error:

@@ -83,7 +83,7 @@ def _read_vop(data: bytes, increment_bits: int) -> tuple[int, bool]:
 
 
 def _starts(data: bytes) -> list[int]:
-    """Where the VOPs of a packet begin."""
+    """Return where the VOPs of a packet begin."""
     found, at = [], data.find(_VOP)
     while at >= 0:
         found.append(at)

@@ -84,8 +84,9 @@ def read_h264(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
 
 
 def _field_pairs(frame_nums: np.ndarray, is_field: np.ndarray, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) bool: whether a packet is the second field of a frame, and whether it is a first one whose second is to
-    come."""
+    """Tell of each packet whether it is the second field of a frame, and whether a first one whose second is to come.
+
+    Both are (N,) bool."""
     is_second, waits = np.zeros(len(is_field), bool), np.zeros(len(is_field), bool)
     for number in np.flatnonzero(is_field).tolist():
         is_second[number] = number and waits[number - 1] and frame_nums[number - 1] == frame_nums[number]
@@ -96,7 +97,7 @@ def _field_pairs(frame_nums: np.ndarray, is_field: np.ndarray, pictures: np.ndar
 def _h264_order(
     is_idr: np.ndarray, is_second: np.ndarray, is_referred_to: np.ndarray, lows: np.ndarray, bits: int
 ) -> np.ndarray:
-    """(N,) places in presentation order, from pic_order_cnt_lsb of so many `bits` (-1: not known), or as decoded."""
+    """Return (N,) places in presentation order, from pic_order_cnt_lsb of `bits` bits (-1: unknown), or as decoded."""
     order = np.cumsum(is_idr) * _PERIOD + np.arange(len(is_idr))
     if bits:
         count = _PictureOrder()

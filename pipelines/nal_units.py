@@ -68,7 +68,7 @@ class NalStream:
         self.doubt = self.doubt or reason
 
     def units(self, data: bytes) -> list[tuple[int, int]]:
-        """Where the NAL units of a packet begin and end."""
+        """Return where the NAL units of a packet begin and end."""
         found, size = [], len(data)
         if length_size := self.length_size:
             at = 0

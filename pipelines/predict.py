@@ -32,7 +32,7 @@ class Prediction(NamedTuple):
 def predict(
     packets: Sequence[av.Packet], context: av.VideoCodecContext, *, is_timed: bool, is_unpacked: bool
 ) -> Prediction:
-    """The frame table of a stream, and what casts a doubt on it; `context` is the container's.
+    """Predict the frame table of a stream, and say what casts a doubt on it; `context` is the container's.
 
     `is_timed`: whether the packets' times were stored with them, and not made up in decode order. `is_unpacked`: the
     packets were made of others, that held several pictures.

@@ -97,7 +97,7 @@ def prove(video: Video, any_size: bool = False) -> FirstFrame | None:
 
 
 def _is_intra(video: Video) -> bool:
-    """Whether the codec has no other pictures than those that refer to none; tables of a JPEG may lie elsewhere."""
+    """Tell whether no picture of the codec refers to another; tables of a JPEG may lie elsewhere."""
     return video.codec != "mjpeg" and video.stream.codec_context.codec.intra_only
 
 
@@ -126,7 +126,7 @@ def decode_whole(video: Video) -> WholeDecode:
 
 
 def _change(first: av.VideoFrame, frame: av.VideoFrame) -> str:
-    """In words, if a frame is not like the first one."""
+    """Say what makes a frame unlike the first one; empty if nothing does."""
     for what, before, here in (
         ("frame size", f"{first.width}x{first.height}", f"{frame.width}x{frame.height}"),
         ("pixel format", first.format.name, frame.format.name),

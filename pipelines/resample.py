@@ -14,7 +14,7 @@ from pipelines.video import Video
 
 
 def at_constant_rate(video: Video, fps: Fraction, short: int) -> Iterator[av.VideoFrame]:
-    """All frames upright and resized, one for each tick of `fps`: at each the last one shown by then.
+    """Yield all frames upright and resized, one for each tick of `fps`: at each the last one shown by then.
 
     Where their size changes, all get that which is made of the first one's.
     """
@@ -47,7 +47,7 @@ def at_constant_rate(video: Video, fps: Fraction, short: int) -> Iterator[av.Vid
 
 
 def target_size(frame: av.VideoFrame, short: int) -> tuple[int, int]:
-    """(width, height) of an upright frame: the short side `short`, the other a multiple of 16."""
+    """Return (width, height) of an upright frame: the short side `short`, the other a multiple of 16."""
     turns = round(frame.rotation / 90) % 4
     width, height = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
     scale = short / min(width, height)
@@ -58,7 +58,7 @@ def target_size(frame: av.VideoFrame, short: int) -> tuple[int, int]:
 
 
 def upright_and_resized(frame: av.VideoFrame, size: tuple[int, int]) -> av.filter.Graph:
-    """A filter for frames like this one: turned upright, and of `size` (width, height)."""
+    """Make a filter for frames like this one: turned upright, and of `size` (width, height)."""
     turns = round(frame.rotation / 90) % 4
     steps = [("transpose", "cclock")] * turns if turns < 3 else [("transpose", "clock")]
     steps += [("scale", f"{size[0]}:{size[1]}:flags=bicubic:out_color_matrix=bt601:out_range=tv")]
