@@ -160,7 +160,7 @@ def index_rows(result: dict[str, Any]) -> Rows:
     rows = []
     for s in result["sets"]:
         ms = s["ms_a_file"]
-        rows.append({"files": set_name(s["name"]), "ms a file": middle(ms["now"]), "before": middle(ms.get("before")),
+        rows.append({"files": set_name(s["name"]), "ms per file": middle(ms["now"]), "before": middle(ms.get("before")),
                      "now / before": quartiles(s.get("now_over_before"))})  # fmt: skip
     return rows
 

@@ -157,19 +157,19 @@ def read_mpeg4(packets: Iterable[bytes], extradata: bytes) -> StreamHeaders:
         doubt = doubt or "parameter sets that change midway"
     if _B in kinds and not all(layer and layer.low_delay is False for layer in layers.values()):
         doubt = doubt or "B-frames that its header does not announce"
-    given, is_b = np.array(coded, bool), np.array(kinds) == _B
+    are_coded, is_b = np.array(coded, bool), np.array(kinds) == _B
     # A decoder gives a frame for a B picture only once it has two pictures to predict it from.
-    is_output = given & (~is_b | (np.cumsum(given & ~is_b) > 1))
+    is_output = are_coded & (~is_b | (np.cumsum(are_coded & ~is_b) > 1))
     irregularity = ""
     if not is_output.all():
-        irregularity = _CUT if given.all() else PACKED
+        irregularity = _CUT if are_coded.all() else PACKED
         doubt = doubt or irregularity
     return StreamHeaders(
-        is_random_access=(np.array(kinds) == _I) & given,
+        is_random_access=(np.array(kinds) == _I) & are_coded,
         is_closed=np.zeros(len(kinds), bool),
-        is_reference=given & ~is_b,
+        is_reference=are_coded & ~is_b,
         is_output=is_output,
-        order=_display_order(given & ~is_b, given),
+        order=_display_order(are_coded & ~is_b, are_coded),
         irregularity=irregularity,
         doubt=doubt,
         changes_sets=len(layers) > 1,

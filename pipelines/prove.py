@@ -82,8 +82,8 @@ def prove(video: Video, any_size: bool = False) -> FirstFrame | None:
     is_whole = not (whole.change or whole.damaged or whole.num_failed or video.changes_sets)
     if is_whole and agrees(video, whole):
         # Where a stream of AV1 has several layers, how many frames come out depends on the decoder's threads.
-        has_layers = video.codec == "av1" and not video.is_read
-        if video.codec not in HELD or has_layers or not makes_files(video, whole):
+        may_have_layers = video.codec == "av1" and not video.is_read
+        if video.codec not in HELD or may_have_layers or not makes_files(video, whole):
             irregularity = predicted.irregularity or UNFIT
             video.frame_table = replace(video.frame_table, is_remuxable=False, irregularity=irregularity)
     else:
