@@ -6,14 +6,14 @@ BIN := .venv/bin
 
 demo: .venv/runtime
 	$(BIN)/python -m pipelines.synthetic demo
-	$(BIN)/python train.py configs/demo.yaml
+	$(BIN)/python train.py configs/demo/demo.yaml
 	$(BIN)/python eval.py runs/demo
 
 demo-maskfeat: .venv/runtime
 	$(BIN)/python -m pipelines.synthetic demo
-	$(BIN)/python train.py configs/demo_maskfeat.yaml
+	$(BIN)/python train.py configs/demo/demo_maskfeat.yaml
 	$(BIN)/python eval.py runs/demo_maskfeat
-	$(BIN)/python train.py configs/demo_finetune.yaml
+	$(BIN)/python train.py configs/demo/demo_finetune.yaml
 	$(BIN)/python eval.py runs/demo_finetune
 
 test: lint
@@ -27,11 +27,11 @@ test-gpu: .venv/dev
 
 bench: .venv/dev
 	$(BIN)/python -m bench.epoch_time
-	$(BIN)/python -m bench.decode
-	$(BIN)/python -m bench.step
-	$(BIN)/python -m bench.views
-	$(BIN)/python -m bench.bytes
-	$(BIN)/python -m bench.start
+	$(BIN)/python -m bench.loading
+	$(BIN)/python -m bench.train_step
+	$(BIN)/python -m bench.multi_view
+	$(BIN)/python -m bench.bytes_read
+	$(BIN)/python -m bench.startup
 	$(BIN)/python -m bench.index
 	$(BIN)/python -m bench.hog
 	$(BIN)/python -m bench.report

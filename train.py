@@ -1,7 +1,7 @@
 """Train a video network.
 
-    python train.py configs/demo.yaml                              a recipe
-    python train.py configs/demo.yaml optim.lr=1e-3 data.batch=8   the same with other values
+    python train.py configs/demo/demo.yaml                              a recipe
+    python train.py configs/demo/demo.yaml optim.lr=1e-3 data.batch=8   the same with other values
     python train.py --help                                         every key, its default and meaning
     torchrun --standalone --nproc-per-node 8 train.py configs/X.yaml
 
@@ -19,25 +19,23 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from configs import schema
-from configs.device import autocast, choose_device, choose_dtype
-from configs.drawing import draw_strips, pixels
-from configs.profile import profiled
-from configs.runs import (
-    LAST,
-    PREVIOUS,
-    RunFolder,
-    find_checkpoint,
-    is_best,
-    load_checkpoint,
-    read_metrics,
-    run_path,
-    summary,
-)
-from configs.steps import Clock, Meter, Stop, log_line
-from eval import evaluate, progress
+from configs import loading
+from evaluation.evaluate import evaluate, progress
 from networks import weights
-from networks.configured import (
+from pipelines.data.dataset import class_names
+from pipelines.decode.decoder_choice import AUTO_SHARE
+from pipelines.loader import Batch, VideoLoader, build_loader
+from pipelines.mixup import Mixing
+from pipelines.sample_source import Unreadable
+from pipelines.sampling.order import torch_seed
+from training.figures import draw_attention, draw_hog
+from training.history import is_best, read_metrics, summary
+from training.metrics import Meter, log_line
+from training.optimizers import clip_gradients
+from training.parallel import is_sharded, network_state, synchronised, whole
+from training.profiler import profiled
+from training.run_dir import LAST, PREVIOUS, RunFolder, find_checkpoint, run_path
+from training.setup import (
     build_learner,
     build_network,
     build_task,
@@ -48,18 +46,14 @@ from networks.configured import (
     peak_rate,
     set_rates,
 )
-from networks.drawing import draw_attention, draw_hog
-from networks.optim import clip_gradients
-from networks.parallel import is_sharded, network_state, synchronised, whole
-from networks.state import Learner
-from networks.tasks import MaskFeat, mean_loss
-from pipelines.decoders import AUTO_SHARE
-from pipelines.lists import class_names
-from pipelines.loader import Batch, VideoLoader, build_loader
-from pipelines.mixing import Mixing
-from pipelines.order import torch_seed
-from pipelines.source import Unreadable
-from pipelines.world import World
+from training.signals import Stop
+from training.state import Learner
+from training.tasks import MaskFeat, mean_loss
+from utils.checkpoint_io import load_checkpoint
+from utils.device import autocast, choose_device, choose_dtype
+from utils.distributed import World
+from utils.plotting import draw_strips, pixels
+from utils.timer import Clock
 
 LESS_MEMORY = (
     "What takes less: a smaller data.batch (optim.batch=N keeps the clips of a step, in several batches), "
@@ -67,7 +61,7 @@ LESS_MEMORY = (
 )
 
 
-def train(cfg: schema.Config) -> int:
+def train(cfg: loading.Config) -> int:
     """Train as configured, from the last checkpoint if there is one; returns the exit status (not 0 if stopped)."""
     world = World.from_env()
     device = choose_device(cfg.run.device, world.local_rank)
@@ -82,7 +76,7 @@ def train(cfg: schema.Config) -> int:
     if (path := world.first(lambda: resumed and resumed[0])) and not resumed:
         resumed = path, load_checkpoint(path)
     if resumed and cfg.data.pyav_share == AUTO_SHARE:  # as chosen when the run began
-        cfg = with_share(cfg, schema.load_text(resumed[1].get("config", "")).data.pyav_share)
+        cfg = with_share(cfg, loading.load_text(resumed[1].get("config", "")).data.pyav_share)
     loader = build_loader(cfg, "train", classes, world, device, half)
     if cfg.data.decoder in ("auto", "both") and loader.source.decoders.uses_dali:
         cfg = with_share(cfg, loader.source.decoders.pyav_share)
@@ -104,7 +98,7 @@ def train(cfg: schema.Config) -> int:
         step = restore(resumed, learner, loader, cfg, folder)
     elif folder:
         folder.start_over()
-        folder.board.add_text("config", f"```yaml\n{schema.dump(cfg)}```")
+        folder.board.add_text("config", f"```yaml\n{loading.dump(cfg)}```")
         if report:
             say(f"weights of {cfg.model.init}\n{report}")
 
@@ -119,7 +113,7 @@ def train(cfg: schema.Config) -> int:
 
     def save() -> None:
         loader.share_faults()
-        state = {**learner.state(), "loader": loader.state_dict(), "step": step, "config": schema.dump(cfg)}
+        state = {**learner.state(), "loader": loader.state_dict(), "step": step, "config": loading.dump(cfg)}
         if folder:
             folder.save_last(state)
             folder.write_bad_videos((loader.source.clips[row].path, why) for row, why in sorted(loader.bad.items()))
@@ -203,12 +197,12 @@ def train(cfg: schema.Config) -> int:
     return finish(folder, loader, stop, step, world)
 
 
-def with_share(cfg: schema.Config, share: float) -> schema.Config:
+def with_share(cfg: loading.Config, share: float) -> loading.Config:
     """The configuration with data.pyav_share as a number that a resumed run keeps."""
     return dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, pyav_share=share))
 
 
-def description(cfg: schema.Config, classes: Sequence[str]) -> dict:
+def description(cfg: loading.Config, classes: Sequence[str]) -> dict:
     """What somebody needs beside the weights to use them: class names and how the input is made."""
     return {
         "id2label": {str(number): name for number, name in enumerate(classes)},
@@ -218,14 +212,14 @@ def description(cfg: schema.Config, classes: Sequence[str]) -> dict:
 
 
 def restore(
-    found: tuple[Path, dict], learner: Learner, loader: VideoLoader, cfg: schema.Config, folder: RunFolder | None
+    found: tuple[Path, dict], learner: Learner, loader: VideoLoader, cfg: loading.Config, folder: RunFolder | None
 ) -> int:
     """Go on from a checkpoint; returns how many steps were made."""
     path, state = found
     try:
         if missing := {"loader", "step", "config"} - state.keys():
             raise ValueError(f"not the checkpoint of a training run: it lacks {', '.join(sorted(missing))}")
-        if (other := schema.load_text(state["config"]).optim.name) != cfg.optim.name:
+        if (other := loading.load_text(state["config"]).optim.name) != cfg.optim.name:
             raise ValueError(f"it is of optim.name={other}, not {cfg.optim.name}; go on with that, or run.resume=no")
         learner.load(state)
     except ValueError as error:
@@ -235,14 +229,14 @@ def restore(
         if path == folder.path / PREVIOUS:  # and not the unreadable one becomes the next that is kept
             (folder.path / LAST).unlink(missing_ok=True)
         folder.say(f"resumed from {path}: epoch {loader.epoch}, step {state['step']}")
-        for line in schema.changes(schema.load_text(state["config"]), cfg):
+        for line in loading.changes(loading.load_text(state["config"]), cfg):
             folder.say(f"  changed since: {line}")
         folder.forget_after(state["step"])
     return state["step"]
 
 
 def pictures(
-    folder: RunFolder, cfg: schema.Config, network: nn.Module, batch: Batch, out: dict[str, Tensor],
+    folder: RunFolder, cfg: loading.Config, network: nn.Module, batch: Batch, out: dict[str, Tensor],
     classes: Sequence[str], step: int,
 ) -> None:  # fmt: skip
     """clips.png: the last batch, and what the network made of it; attention.png: what it looked at."""
@@ -287,11 +281,11 @@ def validated(folder: RunFolder | None, step: int) -> bool:
 def main(arguments: Sequence[str]) -> int:
     """The command; returns its exit status: 0 done, 2 a mistake in the configuration or the data, 128 + n a signal."""
     if not arguments or {"-h", "--help"} & set(arguments):
-        print(f"{__doc__}\nKeys:\n{schema.help_text()}")
+        print(f"{__doc__}\nKeys:\n{loading.help_text()}")
         return 0 if arguments else 2
     try:
         recipe = arguments[0] if "=" not in arguments[0] else None
-        return train(schema.load(recipe, arguments[1:] if recipe else arguments))
+        return train(loading.load(recipe, arguments[1:] if recipe else arguments))
     except (ValueError, Unreadable) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2

@@ -2,12 +2,12 @@
 
     python -m bench.epoch_time [key=value ...] [--dry-run]
 
-    folder      folders of videos, or one video, with commas (default: files of its own, as in bench.decode)
+    folder      folders of videos, or one video, with commas (default: files of its own, as in bench.loading)
     sets=h264_bframes sizes=340x256 files=8 length=300 cache=PATH      its own files
     cases       base,recipes,indices_first,batch_8,workers_4,interval_24,dali_decode,trimmed,zero_copy,amp,compiled,
                 prepared,repeated_aug,synthetic; a case left out is not measured, but those after it still build on it
     network=auto     timesformer_b on a GPU; on a CPU the same with width 48 and one block, small enough for the loaders
-                     to matter; or any name of python -m networks.info
+                     to matter; or any name of python -m networks.flops
     batch=8 stride=24 workers=4      from dali_decode on      frames=8 size=224     of all
     threads=4 device=auto  cores=0      cores that everything together may use, 0: all
     clips=0     clips that are timed in one turn of one case (0: 1024 on a GPU, 128 without), or more, so that all
@@ -36,13 +36,13 @@ from typing import Any, ClassVar
 
 import torch
 
-from bench import files
-from bench.common import at_least, command, known, shown, spread
-from bench.machine import Clock, GpuUse, settle
-from bench.ways import Stream, Trainer, Way, read
-from configs.device import choose_device
-from configs.steps import Meter
-from pipelines.index import read_row
+from bench.baselines.training_loops import Stream, Trainer, Way, read
+from bench.harness import videos
+from bench.harness.runner import at_least, command, known, shown, spread
+from bench.harness.system import Clock, GpuUse, settle
+from pipelines.decode.video_info import read_row
+from training.metrics import Meter
+from utils.device import choose_device
 
 KINETICS = 240_436
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
@@ -68,7 +68,7 @@ SMALL = ("model.name=timesformer_b", "model.args.width=48", "model.args.depth=1"
 
 
 @dataclass(frozen=True)
-class Settings(files.Files):
+class Settings(videos.Files):
     sets: tuple[str, ...] = ("h264_bframes",)
     cases: tuple[str, ...] = tuple(CHANGES)
     network: str = "auto"
@@ -138,7 +138,7 @@ def measure(paths: Sequence[str], s: Settings, device: torch.device) -> dict[str
         streams: dict[str, Stream] = {}
         for name, way in chosen.items():
             wanted = way.prepared and way.loader != "none"
-            here = files.prepared(list(paths), Path(s.cache)) if wanted else paths
+            here = videos.prepared(list(paths), Path(s.cache)) if wanted else paths
             count = (timed(way, clips) + 3 * way.wave) * way.batch  # one wave before, two are read ahead
             what = count, s.frames, s.size, s.threads, device, Path(folder) / name
             streams[name] = read(way, here, *what)
@@ -168,7 +168,7 @@ def measure(paths: Sequence[str], s: Settings, device: torch.device) -> dict[str
                 theirs = [t["clips_per_s"] for t in found[other]]
                 row[key] = spread(a / b for a, b in zip(rates, theirs, strict=True))
         rows.append(row)
-    return {"files": files.describe([read_row(path) for path in paths]), "n": s.repeats, "clips_a_turn": clips,
+    return {"files": videos.describe([read_row(path) for path in paths]), "n": s.repeats, "clips_a_turn": clips,
             "cases": rows}  # fmt: skip
 
 

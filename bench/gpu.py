@@ -23,10 +23,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.gpu_machine import card_name, ffmpeg_libraries, slug
 from bench.gpu_parts import PARTS, build_parts
-from bench.schedule import ROOT, Progress, run_parts, write_summary
-from configs.words import parse
+from bench.harness.gpu_machine import card_name, ffmpeg_libraries, slug
+from bench.harness.schedule import ROOT, Progress, run_parts, write_summary
+from utils.cli import parse
 
 
 @dataclass(frozen=True)

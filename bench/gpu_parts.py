@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from bench import gpu_headlines as headlines
-from bench.gpu_machine import missing_package
-from bench.schedule import Part, Task
+from bench.harness.gpu_machine import missing_package
+from bench.harness.schedule import Part, Task
+from bench.report import gpu_summary as headlines
 
 PARTS = ("card", "tests", "decode", "loader", "step", "data_over_synthetic", "epoch_time", "hog", "prepare")
 NEEDS_GPU = "it needs a GPU"

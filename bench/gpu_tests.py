@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from bench.common import command
+from bench.harness.runner import command
 
 ROOT = Path(__file__).parents[1]
 SHOWN_LINES = 12  # of a failure

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 import networks
-from bench.common import at_least, command, shown, spread
-from configs.device import autocast, choose_device, choose_dtype
+from bench.harness.runner import at_least, command, shown, spread
 from networks.hog import hog
-from networks.tasks import MaskFeat
+from training.tasks import MaskFeat
+from utils.device import autocast, choose_device, choose_dtype
 
 
 @dataclass(frozen=True)

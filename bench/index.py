@@ -4,7 +4,7 @@
 
     before=PATH  another checkout, whose pipelines.index is measured on the same files in the same turns
     folder       folders of videos, or one video, with commas (default: files of its own)
-    sets sizes=340x256 files=8 length=300 cache=PATH           its own files, as in bench.decode
+    sets sizes=340x256 files=8 length=300 cache=PATH           its own files, as in bench.loading
     turns=9      each reads every file once with each checkout, in a process of its own
     out=PATH     the result (default bench/results/index.json)
 
@@ -24,8 +24,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bench import files
-from bench.common import at_least, command, shown, spread
+from bench.harness import videos
+from bench.harness.runner import at_least, command, shown, spread
 
 _SETS = ("h264_bframes", "h264_gop12", "hevc_bframes", "vp9_gop12")
 _SCRIPT = """
@@ -42,7 +42,7 @@ print(json.dumps({"seconds": (time.process_time() - before) / len(paths), "error
 
 
 @dataclass(frozen=True)
-class Settings(files.Files):
+class Settings(videos.Files):
     before: str = ""
     sets: tuple[str, ...] = _SETS
     turns: int = 9

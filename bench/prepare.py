@@ -2,7 +2,7 @@
 
     python -m bench.prepare [key=value ...] [--dry-run]
 
-    folder      folders of videos, or one video, with commas (default: files of its own, as in bench.decode)
+    folder      folders of videos, or one video, with commas (default: files of its own, as in bench.loading)
     sets=h264_bframes sizes=340x256 files=16 length=300 cache=PATH      its own files
     encoders=nvenc,software    what is compared; nvenc is left out, which is said, where no GPU encodes
     workers=0   processes (0: one a core)      repeats=3    turns of each encoder
@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bench import files
-from bench.common import at_least, command, known, shown, spread
+from bench.harness import videos
+from bench.harness.runner import at_least, command, known, shown, spread
 from pipelines import prepare
 
 ENCODERS = ("nvenc", "software")
@@ -34,7 +34,7 @@ NO_NVENC = "no GPU here encodes H.264 (A100, H100 and H200 have no NVENC, and a 
 
 
 @dataclass(frozen=True)
-class Settings(files.Files):
+class Settings(videos.Files):
     sets: tuple[str, ...] = ("h264_bframes",)
     files: int = 16
     encoders: tuple[str, ...] = ENCODERS

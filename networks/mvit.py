@@ -32,7 +32,7 @@ from networks.layers import (
     scale_head,
     triple,
 )
-from networks.pooled import PooledAttention
+from networks.mvit_attention import PooledAttention
 
 
 class MultiscaleBlock(Block):

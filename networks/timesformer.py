@@ -30,7 +30,7 @@ from networks.layers import (
     run_blocks,
     scale_head,
 )
-from networks.positions import add_positions
+from networks.pos_embed import add_positions
 
 
 class DividedBlock(Block):

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pipelines.faults import REFUSED, UNREADABLE
-from pipelines.graph import Graph, build_pipeline
-from pipelines.readers import Readers, SharedMemoryFull, check_shared_memory, reason_of
-from pipelines.source import Info, Source, Unreadable
+from pipelines.dali_graph import Graph, build_pipeline
+from pipelines.dali_workers import Readers, SharedMemoryFull, check_shared_memory, reason_of
+from pipelines.known_faults import REFUSED, UNREADABLE
+from pipelines.sample_source import Info, Source, Unreadable
 
 # What DALI reports of the machine, and no file is to blame for.
 _NOT_OF_A_FILE = ("allocation failed", "bad_alloc", "CUDA runtime", "cudaError")

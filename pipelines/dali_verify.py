@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 
-from pipelines.index import Row
-from pipelines.nvdec import reason_refused
-from pipelines.parameter_sets import SPS
-from pipelines.places import read
-from pipelines.probe import probe_dali
-from pipelines.trim import trim
-from pipelines.verify import drawn_clips
+from pipelines.dali_probe import probe_dali
+from pipelines.data.verify import drawn_clips
+from pipelines.decode.bitstream.parameter_sets import SPS
+from pipelines.decode.nvdec import reason_refused
+from pipelines.decode.trim import trim
+from pipelines.decode.video_info import Row
+from pipelines.storage import read
 
 
 def find_differing(rows: Sequence[Row]) -> tuple[int, dict[str, str]]:

@@ -17,22 +17,23 @@ import numpy as np
 import torch
 from nvidia.dali import backend
 
-from configs.keys import WIDER
-from configs.schema import Config
-from pipelines import order
-from pipelines.augment import parse
+from configs.loading import Config
+from configs.schema import WIDER
 from pipelines.batch_decoder import BatchDecoder
-from pipelines.decoders import Decoders, choose_decoders, describe_decoders
-from pipelines.faults import UNREADABLE, Faults
-from pipelines.graph import Graph, mean_colour
-from pipelines.index import Row, build_index, cache_path, coverage
-from pipelines.labels import is_subset
-from pipelines.lists import Clip, first_of_each_class, read_list
-from pipelines.packed import pack
-from pipelines.places import is_remote
-from pipelines.probe import probe_dali
-from pipelines.source import Info, Source, Status, Unreadable, Views
-from pipelines.world import World, local_world_size
+from pipelines.dali_graph import Graph, mean_colour
+from pipelines.dali_probe import probe_dali
+from pipelines.data.classes import is_subset
+from pipelines.data.dataset import Clip, first_of_each_class, read_list
+from pipelines.data.metadata import build_index, cache_path, coverage
+from pipelines.decode.decoder_choice import Decoders, choose_decoders, describe_decoders
+from pipelines.decode.video_info import Row
+from pipelines.known_faults import UNREADABLE, Faults
+from pipelines.sample_source import Info, Source, Status, Unreadable, Views
+from pipelines.sampling import order
+from pipelines.sampling.rand_augment import parse
+from pipelines.storage import is_remote
+from utils.distributed import World, local_world_size
+from utils.shared_list import pack
 
 
 class Batch(NamedTuple):

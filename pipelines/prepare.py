@@ -33,21 +33,21 @@ from typing import Any
 import av
 import numpy as np
 
-from configs.words import parse
-from configs.written import replacing
-from pipelines import places
-from pipelines.encode import encode
-from pipelines.frame_table import count_decoded
-from pipelines.geometry import view_boxes
-from pipelines.host import decode_views
-from pipelines.index import read_row
-from pipelines.kept import Reading, refresh
-from pipelines.listfiles import base_folder, plain_name, read_entries
-from pipelines.lists import read_list
-from pipelines.prove import open_video
-from pipelines.resample import at_constant_rate
-from pipelines.sampling import random_clip
-from pipelines.verify import examine
+from pipelines import storage
+from pipelines.data.annotations import base_folder, plain_name, read_entries
+from pipelines.data.cache import Reading, refresh
+from pipelines.data.dataset import read_list
+from pipelines.data.verify import examine
+from pipelines.decode.encoder import encode
+from pipelines.decode.frame_table import count_decoded
+from pipelines.decode.prove import open_video
+from pipelines.decode.pyav_decoder import decode_views
+from pipelines.decode.resample import at_constant_rate
+from pipelines.decode.video_info import read_row
+from pipelines.sampling.spatial import view_boxes
+from pipelines.sampling.temporal import random_clip
+from utils.cli import parse
+from utils.files import replacing
 
 CODERS = {
     "h264": {"preset": "fast", "x264-params": "force-cfr=1:b-pyramid=none:cabac=0"},  # arithmetic decoding is slow
@@ -107,7 +107,7 @@ class Prepared:
 
 def prepare_file(settings: Settings, targets: dict[str, str], path: str) -> Prepared:
     """Write one video; never raises for a bad one."""
-    size, changed = places.stamp(path)
+    size, changed = storage.stamp(path)
     target = Path(targets[path])
     try:
         with open_video(path, any_size=True) as video:
@@ -128,12 +128,12 @@ def prepare_file(settings: Settings, targets: dict[str, str], path: str) -> Prep
 
 
 def failed(settings: Settings, path: str, reason: str) -> Prepared:
-    return Prepared(path, *places.stamp(path), error=reason.removeprefix(f"{path}: "), version=settings.version)
+    return Prepared(path, *storage.stamp(path), error=reason.removeprefix(f"{path}: "), version=settings.version)
 
 
 def holds(targets: dict[str, str], fact: Prepared) -> bool:
     """Whether the file is there and where it belongs; what failed is tried again, the disk may have been full."""
-    return not fact.error and fact.target == targets.get(fact.path) and places.stamp(fact.target)[0] > 0
+    return not fact.error and fact.target == targets.get(fact.path) and storage.stamp(fact.target)[0] > 0
 
 
 def plan(source: str, target: Path, root: str) -> tuple[dict[str, str], list[tuple[str, str]]]:
@@ -143,7 +143,7 @@ def plan(source: str, target: Path, root: str) -> tuple[dict[str, str], list[tup
     taken: set[str] = set()
     lines = []
     for clip, entry in zip(read_list(source, root), read_entries(source), strict=True):
-        relative = places.relative(clip.path, base)
+        relative = storage.relative(clip.path, base)
         if relative.startswith(".."):
             relative = clip.path.lstrip("/")
         name = str(Path(relative).with_suffix(".mp4"))

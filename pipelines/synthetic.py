@@ -33,10 +33,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from configs.words import parse
-from configs.written import replacing
-from pipelines.encode import GOP, check_coding, encode
-from pipelines.world import single_blas_thread, worker_pool
+from pipelines.decode.encoder import GOP, check_coding, encode
+from utils.cli import parse
+from utils.files import replacing
+from utils.workers import single_blas_thread, worker_pool
 
 CLASSES = ("left", "right", "up", "down", "zoom_in", "zoom_out", "rotate_cw", "rotate_ccw")
 SPLITS = ("train", "val", "test")

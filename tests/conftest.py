@@ -11,9 +11,9 @@ import pytest
 import torch
 from hypothesis import settings
 
-from pipelines.encode import encode
+from pipelines.decode.encoder import encode
 from pipelines.synthetic import render
-from tests.runs import SMALL
+from tests.helpers.runs import SMALL
 
 settings.register_profile("clipline", deadline=None)  # the machine may be busy: slow is no fault here
 settings.load_profile("clipline")

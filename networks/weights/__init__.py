@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 from networks import PRETRAINING, build
-from networks.weights.architecture import architecture
-from networks.weights.checkpoint import Checkpoint, read
-from networks.weights.config import check, grid_of, input_of, labels_of, settings_of
-from networks.weights.folder import load, load_state, read_config, save
+from networks.weights.adapt import transfer
 from networks.weights.formats import Format
+from networks.weights.infer_architecture import architecture
+from networks.weights.read import Checkpoint, read
+from networks.weights.rename_keys import Translated, Weights, translate
 from networks.weights.report import MAPPED, Report, Row
-from networks.weights.transfer import transfer
-from networks.weights.translate import Translated, Weights, translate
+from networks.weights.save_load import load, load_state, read_config, save
+from networks.weights.source_config import check, grid_of, input_of, labels_of, settings_of
 
 __all__ = ["convert", "initialise", "load", "load_state", "read_config", "save"]
 
@@ -32,7 +32,7 @@ def initialise(network: nn.Module, source: str | Path, labels: Sequence[str] | N
     """Fill `network` from a checkpoint of any format that is read here, or leave it untouched and raise ValueError.
 
     `labels` are the class names the network is for: a head for as many classes of other names is replaced too.
-    `options` are those of networks.weights.transfer: inflation, temporal, head, source_grid.
+    `options` are those of networks.weights.adapt: inflation, temporal, head, source_grid.
     """
     unknown = options.keys() - set(TRANSFER_OPTIONS)
     if unknown:

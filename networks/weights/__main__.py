@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from networks import PRETRAINING, build
-from networks.settings import parse_settings
+from networks.arguments import parse_settings
 from networks.weights import TRANSFER_OPTIONS, convert, initialise
-from networks.weights.folder import load, save
-from networks.weights.huggingface import export
+from networks.weights.export_hf import export
+from networks.weights.save_load import load, save
 
 
 def run_inspect(source: str, settings: dict[str, Any], every_key: bool) -> str:

@@ -1,14 +1,14 @@
 """The checkpoint formats that we read: how to tell each by its keys, and what its keys are called here.
 
 A format is data: rules that rename its keys, reasons to drop some. Every key of a file must be met by exactly one;
-`networks.weights.translate` applies them. Families of rules that several formats share are in `spellings`.
+`networks.weights.rename_keys` applies them. Families of rules that several formats share are in `spellings`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from networks.weights.spellings import (
+from networks.weights.key_rules import (
     BEIT,
     BEIT_DECODER,
     FC_NORM,
