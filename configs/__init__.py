@@ -1,1 +1,1 @@
-"""Recipes (YAML), the schema they are checked against, and the run folder a recipe leaves behind."""
+"""Recipes (YAML), the schema that they are checked against, and how they are loaded."""

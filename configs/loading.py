@@ -1,133 +1,197 @@
-"""The configuration: `configs.schema`, filled from YAML and dotted overrides. The only place that knows YAML.
+"""Read a configuration from YAML and dotted overrides. The only module that knows YAML.
 
     cfg = load("configs/demo/demo.yaml", ["optim.lr=1e-3", "model.args.depth=2"])
 
-Every value is converted by the type of its field, never by YAML's guess: `1e-3` is a float where a float is expected,
-and `no` stays a string where a string is expected.
+Every value reaches its field as text, and the field decides the type: `1e-3` is a float where a float is expected, and
+`no` stays text where text is expected. Only model.args and model.pretrained_args are typed as YAML types them.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import math
+import json
 import re
+import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
-from configs.schema import PRESETS, REFUSED, SECTIONS, Config, check_ranges
+from configs.schema import PRESETS, SECTIONS, Config
+
+_KEYS = [f"{name}.{key}" for name, section in SECTIONS.items() for key in section.model_fields]
 
 
-def load(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> Config:
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file and apply `section.key=value` overrides, left to right; a leading `--` is accepted.
 
-    Raises ValueError naming the key and what was expected: unknown key (with the nearest valid one), wrong type,
-    value out of range, missing or malformed file.
+    Raises ValueError that names the key and what was expected: an unknown key (with the nearest known one), a wrong
+    type, a value out of range, a missing or malformed file.
     """
-    cfg = load_text(_read(Path(path)) if path is not None else "", str(path), overrides)
+    cfg = parse_config(_read(Path(path)) if path is not None else "", str(path), overrides)
     if path is not None and not cfg.run.name:
-        cfg = dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, name=Path(path).stem))
+        cfg = replace_values(cfg, "run", name=Path(path).stem)
     return cfg
 
 
-def load_text(text: str, source: str = "", overrides: typing.Sequence[str] = ()) -> Config:
-    """load() for YAML that is at hand already; `source` names it in messages."""
+def parse_config(text: str, source: str = "", overrides: Sequence[str] = ()) -> Config:
+    """Read YAML text as load_config() reads a file; `source` names it in messages."""
     values: dict[str, dict[str, Any]] = {}
     for section, entries in _parse(text, source).items():
         if section not in SECTIONS:
             raise _unknown(f"{section}.{next(iter(entries), '')}" if isinstance(entries, dict) else section)
         if not isinstance(entries, dict):
             raise ValueError(f"{source}: section '{section}' holds {entries!r}, expected keys and values")
-        for key, value in sorted(entries.items(), key=lambda entry: entry[0] != "preset"):  # the others win over it
+        for key, value in sorted(entries.items(), key=lambda entry: entry[0] != "preset"):  # the others override it
             _set(values, f"{section}.{key}", value)
     for override in overrides:
-        key, equals, text = override.removeprefix("--").partition("=")
+        key, equals, value = override.removeprefix("--").partition("=")
         if not equals:
             raise ValueError(f"'{override}': expected section.key=value, for instance optim.lr=1e-3")
-        _set(values, key, text)
-    cfg = Config(**{f.name: SECTIONS[f.name](**values.get(f.name, {})) for f in dataclasses.fields(Config)})
-    check_ranges(cfg)
-    return cfg
+        _set(values, key, value)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(_message(error.errors()[0])) from None
 
 
-def dump(cfg: Config) -> str:
-    """The resolved configuration as YAML; load() reads it back to an equal one."""
-    plain = {
-        s: {k: list(v) if isinstance(v, tuple) else v for k, v in entries.items()}
-        for s, entries in dataclasses.asdict(cfg).items()
+def replace_values(cfg: Config, section: str, **values: Any) -> Config:
+    """Return a configuration in which some keys of a section have other values."""
+    return cfg.model_copy(update={section: getattr(cfg, section).model_copy(update=values)})
+
+
+def dump_config(cfg: Config) -> str:
+    """Return the complete configuration as YAML, which load_config() reads back to an equal one."""
+    values = {
+        name: {key: list(v) if isinstance(v, tuple) else v for key, v in entries.items()}
+        for name, entries in cfg.model_dump().items()
     }
-    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120)
 
 
-def changes(old: Config, new: Config) -> list[str]:
-    """The keys in which two configurations differ, as `optim.lr: 0.001 -> 0.0003`."""
-    a, b = dataclasses.asdict(old), dataclasses.asdict(new)
+def diff_configs(old: Config, new: Config) -> list[str]:
+    """List the keys in which two configurations differ, as `optim.lr: 0.001 -> 0.0003`."""
+    a, b = old.model_dump(), new.model_dump()
     return [f"{s}.{k}: {a[s][k]} -> {b[s][k]}" for s in a for k in a[s] if a[s][k] != b[s][k]]
 
 
 def help_text() -> str:
-    """Every key with its default and meaning, a line each."""
+    """Describe every key in one line: default, meaning, choices."""
     lines = []
     for name, section in SECTIONS.items():
-        for f in dataclasses.fields(section):
-            default = f.default if f.default is not dataclasses.MISSING else {}
-            shown = list(default) if isinstance(default, tuple) else default
-            choices = f" [{'|'.join(f.metadata['choices'])}]" if f.metadata["choices"] else ""
-            lines.append(f"  {name + '.' + f.name:<22} {_round(shown)!s:<22} {f.metadata['meaning']}{choices}")
+        for key, field in section.model_fields.items():
+            default = field.get_default(call_default_factory=True)
+            shown = _round(list(default) if isinstance(default, tuple) else default)
+            words = _choices(field.annotation)
+            choices = f" [{'|'.join(words)}]" if words and words != [default] else ""
+            lines.append(f"  {name + '.' + key:<26} {shown!s:<22} {field.description}{choices}")
     return "\n".join(lines)
 
 
-# --- from here on: how a value finds its field and its type -------------------------------------------------------
+def json_schema() -> str:
+    """Return the JSON schema of a configuration file, for editors."""
+    return json.dumps(Config.model_json_schema(), indent=2)
 
-_HINTS = {name: typing.get_type_hints(section) for name, section in SECTIONS.items()}
-_KEYS = [f"{section}.{key}" for section, hints in _HINTS.items() for key in hints]
+
+# --- YAML ----------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """Load YAML's own types; 1e-3 is a number, which YAML 1.1 takes for text."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quote text that _Loader would take for a number."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 def _read(path: Path) -> str:
     try:
         return path.read_text()
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
-        raise ValueError(
-            f"{path}: no such configuration file" + (f"; did you mean {near[0]}?" if near else "")
-        ) from None
+        recipes = {p.name: p for pattern in ("*/*.yaml", "*.yaml") for p in path.parent.glob(pattern)}
+        near = difflib.get_close_matches(path.name, recipes, n=1)
+        hint = f"; did you mean {recipes[near[0]].relative_to(path.parent)}?" if near else ""
+        raise ValueError(f"{path}: no such configuration file{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a readable YAML file: {error}") from None
 
 
 def _parse(text: str, source: str) -> dict[str, Any]:
+    """Return the sections and keys of YAML text. Values are text, lists or dicts; those of model.args are typed."""
     try:
-        content = yaml.load(text, _Text)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        content = _as_text(loader, node, ()) if node else {}
     except yaml.YAMLError as error:
         raise ValueError(f"{source}: not a readable YAML file: {error}") from None
-    if content in (None, ""):
+    if content == "":
         return {}
     if not isinstance(content, dict):
         raise ValueError(f"{source}: expected sections ({', '.join(SECTIONS)}), found {content!r}")
     return content
 
 
-class _Text(yaml.BaseLoader):
-    """Every scalar stays text: the field decides its type. What was quoted is marked, a key given twice refused."""
+def _as_text(loader: _Loader, node: yaml.Node, path: tuple[str, ...]) -> Any:
+    if isinstance(node, yaml.ScalarNode):
+        return node.value
+    if isinstance(node, yaml.SequenceNode):
+        return [_as_text(loader, item, path) for item in node.value]
+    assert isinstance(node, yaml.MappingNode)
+    entries: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        key = str(key_node.value)
+        if key in entries:
+            raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", key_node.start_mark)
+        free = _hint(*path, key) is dict
+        entries[key] = (
+            loader.construct_object(value_node, deep=True) if free else _as_text(loader, value_node, (*path, key))
+        )
+    return entries
 
-    def construct_scalar(self, node: yaml.ScalarNode) -> str:
-        text = super().construct_scalar(node)
-        return text if node.style is None else _Quoted(text)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen and isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' is given twice", key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
+# --- how a value finds its key, and what is said if it does not fit ------------------------------------------------
 
 
-class _Quoted(str):
-    """Text that was quoted in the file, so no number even where no field declares a type."""
+def _hint(section: str = "", key: str = "", *_: str) -> Any:
+    """Return the type of a key without its arguments (dict for dict[str, Any]); None if there is no such key."""
+    field = SECTIONS[section].model_fields.get(key) if section in SECTIONS else None
+    return field and (typing.get_origin(field.annotation) or field.annotation)
+
+
+def _set(values: dict[str, dict[str, Any]], key: str, value: Any) -> None:
+    section, _, name = key.partition(".")
+    name, _, entry = name.partition(".")
+    hint = _hint(section, name)
+    if hint is None or (entry and hint is not dict):
+        raise _unknown(key)
+    entries = values.setdefault(section, {})
+    if hint is dict:
+        parsed = _typed(value) if isinstance(value, str) else value
+        if entry:  # model.args.depth=4 changes one argument
+            parsed = {**entries.get(name, {}), entry: parsed}
+        if not isinstance(parsed, dict):
+            raise ValueError(f"{key}={value}: expected keys and values, for instance {{depth: 4}}")
+        value = {str(k): v for k, v in parsed.items()}
+    entries[name] = value
+    if key == "eval.preset":
+        entries.update(PRESETS.get(value, {}))
+
+
+def _typed(text: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        return text
 
 
 def _unknown(key: str) -> ValueError:
@@ -136,93 +200,58 @@ def _unknown(key: str) -> ValueError:
     return ValueError(f"unknown key '{key}'{hint}")
 
 
-def _set(values: dict[str, dict[str, Any]], key: str, value: Any) -> None:
-    section, _, name = key.partition(".")
-    name, _, rest = name.partition(".")
-    hint = _HINTS.get(section, {}).get(name)
-    if hint is None or (rest and typing.get_origin(hint) is not dict):
-        raise _unknown(key)
-    entries = values.setdefault(section, {})
-    if rest:  # model.args.depth=4: one entry of a free-form dictionary, typed as YAML types it
-        entries[name] = {**entries.get(name, {}), rest: _free_value(value)}
-        return
-    entries[name] = _convert(value, hint, key)
-    if key == "eval.preset":
-        entries.update(PRESETS.get(entries[name], {}))
-    choices = next(f for f in dataclasses.fields(SECTIONS[section]) if f.name == name).metadata["choices"]
-    if reason := REFUSED.get(key, {}).get(str(value)):
-        raise ValueError(f"{key}={value}: {reason}")
-    if choices and entries[name] not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        raise ValueError(
-            f"{key}={value}: expected one of {', '.join(choices)}" + (f"; did you mean '{near[0]}'?" if near else "")
-        )
+def _message(error: ErrorDetails) -> str:
+    """Say which value does not fit its key, and what was expected."""
+    if error["type"] == "combination":  # of several keys, which it names itself
+        return error["msg"]
+    section, name = (str(part) for part in error["loc"][:2])
+    value, field = error["input"], SECTIONS[section].model_fields[name]
+    start = f"{section}.{name}={value}: "
+    if error["type"] == "refused":
+        return start + error["msg"]
+    words = _choices(field.annotation)
+    near = difflib.get_close_matches(str(value), words, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    if error["type"] in ("tuple_length", "int_parsing"):
+        return f"{start}expected {error['msg'] if error['type'] == 'tuple_length' else _expected(field)}"
+    return f"{start}expected {_expected(field)}{hint}"
 
 
-def _convert(value: Any, hint: Any, key: str) -> Any:
-    origin = typing.get_origin(hint)
-    if origin is tuple:
-        parts = [p.strip() for p in value.strip("[]() ").split(",") if p.strip()] if isinstance(value, str) else value
-        inner = typing.get_args(hint)
-        if inner[1:] == (...,) and isinstance(parts, (list, tuple)):
-            inner = inner[:1] * len(parts)
-        if not isinstance(parts, (list, tuple)) or len(parts) != len(inner):
-            raise ValueError(f"{key}={value}: expected {len(inner)} numbers, for instance [0.5, 1.0]")
-        return tuple(_convert(p, t, key) for p, t in zip(parts, inner, strict=True))
-    if origin is dict:
-        parsed = _free_value(value)
-        if not isinstance(parsed, dict):
-            raise ValueError(f"{key}={value}: expected keys and values, for instance {{depth: 4}}")
-        return parsed
-    if hint is str:
-        if not isinstance(value, str):
-            raise ValueError(f"{key}={value}: expected text")
-        return str(value)
-    try:
-        number = hint(value)
-        if not math.isfinite(number):
-            raise ValueError
-        return number
-    except (ValueError, TypeError):
-        raise ValueError(f"{key}={value}: expected {_TYPE_NAMES[hint]}") from None
+def _choices(hint: Any) -> list[str]:
+    """Return the words that a type takes."""
+    if typing.get_origin(hint) is typing.Literal:
+        return [str(word) for word in typing.get_args(hint)]
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return [word for part in typing.get_args(hint) for word in _choices(part)] if is_union else []
 
 
-_TYPE_NAMES = {int: "a whole number", float: "a number"}
+def _expected(field: Any) -> str:
+    """Describe the values that a key takes: words, type and bounds."""
+    parts = list(typing.get_args(field.annotation)) if not isinstance(field.annotation, type) else [field.annotation]
+    words, bounds, kind = _choices(field.annotation), list(field.metadata), None
+    for part in parts if words else [field.annotation]:
+        if typing.get_origin(part) is typing.Annotated:
+            kind, *more = typing.get_args(part)
+            bounds += [bound for info in more for bound in info.metadata]
+        elif part in (int, float, str, bool):
+            kind = part
+    if typing.get_origin(field.annotation) is tuple:
+        kind = float
+    names = {int: "a whole number", float: "a number", str: "text", bool: "yes or no"}
+    number = f"{names[kind]}{_bounds(bounds)}" if kind else ""
+    listed = ("one of " if not number else "") + ", ".join(words)
+    return f"{listed}, or {number}" if words and number else number or listed
 
 
-def _free_value(value: Any) -> Any:
-    """A value with no declared type: YAML's reading, except that 1e-3 is a number."""
-    if isinstance(value, list):
-        return [_free_value(v) for v in value]
-    if isinstance(value, dict):
-        return {str(k): _free_value(v) for k, v in value.items()}
-    if isinstance(value, _Quoted):
-        return str(value)
-    try:
-        return yaml.load(value, _Typed)
-    except yaml.YAMLError:
-        return value
-
-
-class _Typed(yaml.SafeLoader):
-    """YAML's own types, and 1e-3 a number, which YAML 1.1 takes for text."""
-
-
-_Typed.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes text that would load as a number here, 1E3 for instance, which YAML 1.1 itself takes for text."""
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = None if isinstance(_free_value(text), str) else "'"
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _represent_text)
+def _bounds(metadata: Sequence[Any]) -> str:
+    low = next((f"{m.ge:g}" for m in metadata if hasattr(m, "ge")), "")
+    above = next((f"{m.gt:g}" for m in metadata if hasattr(m, "gt")), "")
+    high = next((f"{m.le:g}" for m in metadata if hasattr(m, "le")), "")
+    below = next((f"{m.lt:g}" for m in metadata if hasattr(m, "lt")), "")
+    if (low or above) and (high or below):
+        start = low or f"above {above}"
+        return f", {start} to {high}" if high else f", {start} to below {below}"
+    return f", {low} or more" if low else f", above {above}" if above else ""
 
 
 def _round(value: Any) -> Any:

@@ -1,320 +1,354 @@
-"""What can be set: a frozen dataclass a section, each key with its default, meaning and the values it takes."""
+"""Everything that can be set: one frozen pydantic model per section, with type, bounds and meaning beside each key.
+
+The meaning of a key is one line of `python train.py --help`; `python train.py --schema` prints them all as a JSON
+schema.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+import re
+import typing
+from typing import Annotated, Any, Literal
 
-WIDER = -1  # eval.short_side: 8/7 of data.size, 256 for 224
-# How the multi-view tests of the published figures place their views.
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+# The views of the multi-view tests behind published figures.
 PRESETS: dict[str, dict[str, Any]] = {
-    "timesformer": {"clips": 1, "crops": 3, "place": "start", "short_side": 0},
-    "vivit": {"clips": 4, "crops": 3, "place": "spread", "short_side": 0},
-    "mvit": {"clips": 5, "crops": 1, "place": "spread", "short_side": WIDER},
-    "mvit-b": {"clips": 10, "crops": 3, "place": "spread", "short_side": 0},
-    "maskfeat": {"clips": 10, "crops": 1, "place": "spread", "short_side": WIDER},
-    "videomae": {"clips": 5, "crops": 3, "place": "spread", "short_side": 0},
+    "timesformer": {"num_clips": 1, "num_crops": 3, "clip_placement": "from_start", "short_side": "image_size"},
+    "vivit": {"num_clips": 4, "num_crops": 3, "clip_placement": "uniform", "short_side": "image_size"},
+    "mvit": {"num_clips": 5, "num_crops": 1, "clip_placement": "uniform", "short_side": "8/7"},
+    "mvit-b": {"num_clips": 10, "num_crops": 3, "clip_placement": "uniform", "short_side": "image_size"},
+    "maskfeat": {"num_clips": 10, "num_crops": 1, "clip_placement": "uniform", "short_side": "8/7"},
+    "videomae": {"num_clips": 5, "num_crops": 3, "clip_placement": "uniform", "short_side": "image_size"},
 }
 NO_CUDA_GRAPHS = (
     "DALI frees the buffers of its batches in a thread that waits for the whole device, which breaks the capture of "
     "CUDA graphs"
 )
-# Words that somebody may expect a key to take, and why it does not.
-REFUSED: dict[str, dict[str, str]] = {
-    "run.compile": {
-        mode: f"this mode of torch.compile captures CUDA graphs, and {NO_CUDA_GRAPHS}; use run.compile=yes"
-        for mode in ("reduce-overhead", "max-autotune")
-    }
-}
+Probability = Annotated[float, Field(ge=0, le=1)]
+Interval = tuple[float, float]
+# Arguments that are passed on as they are: YAML's types, and 1e-3 is a number.
+Arguments = dict[str, Any]
 
 
-def _key(default: Any, meaning: str, choices: tuple[str, ...] = ()) -> Any:
-    """A field with its one-line meaning (shown by --help) and, for strings, the words it may take."""
-    metadata = {"meaning": meaning, "choices": choices}
+def option(default: Any, meaning: str, **bounds: float) -> Any:
+    """Declare a key with its default, its meaning and its bounds (`ge`, `gt`, `le`, `lt`)."""
     if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+        return Field(default_factory=dict, description=meaning)
+    return Field(default, description=meaning, **bounds)  # type: ignore[call-overload]
 
 
-@dataclass(frozen=True)
-class Data:
-    train: str = _key("", "training list, or a folder with one sub-folder a class")
-    val: str = _key("", "validation list; scored after each epoch (empty: none)")
-    test: str = _key("", "list of the multi-view test (empty: the validation list)")
-    root: str = _key("", "folder that relative paths of a list are under (empty: the list's own folder)")
-    classes: str = _key(
+class Section(BaseModel):
+    """A section of the configuration. Values may come as text, as YAML and the command line have them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any, info: ValidationInfo) -> Any:
+        """Split the text of a tuple, and refuse text such as 8.0 for a whole number."""
+        assert info.field_name
+        hint = cls.model_fields[info.field_name].annotation
+        if typing.get_origin(hint) is tuple:
+            return _split(value, typing.get_args(hint))
+        if hint is int and isinstance(value, str) and not re.fullmatch(r"\s*[-+]?\d+\s*", value):
+            raise PydanticCustomError("int_parsing", "a whole number")
+        return value
+
+
+def _split(value: Any, types: tuple[Any, ...]) -> Any:
+    """Return the parts of "0.5,1", of "[0.5, 1.0]" or of a sequence, as many as the tuple has."""
+    parts = [p.strip() for p in value.strip("[]() ").split(",") if p.strip()] if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple)) or (types[1:] != (...,) and len(parts) != len(types)):
+        raise PydanticCustomError("tuple_length", f"{len(types)} numbers, for instance [0.5, 1.0]")
+    return tuple(parts)
+
+
+class Data(Section):
+    """Videos, frames and crops; augmentation; decoders."""
+
+    train: str = option("", "training list, or a folder with one folder per class")
+    val: str = option("", "validation list, scored after each epoch (empty: no validation)")
+    test: str = option("", "list for the multi-view test (empty: the validation list)")
+    root: str = option("", "folder that the relative paths in a list refer to (empty: the folder of the list)")
+    class_names: str = option(
         "",
-        "a file of names (one a line, UCF's or JSON), k400, k600 or k700; or a subset: 10 for the training list's "
-        "first ten, or names with commas between (empty: all that the training list names or numbers)",
+        "file with one class name per line (also UCF-101 or JSON), or k400, k600 or k700 (empty: the names or numbers "
+        "in the training list)",
     )
-    frames: int = _key(8, "frames a clip")
-    stride: int = _key(8, "distance between the frames of a clip, in frames of the file (0: one frame repeated)")
-    fps: float = _key(0, "stride counts frames at this rate, whatever a file's own (0: the file's frames)")
-    sampling: str = _key(
-        "clip", "clip: frames `stride` apart; segments: one of each equal part of the video (TSN)", ("clip", "segments")
+    class_subset: str = option("", "use some classes only: the first N, or names separated by commas (empty: all)")
+    num_frames: int = option(8, "frames per clip", ge=1)
+    frame_stride: int = option(
+        8, "distance between the frames of a clip, in frames of the file (0: one frame repeated)", ge=0
     )
-    snap: str = _key(
-        "", "keyframe: move each frame to the nearest key frame within stride / 2: little to decode", ("", "keyframe")
+    fps: float = option(0, "frame rate that frame_stride refers to (0: that of each file)", ge=0)
+    sampling: Literal["dense", "tsn"] = option(
+        "dense", "dense: frames that are frame_stride apart; tsn: one frame from each of num_frames equal segments"
     )
-    size: int = _key(224, "height and width of the network's input, in pixels")
-    scale: tuple[float, float] = _key((0.08, 1.0), "random-resized crop: area of the box as a share of the frame")
-    ratio: tuple[float, float] = _key((3 / 4, 4 / 3), "random-resized crop: width / height of the box")
-    crop: str = _key(
-        "resized",
-        "training crops: resized (scale, ratio) or jitter (short_sides); letterbox: whole frames, in testing too",
-        ("resized", "jitter", "letterbox"),
+    snap_to_keyframes: bool = option(
+        False, "move each frame to the nearest key frame within half a stride, which leaves little to decode"
     )
-    short_sides: tuple[float, float] = _key(
-        (256, 320), "crop=jitter: the short side is resized to one of these before size x size pixels are cropped"
+    image_size: int = option(224, "height and width of the network's input, in pixels", ge=1)
+    crop: Literal["random_resized_crop", "scale_jitter", "letterbox"] = option(
+        "random_resized_crop",
+        "training crops: random_resized_crop (crop_scale, crop_ratio) or scale_jitter (short_side_range); letterbox: "
+        "the whole frame with borders, in testing too",
     )
-    per_class: int = _key(0, "only the first so many training videos of each class (0: all)")
-    eval_per_class: int = _key(0, "the same for val and test, each counted by itself")
-    flip: float = _key(0.5, "probability of a left-right flip; 0 where direction is the class")
-    rand_augment: str = _key("", "RandAugment in timm's notation: m7-n4-mstd0.5 (empty: none)")
-    colour_jitter: float = _key(
-        0, "brightness, contrast and saturation change by factors of up to 1 - this to 1 + this"
+    crop_scale: Interval = option((0.08, 1.0), "random_resized_crop: area of the box as a fraction of the frame")
+    crop_ratio: Interval = option((3 / 4, 4 / 3), "random_resized_crop: width / height of the box")
+    short_side_range: Interval = option(
+        (256, 320), "scale_jitter: range of the short side before image_size x image_size pixels are cropped"
     )
-    grey: float = _key(0, "probability that a clip loses its colours")
-    mixup: float = _key(0, "alpha of mixup (0: none); with cutmix, either for each clip")
-    cutmix: float = _key(0, "alpha of cutmix (0: none)")
-    erase: float = _key(0, "probability that a box of a clip becomes noise (random erasing)")
-    repeats: int = _key(1, "crops and augmentations of each decoded clip, side by side in a batch")
-    short: str = _key(
-        "loop", "a clip longer than its video starts over (loop) or repeats the last frame (edge)", ("loop", "edge")
+    max_per_class: int = option(0, "use only the first N training videos of each class (0: all)", ge=0)
+    eval_max_per_class: int = option(0, "the same for the validation and test lists", ge=0)
+    hflip: Probability = option(0.5, "probability of a horizontal flip; use 0 where direction tells the class")
+    rand_augment: str = option("", "RandAugment in timm's notation, m7-n4-mstd0.5 (empty: off)")
+    color_jitter: Probability = option(
+        0, "strength of color jitter: brightness, contrast and saturation change by factors of 1 - this to 1 + this"
     )
-    mean: tuple[float, float, float] = _key((0.45, 0.45, 0.45), "subtracted from each channel, in units of 0..1")
-    std: tuple[float, float, float] = _key((0.225, 0.225, 0.225), "each channel is divided by it, in units of 0..1")
-    batch: int = _key(8, "clips a step on each device")
-    decoder: str = _key(
+    grayscale: Probability = option(0, "probability that a clip becomes gray")
+    blur: Probability = option(0, "probability that a clip is blurred on the device (Gaussian, as in SimCLR)")
+    solarize: Probability = option(0, "probability that a clip is solarized on the device (as in BYOL)")
+    mixup: float = option(0, "alpha of mixup (0: off); with cutmix, each clip gets one or the other", ge=0)
+    cutmix: float = option(0, "alpha of CutMix (0: off)", ge=0)
+    random_erasing: Probability = option(0, "probability that a box of a clip is replaced by noise")
+    aug_repeats: int = option(
+        1, "repeated augmentation: crops and augmentations of each decoded clip, side by side in a batch", ge=1, lt=32
+    )
+    short_clip: Literal["wrap", "repeat_last"] = option(
+        "wrap", "how a clip longer than its video is filled: start over, or repeat the last frame"
+    )
+    mean: tuple[float, float, float] = option((0.45, 0.45, 0.45), "mean of each channel, in units of 0 to 1")
+    std: tuple[float, float, float] = option(
+        (0.225, 0.225, 0.225), "standard deviation of each channel, in units of 0 to 1"
+    )
+    batch_size: int = option(8, "clips per batch and device", ge=1)
+    decoder: Literal["auto", "dali", "pyav", "both"] = option(
         "auto",
-        "who decodes: dali (NVDEC on a GPU; PyAV what it cannot), host (PyAV), or both at once; auto: both on a GPU, "
-        "host without",
-        ("auto", "dali", "host", "both"),
+        "dali: NVDEC on a GPU, and PyAV for what it cannot decode; pyav: the CPU; both: GPU and CPU share the videos; "
+        "auto: both on a GPU, else pyav",
     )
-    pyav_share: float = _key(
-        -1, "decoder=both: share of the videos that PyAV decodes of those that DALI could (-1: from cores and engines)"
+    pyav_share: Literal["auto"] | Probability = option(
+        "auto", "decoder=both: share of the videos that PyAV decodes (auto: estimated from CPU cores and NVDEC engines)"
     )
-    workers: int = _key(2, "processes that read and trim (and, with the host decoder, decode); 0: in this process")
-    threads: str = _key("auto", "DALI threads per device; auto: two per NVDEC engine, or one per core, at most four")
-    prefetch: int = _key(2, "batches prepared ahead")
-    seconds: float = _key(
-        60, "that reading (and on the host decoding) one video may take before it counts as unreadable"
+    num_workers: int = option(
+        2, "processes that read, trim and (with PyAV) decode; 0: everything in the main process", ge=0
     )
-    max_bad: float = _key(0.1, "share of unreadable videos above which training stops")
-
-
-@dataclass(frozen=True)
-class Model:
-    name: str = _key("vivit_b", "a name that networks.build knows")
-    args: dict[str, Any] = _key({}, "keyword arguments of the network, e.g. model.args.depth=4")
-    init: str = _key("", "weights to start from: a checkpoint of any known format, a run, timm:NAME or hf:OWNER/NAME")
-    freeze: str = _key("", "what is not trained: backbone (a linear probe), or parts: patch_embed,blocks.0-5")
-    init_args: dict[str, Any] = _key(
-        {}, "how they are fitted: inflation=central|average, temporal=copy|zero, head=auto|new, source_grid=[t,h,w]"
+    dali_threads: Literal["auto"] | Annotated[int, Field(ge=1)] = option(
+        "auto", "DALI threads per device (auto: two per NVDEC engine; on a CPU one per core, at most four)"
     )
+    prefetch: int = option(2, "batches that are prepared in advance", ge=1)
+    decode_timeout: float = option(
+        60, "seconds that reading (and with PyAV decoding) one video may take before it counts as unreadable", ge=0.001
+    )
+    max_unreadable: Probability = option(0.1, "fraction of unreadable videos above which training stops")
 
 
-@dataclass(frozen=True)
-class Task:
-    name: str = _key("classify", "what is trained: classes, or MaskFeat's pre-training", ("classify", "maskfeat"))
-    label_smoothing: float = _key(0.0, "share of the target spread over all classes")
-    mask: str = _key(
-        "cube", "what MaskFeat hides; runs: of frames, with the loss on their middle ones",
-        ("cube", "tube", "random", "runs"),
-    )  # fmt: skip
-    mask_ratio: float = _key(0.4, "share of a clip that MaskFeat hides")
-    hog_window: int = _key(0, "pixels of the Gaussian that weighs MaskFeat's gradients (0: none, 16: mmselfsup's)")
-    hog_gradient: str = _key("sobel", "of MaskFeat's HOG; central: as scikit-image has it", ("sobel", "central"))
-    show_epochs: int = _key(10, "epochs between two pictures of MaskFeat's predictions")
+class Model(Section):
+    """The network, the weights it starts from, and the parts that stay fixed."""
+
+    name: str = option("vivit_b", "name of a network (`python -m networks.flops` lists them)")
+    args: Arguments = option({}, "arguments of the network's constructor, for example model.args.depth=4")
+    pretrained: str = option(
+        "", "weights to start from: a checkpoint in any known format, a run folder, timm:NAME or hf:OWNER/NAME"
+    )
+    pretrained_args: Arguments = option(
+        {},
+        "how pretrained weights are adapted: inflation=central|average, temporal=copy|zero, head=auto|new, "
+        "source_grid=[t,h,w]",
+    )
+    freeze: str = option("", "parts that are not trained: backbone (for a linear probe), or patch_embed,blocks.0-5")
 
 
-@dataclass(frozen=True)
-class Optim:
-    name: str = _key("adamw", "the optimiser; lamb and lion are timm's", ("adamw", "sgd", "lamb", "lion"))
-    batch: int = _key(
+class Task(Section):
+    """The objective: classification, or MaskFeat pre-training."""
+
+    name: Literal["classify", "maskfeat"] = option("classify", "classify, or MaskFeat pre-training without labels")
+    label_smoothing: float = option(0.0, "part of the target that is spread over all classes", ge=0, lt=1)
+    mask: Literal["cube", "tube", "random", "frame_runs"] = option(
+        "cube", "what MaskFeat masks; frame_runs: whole frames, with the loss on the middle frame of each run"
+    )
+    mask_ratio: float = option(0.4, "fraction of the tokens that MaskFeat masks", gt=0, lt=1)
+    hog_window: int = option(
+        0, "width in pixels of the Gaussian that weighs the gradients of MaskFeat's HOG (0: none; mmselfsup: 16)", ge=0
+    )
+    hog_gradient: Literal["sobel", "central"] = option(
+        "sobel", "gradient filter of MaskFeat's HOG targets; central is that of scikit-image"
+    )
+    figure_epochs: int = option(10, "epochs between two figures of MaskFeat's predictions", ge=1)
+
+
+class Optim(Section):
+    """The optimizer, its schedule and the size of a step."""
+
+    name: Literal["adamw", "sgd", "lamb", "lion"] = option("adamw", "optimizer; lamb and lion come from timm")
+    global_batch_size: int = option(
         0,
-        "clips an optimiser step, over all devices: data.batch of each, several times where that is less "
-        "(0: data.batch of each, once)",
+        "clips per optimizer step over all devices; gradients are accumulated over several batches where needed (0: "
+        "one batch per device)",
+        ge=0,
     )
-    lr: float = _key(1e-3, "peak learning rate")
-    lr_per: str = _key("none", "clips a step that lr is for, and is scaled from linearly; none: used as it stands")
-    min_lr: float = _key(1e-6, "learning rate at the start of the warm-up and the end of the cosine, scaled as lr is")
-    schedule: str = _key("cosine", "of the learning rate, step by step", ("cosine", "step", "constant"))
-    drops: tuple[float, ...] = _key((), "schedule=step: epochs at which the rate is multiplied by gamma")
-    gamma: float = _key(0.1, "schedule=step: the factor")
-    weight_decay: float = _key(0.05, "on weights with two or more dimensions only")
-    weight_decay_end: float = _key(-1.0, "where a cosine takes it by the last step (-1: it stays)")
-    betas: tuple[float, float] = _key((0.9, 0.999), "the two averages of adamw, lamb and lion")
-    layer_decay: float = _key(1.0, "learning rate of each block as a multiple of the next one's, embeddings before all")
-    epochs: int = _key(30, "passes over the training list")
-    warmup_epochs: float = _key(2.0, "epochs of linear warm-up, counted in steps")
-    clip_grad: float = _key(1.0, "largest gradient norm (0: no clipping)")
-    clip: str = _key("global", "the norm is of all gradients together, or of each parameter's", ("global", "each"))
-    ema: float = _key(0.0, "decay of an average of the weights, which is then what is evaluated and saved (0: none)")
-
-
-@dataclass(frozen=True)
-class Eval:
-    preset: str = _key(
-        "",
-        "clips, crops, place and short_side as a project tests; what follows on the command line wins",
-        ("", *PRESETS),
+    lr: float = option(1e-3, "peak learning rate", ge=0)
+    lr_base_batch: int = option(
+        0, "clips per step that lr was chosen for; it is scaled linearly from there (0: lr is used as it is)", ge=0
     )
-    clips: int = _key(4, "clips a video in the multi-view test, spread over its length")
-    place: str = _key(
-        "spread", "where clips lie: from first place to last, from frame 0 on, or each in its part's middle",
-        ("spread", "start", "centre"),
-    )  # fmt: skip
-    crops: int = _key(3, "crops a clip in the multi-view test: 1 (centre) or 3 (along the longer side)")
-    average: str = _key("probability", "what is averaged over a video's views", ("probability", "logits"))
-    show: str = _key(
-        "",
-        "a picture of what the network looks at in four of the videos: attention of the last layer, or rolled out",
-        ("", "attention", "rollout"),
+    min_lr: float = option(
+        1e-6, "lr at the start of the warm-up and at the end of the cosine schedule, scaled as lr is", ge=0
     )
-    features: str = _key("", "a .npz or .safetensors file that features of the videos are written to, and no test made")
-    layer: str = _key("", "whose features: a layer's, blocks.5 (empty: what the head is given)")
-    pool: str = _key("mean", "of a layer: the mean of its tokens, its class token, or all", ("mean", "cls", "tokens"))
-    batch: int = _key(4, "videos a step in the multi-view test, each with clips x crops views")
-    short_side: int = _key(
-        0, "short side the frame is resized to before cropping (0: data.size, -1: 8/7 of it, 256 for 224)"
+    schedule: Literal["cosine", "step", "constant"] = option("cosine", "schedule of the lr, applied at each step")
+    milestones: tuple[float, ...] = option((), "schedule=step: epochs at which the lr is multiplied by gamma")
+    gamma: float = option(0.1, "schedule=step: factor of the lr at each milestone", ge=0)
+    weight_decay: float = option(0.05, "weight decay of parameters with two or more dimensions", ge=0)
+    weight_decay_end: Literal["constant"] | Annotated[float, Field(ge=0)] = option(
+        "constant", "weight decay at the last step, reached along a cosine (constant: no change)"
+    )
+    betas: Interval = option((0.9, 0.999), "decay rates of the two moments of adamw, lamb and lion")
+    layer_decay: float = option(
+        1.0, "lr of each block as a multiple of that of the next block; embeddings count as the first block", gt=0, le=1
+    )
+    epochs: int = option(30, "passes over the training list", ge=1)
+    warmup_epochs: float = option(2.0, "epochs of linear warm-up, rounded to steps", ge=0)
+    clip_grad_norm: float = option(1.0, "maximum gradient norm (0: no clipping)", ge=0)
+    clip_mode: Literal["global", "per_param"] = option(
+        "global", "whether the norm is that of all gradients together or of each parameter"
+    )
+    ema_decay: float = option(
+        0.0, "decay of the EMA of the weights, which is then evaluated and saved (0: off)", ge=0, lt=1
     )
 
 
-@dataclass(frozen=True)
-class Run:
-    name: str = _key("", "name of the run (empty: the name of the configuration file)")
-    folder: str = _key("runs", "where run folders lie")
-    seed: int = _key(0, "seed of the weights, the order and every random draw")
-    device: str = _key("auto", "where it runs; auto takes a GPU if there is one", ("auto", "cpu", "cuda"))
-    amp: str = _key(
-        "auto", "precision of the step; auto is bf16 on a GPU and fp32 without", ("auto", "bf16", "fp16", "fp32")
+class Eval(Section):
+    """Views of the multi-view test, and other uses of the test videos."""
+
+    preset: Literal["", "timesformer", "vivit", "mvit", "mvit-b", "maskfeat", "videomae"] = option(
+        "", "the views of a published test; keys after it on the command line override single values"
     )
-    compile: str = _key("auto", "torch.compile the network; auto does on a GPU", ("auto", "yes", "no"))
-    resume: str = _key("auto", "auto continues from last.pt if there is one, no starts over, a path must exist")
-    save_minutes: float = _key(0, "minutes between two checkpoints within an epoch (0: only at its end)")
-    log_every: int = _key(20, "steps between two log lines")
-    profile: int = _key(0, "steps that are profiled: RUN/profile/trace.json.gz and the costliest operators")
-    shard: str = _key(
-        "no", "full: weights, gradients and optimiser are spread over the processes (FSDP)", ("no", "full")
+    num_clips: int = option(4, "clips per video", ge=1)
+    clip_placement: Literal["uniform", "from_start", "segment_center"] = option(
+        "uniform",
+        "where clips lie: spread from the first to the last possible start, one after the other from frame 0, or each "
+        "in the middle of its segment",
     )
-    max_bad_steps: int = _key(10, "steps in a row whose loss is not finite that stop the run")
-    threads: int = _key(0, "torch threads on a CPU (0: all cores but one, which decoding needs)")
-
-
-@dataclass(frozen=True)
-class Config:
-    data: Data = field(default_factory=Data)
-    model: Model = field(default_factory=Model)
-    task: Task = field(default_factory=Task)
-    optim: Optim = field(default_factory=Optim)
-    eval: Eval = field(default_factory=Eval)
-    run: Run = field(default_factory=Run)
-
-
-SECTIONS: dict[str, type] = {"data": Data, "model": Model, "task": Task, "optim": Optim, "eval": Eval, "run": Run}
-
-
-def _check_decoding(data: Data, need: Callable[[bool, str, Any, str], None]) -> None:
-    threads, share = data.threads, data.pyav_share
-    need(threads == "auto" or threads.isdecimal() and int(threads) > 0, "data.threads", threads, "auto, or 1 or more")
-    need(share == -1 or 0 <= share <= 1, "data.pyav_share", share, "a share, 0 to 1, or -1")
-
-
-def check_ranges(cfg: Config) -> None:
-    def need(holds: bool, key: str, value: Any, expected: str) -> None:
-        if not holds:
-            raise ValueError(f"{key}={value}: expected {expected}")
-
-    for section, names in _AT_LEAST.items():
-        for name, least in names.items():
-            value = getattr(getattr(cfg, section), name)
-            need(value >= least, f"{section}.{name}", value, f"{least} or more")
-    need(0 <= cfg.data.flip <= 1, "data.flip", cfg.data.flip, "a probability, 0 to 1")
-    need(0 <= cfg.data.colour_jitter <= 1, "data.colour_jitter", cfg.data.colour_jitter, "0 to 1")
-    need(0 <= cfg.data.erase <= 1, "data.erase", cfg.data.erase, "a probability, 0 to 1")
-    mixes = [key for key in ("mixup", "cutmix", "erase") if getattr(cfg.data, key)]
-    need(cfg.task.name == "classify" or not mixes, "data." + "|".join(mixes), "on", "0 with task.name=" + cfg.task.name)
-    need(0 <= cfg.data.grey <= 1, "data.grey", cfg.data.grey, "a probability, 0 to 1")
-    need(
-        cfg.data.batch % cfg.data.repeats == 0 and cfg.data.repeats < 32,
-        "data.repeats",
-        cfg.data.repeats,
-        f"a divisor of data.batch={cfg.data.batch}, below 32",
+    num_crops: int = option(3, "crops per clip: 1 (center) or 3 (along the longer side)")
+    average: Literal["probs", "logits"] = option("probs", "what is averaged over the views of a video")
+    attention_map: Literal["", "last", "rollout"] = option(
+        "", "figure of the attention in four videos: of the last layer, or rolled out over all layers (empty: none)"
     )
-    _check_decoding(cfg.data, need)
-    need(0 <= cfg.data.max_bad <= 1, "data.max_bad", cfg.data.max_bad, "a share, 0 to 1")
-    need(0 < cfg.data.scale[0] <= cfg.data.scale[1] <= 1, "data.scale", cfg.data.scale, "0 < low <= high <= 1")
-    need(0 < cfg.data.ratio[0] <= cfg.data.ratio[1], "data.ratio", cfg.data.ratio, "0 < low <= high")
-    need(0 <= cfg.task.label_smoothing < 1, "task.label_smoothing", cfg.task.label_smoothing, "a share, 0 to below 1")
-    need(
-        0 <= min(cfg.optim.betas) <= max(cfg.optim.betas) < 1, "optim.betas", cfg.optim.betas, "numbers of 0 to below 1"
+    features_path: str = option("", "write features of the videos to this .npz or .safetensors file instead of a test")
+    feature_layer: str = option("", "layer that features are taken from, blocks.5 (empty: the input of the head)")
+    feature_pool: Literal["mean", "cls", "tokens"] = option(
+        "mean", "with feature_layer: mean of the tokens, class token, or all tokens"
     )
-    need(0 < cfg.task.mask_ratio < 1, "task.mask_ratio", cfg.task.mask_ratio, "a share between 0 and 1")
-    need(0 <= cfg.optim.ema < 1, "optim.ema", cfg.optim.ema, "0 to below 1")
-    need(cfg.optim.lr_per == "none" or cfg.optim.lr_per.isdecimal() and int(cfg.optim.lr_per) > 0, "optim.lr_per",
-         cfg.optim.lr_per, "none, or a number of clips, 256 for instance")  # fmt: skip
-    end = cfg.optim.weight_decay_end
-    need(end == -1 or end >= 0, "optim.weight_decay_end", end, "0 or more, or -1 for none")
-    need(cfg.optim.schedule == "step" or not cfg.optim.drops, "optim.drops", list(cfg.optim.drops),
-         "none unless optim.schedule=step")  # fmt: skip
-    need(not (cfg.optim.ema and cfg.run.shard == "full"), "optim.ema", cfg.optim.ema, "0 with run.shard=full")
-    need(0 < cfg.optim.layer_decay <= 1, "optim.layer_decay", cfg.optim.layer_decay, "above 0, at most 1")
-    need(min(cfg.data.std) > 0, "data.std", cfg.data.std, "numbers above 0")
-    need(
-        cfg.optim.warmup_epochs < cfg.optim.epochs,
-        "optim.warmup_epochs",
-        cfg.optim.warmup_epochs,
-        f"less than optim.epochs={cfg.optim.epochs}",
-    )
-    need(cfg.optim.min_lr <= cfg.optim.lr, "optim.min_lr", cfg.optim.min_lr, f"at most optim.lr={cfg.optim.lr}")
-    need(cfg.eval.crops in (1, 3), "eval.crops", cfg.eval.crops, "1 or 3")
-    low, high = cfg.data.short_sides
-    need(
-        cfg.data.crop != "jitter" or cfg.data.size <= low <= high,
-        "data.short_sides",
-        cfg.data.short_sides,
-        f"data.size={cfg.data.size} <= low <= high",
-    )
-    need(
-        cfg.data.crop != "letterbox" or cfg.eval.crops == 1, "eval.crops", cfg.eval.crops, "1 with data.crop=letterbox"
-    )
-    need(
-        cfg.eval.short_side in (0, WIDER) or cfg.eval.short_side >= cfg.data.size,
-        "eval.short_side",
-        cfg.eval.short_side,
-        f"0, -1, or at least data.size={cfg.data.size}",
+    batch_size: int = option(4, "videos per batch in the multi-view test, each with num_clips x num_crops views", ge=1)
+    short_side: Literal["image_size", "8/7"] | int = option(
+        "image_size", "short side of a frame before cropping: pixels, image_size, or 8/7 of it (256 for 224)"
     )
 
 
-_AT_LEAST: dict[str, dict[str, float]] = {
-    "data": {
-        "per_class": 0,
-        "seconds": 0.001,
-        "mixup": 0,
-        "cutmix": 0,
-        "repeats": 1,
-        "eval_per_class": 0,
-        "frames": 1,
-        "stride": 0,
-        "fps": 0,
-        "size": 1,
-        "batch": 1,
-        "workers": 0,
-        "prefetch": 1,
-    },
-    "optim": {
-        "lr": 0,
-        "min_lr": 0,
-        "weight_decay": 0,
-        "epochs": 1,
-        "warmup_epochs": 0,
-        "clip_grad": 0,
-        "batch": 0,
-        "gamma": 0,
-    },
-    "eval": {"clips": 1, "batch": 1},
-    "run": {"seed": 0, "log_every": 1, "max_bad_steps": 1, "threads": 0, "save_minutes": 0, "profile": 0},
-    "task": {"label_smoothing": 0, "hog_window": 0, "show_epochs": 1},
+class Run(Section):
+    """Device, precision and distribution; checkpoints, logs and the run folder."""
+
+    name: str = option("", "name of the run (empty: the name of the configuration file)")
+    output_dir: str = option("runs", "folder that contains the run folders")
+    seed: int = option(0, "seed of the weights, the order and every random draw", ge=0)
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto uses a GPU if there is one")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = option(
+        "auto", "precision of the forward and backward pass (auto: bf16 on a GPU, else fp32)"
+    )
+    compile: Literal["auto", "yes", "no"] = option("auto", "torch.compile the network (auto: on a GPU)")
+    resume: str = option(
+        "auto", "auto: continue from last.pt if there is one; no: start over; a path: continue from it"
+    )
+    checkpoint_minutes: float = option(0, "minutes between two checkpoints within an epoch (0: after each epoch)", ge=0)
+    log_interval: int = option(20, "steps between two log lines", ge=1)
+    profile_steps: int = option(0, "steps to profile: RUN/profile/trace.json.gz and the most expensive operators", ge=0)
+    parallel: Literal["ddp", "fsdp"] = option(
+        "ddp", "fsdp: weights, gradients and optimizer state are sharded over the processes"
+    )
+    max_nonfinite_steps: int = option(
+        10, "consecutive steps with a loss that is not finite after which a run stops", ge=1
+    )
+    cpu_threads: int = option(0, "torch threads on a CPU (0: all cores but one, which decoding needs)", ge=0)
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _no_cuda_graphs(cls, value: Any) -> Any:
+        if value in ("reduce-overhead", "max-autotune"):
+            raise PydanticCustomError(
+                "refused", f"this mode of torch.compile captures CUDA graphs, and {NO_CUDA_GRAPHS}; use run.compile=yes"
+            )
+        return value
+
+
+class Config(Section):
+    """The whole configuration. Raises ValueError for values that contradict each other."""
+
+    data: Data = Data()
+    model: Model = Model()
+    task: Task = Task()
+    optim: Optim = Optim()
+    eval: Eval = Eval()
+    run: Run = Run()
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Config:
+        _check_data(self)
+        _check_training(self)
+        e, size = self.eval, self.data.image_size
+        _require(e.num_crops in (1, 3), "eval.num_crops", e.num_crops, "1 or 3")
+        letterbox = self.data.crop == "letterbox"
+        _require(not letterbox or e.num_crops == 1, "eval.num_crops", e.num_crops, "1 with data.crop=letterbox")
+        large = isinstance(e.short_side, str) or e.short_side >= size
+        _require(large, "eval.short_side", e.short_side, f"image_size, 8/7, or at least data.image_size={size}")
+        return self
+
+
+def _require(holds: bool, key: str, value: Any, expected: str) -> None:
+    if not holds:
+        raise PydanticCustomError("combination", f"{key}={value}: expected {expected}".replace("{", "{{"))
+
+
+def _check_data(cfg: Config) -> None:
+    data = cfg.data
+    _require(
+        data.batch_size % data.aug_repeats == 0,
+        "data.aug_repeats",
+        data.aug_repeats,
+        f"a divisor of data.batch_size={data.batch_size}",
+    )
+    (low, high), expected = data.crop_scale, "0 < low <= high <= 1"
+    _require(0 < low <= high <= 1, "data.crop_scale", data.crop_scale, expected)
+    low, high = data.crop_ratio
+    _require(0 < low <= high, "data.crop_ratio", data.crop_ratio, "0 < low <= high")
+    low, high = data.short_side_range
+    expected = f"data.image_size={data.image_size} <= low <= high"
+    fits = data.crop != "scale_jitter" or data.image_size <= low <= high
+    _require(fits, "data.short_side_range", data.short_side_range, expected)
+    _require(min(data.std) > 0, "data.std", data.std, "numbers above 0")
+    mixing = [key for key in ("mixup", "cutmix", "random_erasing") if getattr(data, key)]
+    allowed = cfg.task.name == "classify" or not mixing
+    _require(allowed, "data." + "|".join(mixing), "on", f"0 with task.name={cfg.task.name}")
+
+
+def _check_training(cfg: Config) -> None:
+    o = cfg.optim
+    _require(0 <= min(o.betas) <= max(o.betas) < 1, "optim.betas", o.betas, "numbers of 0 to below 1")
+    no_milestones = o.schedule == "step" or not o.milestones
+    _require(no_milestones, "optim.milestones", list(o.milestones), "none unless optim.schedule=step")
+    _require(
+        not (o.ema_decay and cfg.run.parallel == "fsdp"), "optim.ema_decay", o.ema_decay, "0 with run.parallel=fsdp"
+    )
+    shorter = o.warmup_epochs < o.epochs
+    _require(shorter, "optim.warmup_epochs", o.warmup_epochs, f"less than optim.epochs={o.epochs}")
+    _require(o.min_lr <= o.lr, "optim.min_lr", o.min_lr, f"at most optim.lr={o.lr}")
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "data": Data,
+    "model": Model,
+    "task": Task,
+    "optim": Optim,
+    "eval": Eval,
+    "run": Run,
 }
