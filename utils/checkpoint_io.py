@@ -14,7 +14,10 @@ _DAMAGE = (OSError, EOFError, RuntimeError, ValueError, LookupError, pickle.Unpi
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state that save_last wrote, on the CPU; tensors and plain values only."""
+    """Load tensors and plain values from a checkpoint onto the CPU; no code in it is run.
+
+    Raises ValueError for a file that is missing, damaged or no checkpoint.
+    """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGE as error:

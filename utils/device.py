@@ -1,4 +1,4 @@
-"""Where a network computes, and how precisely."""
+"""Choose the device and the precision of the forward and backward pass."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ NVIDIA_DEVICES = "/dev/nvidia[0-9]*"
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
-    """Mixed precision in `dtype`; float32 means none."""
+    """Return a context of mixed precision in `dtype`; float32 means full precision."""
     return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
 
 
 def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
-    """`auto` takes this rank's GPU if there is one."""
+    """Return the device that run.device asks for; `auto` is this rank's GPU if there is one.
+
+    Raises ValueError if a GPU is asked for and torch finds none.
+    """
     if wanted not in ("auto", "cuda", "cpu"):
         raise ValueError(f"device={wanted}: expected auto, cuda or cpu")
     if wanted == "cuda" and not torch.cuda.is_available():
@@ -24,14 +27,14 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
     if wanted == "cpu" or not torch.cuda.is_available():
         if wanted == "auto" and glob.glob(NVIDIA_DEVICES):
             reason = f"torch {torch.__version__} cannot use this machine's NVIDIA GPU"
-            print(f"{reason}: the CPU is taken. Builds for CUDA 13 need a driver of 580 or newer", flush=True)
+            print(f"{reason}: using the CPU. Builds for CUDA 13 need driver 580 or newer", flush=True)
         return torch.device("cpu")
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 
 
-def choose_dtype(amp: str, device: torch.device) -> torch.dtype:
-    """`auto` is bf16 on a GPU and fp32 without."""
-    if amp == "auto":
-        amp = "bf16" if device.type == "cuda" else "fp32"
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[amp]
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Return the dtype that run.precision asks for; `auto` is bf16 on a GPU and fp32 on a CPU."""
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" else "fp32"
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]

@@ -1,4 +1,4 @@
-"""Who we are among the processes of a run (from torchrun's environment), and how worker processes start."""
+"""The ranks of a run, as torchrun starts them, and what they tell each other."""
 
 from __future__ import annotations
 
@@ -9,44 +9,48 @@ from datetime import timedelta
 from typing import TypeVar
 
 T = TypeVar("T")
+_TIMEOUT = timedelta(hours=6)  # the other ranks wait while the main one builds an index
 
 
 @dataclass(frozen=True)
 class World:
-    """rank of size processes, local_rank on this machine; (0, 0, 1) without torchrun."""
+    """This process among the processes of a run; the defaults are those of a run of one process."""
 
     rank: int = 0
-    local_rank: int = 0
+    local_rank: int = 0  # among the processes on this machine
     size: int = 1
 
     @staticmethod
     def from_env() -> World:
-        """As torchrun sets RANK, LOCAL_RANK and WORLD_SIZE."""
-        return World(*(int(os.environ.get(key, default)) for key, default in
-                       (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))))  # fmt: skip
+        """Read RANK, LOCAL_RANK and WORLD_SIZE, which torchrun sets."""
+        return World(
+            rank=int(os.environ.get("RANK", "0")),
+            local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+            size=int(os.environ.get("WORLD_SIZE", "1")),
+        )
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
+        """Return whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
-    def connect(self, device: str) -> None:
-        """Join the group of all processes: device tensors over NCCL, and what gather() is given over gloo, which waits
-        for no GPU. Others wait for long while the first process builds an index."""
+    def init_process_group(self, device_type: str) -> None:
+        """Join the process group: NCCL for CUDA tensors, gloo for everything else, so gather() waits for no GPU."""
         if self.size > 1:
-            import torch.distributed  # here: decode workers import this module, and not torch
+            import torch.distributed  # here, because decode workers import this module and must stay free of torch
 
-            backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-            torch.distributed.init_process_group(backend, timeout=timedelta(hours=6))
+            backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
+            torch.distributed.init_process_group(backend, timeout=_TIMEOUT)
 
-    def first(self, make: Callable[[], T]) -> T:
-        """What the first process makes, on all of them."""
-        return self.gather(make() if self.is_first else None)[0]  # type: ignore[return-value]
+    def broadcast(self, compute: Callable[[], T]) -> T:
+        """Call `compute` on the main rank only and return its result on every rank."""
+        return self.gather(compute() if self.is_main else None)[0]  # type: ignore[return-value]
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, in the order of ranks, on every rank."""
+        """Return the values of all ranks, in the order of the ranks, on every rank."""
         if self.size == 1:
             return [value]
-        import torch.distributed  # here: decode workers import this module, and not torch
+        import torch.distributed  # here, because decode workers import this module and must stay free of torch
 
         values: list[T] = [value] * self.size
         torch.distributed.all_gather_object(values, value)
@@ -54,5 +58,5 @@ class World:
 
 
 def local_world_size() -> int:
-    """The number of processes of the run on this machine, as torchrun sets it."""
+    """Return the number of the run's processes on this machine, from LOCAL_WORLD_SIZE, which torchrun sets."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

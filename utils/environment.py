@@ -16,7 +16,7 @@ _PACKAGES = ("torch", "nvidia-dali-cuda120", "av", "timm", "einops", "kornia", "
 
 
 def environment() -> dict[str, Any]:
-    """The machine, the versions and the commit that figures were measured with."""
+    """Return machine, versions and commit, for env.json and result files."""
     git = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
     )
@@ -34,12 +34,12 @@ def environment() -> dict[str, Any]:
 
 
 def _driver() -> str | None:
-    """NVIDIA's, as the kernel has it."""
+    """Return the version of NVIDIA's kernel driver, or None if there is none."""
     try:
-        found = re.search(r"Module\s+(\d[\d.]+)", Path("/proc/driver/nvidia/version").read_text())
+        match = re.search(r"Module\s+(\d[\d.]+)", Path("/proc/driver/nvidia/version").read_text())
     except OSError:
         return None
-    return found[1] if found else None
+    return match[1] if match else None
 
 
 def _cpu_name() -> str:

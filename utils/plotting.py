@@ -1,4 +1,4 @@
-"""Figures: strips of frames, rows of pictures, colours over frames, a confusion matrix."""
+"""Figures: strips of frames, grids of images, heat maps over frames, a confusion matrix."""
 
 from __future__ import annotations
 
@@ -10,60 +10,65 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 
-SHOWN_CLASSES = 30  # of a confusion matrix, so that their names can be read
-matplotlib.rcParams["text.parse_math"] = False  # a $ in a class's or a file's name is a $
+MAX_SHOWN_CLASSES = 30  # in a confusion matrix, so that their names stay legible
+matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a class or file stays a $
 
 
 def draw_strips(frames: np.ndarray, titles: Sequence[str]) -> Figure:
-    """A row of frames for each clip of (B, T, H, W, 3) uint8, under its title."""
-    clips, times = frames.shape[:2]
-    figure = Figure(figsize=(1.1 * times, 1.45 * clips), layout="constrained")
-    axes = figure.subplots(clips, times, squeeze=False)
-    for row in range(clips):
-        for column in range(times):
-            axes[row, column].imshow(frames[row, column])
-            axes[row, column].axis("off")
-        axes[row, 0].set_title(titles[row], fontsize=8, loc="left")
+    """Draw each clip of (B, T, H, W, 3) uint8 as a row of frames under its title."""
+    clips, times, height, width = frames.shape[:4]
+    gap = max(width // 16, 1)
+    # One image per clip: matplotlib takes about 20 ms for each axes, so one axes per frame would be slow.
+    strips = np.full((clips, height, times, width + gap, 3), 255, np.uint8)
+    strips[:, :, :, :width] = frames.transpose(0, 2, 1, 3, 4)
+    strips = strips.reshape(clips, height, -1, 3)[:, :, :-gap]
+    row_height = 0.3 + 1.1 * height / width  # inches; the title takes 0.3
+    figure = Figure(figsize=(1.1 * times, row_height * clips))
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.0, top=1 - 0.3 / (row_height * clips), hspace=0.3)
+    for axes, strip, title in zip(figure.subplots(clips, squeeze=False)[:, 0], strips, titles, strict=True):
+        axes.imshow(strip)
+        axes.axis("off")
+        axes.set_title(title, fontsize=8, loc="left")
     return figure
 
 
 def draw_rows(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> Figure:
-    """Rows of pictures, (H, W) grey or (H, W, 3), under a title for each column."""
+    """Draw a grid of images, (H, W) gray or (H, W, 3), with a title for each column."""
     head = 0.3 + 0.25 * max(title.count("\n") for title in titles)
     figure = Figure(figsize=(2.0 * len(titles), 2.0 * len(rows) + head), layout="constrained")
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
     for number, row in enumerate(rows):
-        for column, picture in enumerate(row):
-            axes[number, column].imshow(picture, cmap="gray")
+        for column, image in enumerate(row):
+            axes[number, column].imshow(image, cmap="gray")
             axes[number, column].axis("off")
     for column, title in enumerate(titles):
         axes[0, column].set_title(title, fontsize=9)
     return figure
 
 
-def warmed(frames: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Frames (B, T, H, W, 3) uint8 with colours over them: heat (B, t, h, w), the largest of each clip being red.
+def overlay_heatmap(frames: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Blend a heat map (B, t, h, w) over frames (B, T, H, W, 3) uint8; the maximum of each clip is red.
 
-    Each map stands for as many frames as come to it; between patches it is interpolated.
+    The map is interpolated to the frames.
     """
     size = frames.shape[1:4]
-    shown = F.interpolate(torch.from_numpy(heat)[:, None].float(), size, mode="trilinear")[:, 0].numpy()
-    shown = shown / np.maximum(shown.max((1, 2, 3), keepdims=True), 1e-12)
-    return (0.5 * frames + 127.5 * matplotlib.colormaps["jet"](shown)[..., :3] + 0.5).astype(np.uint8)
+    upsampled = F.interpolate(torch.from_numpy(heat)[:, None].float(), size, mode="trilinear")[:, 0].numpy()
+    upsampled = upsampled / np.maximum(upsampled.max((1, 2, 3), keepdims=True), 1e-12)
+    return (0.5 * frames + 127.5 * matplotlib.colormaps["jet"](upsampled)[..., :3] + 0.5).astype(np.uint8)
 
 
-def pixels(video: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """(B, C, T, H, W) normalised -> (B, T, H, W, 3) uint8, on the host."""
+def denormalize(video: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Undo the normalization of clips (B, C, T, H, W): (B, T, H, W, 3) uint8, on the host."""
     clips = video.detach().float().cpu().permute(0, 2, 3, 4, 1).numpy()
     return np.clip(255 * (clips * np.array(std) + np.array(mean)) + 0.5, 0, 255).astype(np.uint8)
 
 
 def draw_confusion(matrix: torch.Tensor, classes: Sequence[str]) -> Figure:
-    """Shares of each label's videos; of many classes those that are confused most, and most with each other."""
+    """Draw a confusion matrix as percentages of each label; of many classes the most confused ones."""
     chosen = list(range(len(classes)))
-    if len(classes) > SHOWN_CLASSES:
+    if len(classes) > MAX_SHOWN_CLASSES:
         off = matrix - matrix.diagonal().diag()
-        chosen = sorted((off.sum(0) + off.sum(1)).argsort(descending=True, stable=True)[:SHOWN_CLASSES].tolist())
+        chosen = sorted((off.sum(0) + off.sum(1)).argsort(descending=True, stable=True)[:MAX_SHOWN_CLASSES].tolist())
     shares = matrix.double() / matrix.sum(1, keepdim=True).clamp_min(1)
     shares = shares[chosen][:, chosen]
     side = 2.5 + 0.3 * len(chosen)
@@ -74,8 +79,15 @@ def draw_confusion(matrix: torch.Tensor, classes: Sequence[str]) -> Figure:
     axes.set_xticks(range(len(chosen)), names, rotation=90, fontsize=8)
     axes.set_yticks(range(len(chosen)), names, fontsize=8)
     for a, b in (shares > 0.005).nonzero().tolist():
-        axes.text(b, a, f"{100 * shares[a, b]:.0f}", ha="center", va="center", fontsize=7,
-                  color="white" if shares[a, b] > 0.6 else "black")  # fmt: skip
+        axes.text(
+            b,
+            a,
+            f"{100 * shares[a, b]:.0f}",
+            ha="center",
+            va="center",
+            fontsize=7,
+            color="white" if shares[a, b] > 0.6 else "black",
+        )
     of = "" if len(chosen) == len(classes) else f", the {len(chosen)} most confused of {len(classes)} classes"
     axes.set(xlabel="predicted", ylabel="label", title=f"% of each label's videos{of}")
     figure.colorbar(image, shrink=0.6)

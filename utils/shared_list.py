@@ -1,7 +1,7 @@
-"""Memory that a process shares with its workers: a sequence of plain values, an array of numbers that changes.
+"""Share data with worker processes in memory: a read-only sequence of objects, and an array of integers that changes.
 
-As objects, what is known of Kinetics' videos would be unpickled by every worker before its first clip, for seconds and
-hundreds of megabytes; here a value is unpickled when it is asked for.
+If they were pickled, every worker would unpickle the metadata of all videos before its first clip, which for Kinetics
+takes seconds and hundreds of megabytes. Here an object is unpickled each time that it is read.
 """
 
 from __future__ import annotations
@@ -18,79 +18,82 @@ import numpy as np
 T = TypeVar("T")
 
 
-class Packed(Sequence[T]):
-    """Values, read only. Pickled it is just the place where they lie: to be unpickled on the same machine while this
-    process lives and holds them; whoever has unpickled it holds them, too."""
+class SharedList(Sequence[T]):
+    """A read-only sequence of pickled objects in shared memory; `share` makes one.
 
-    def __init__(self, file: int, count: int):
-        """`file`: a descriptor, which is taken over, of `count` values and the place where each of them begins."""
+    Its own pickle is only a reference to the memory, so it must be unpickled on the same machine while the process
+    that pickled it lives and keeps it. The copy then keeps the memory alive itself.
+    """
+
+    def __init__(self, file: int, length: int):
+        """Take over a file descriptor of `length` pickled objects, followed by their length + 1 offsets as int64."""
         self._file = file
         self._memory = mmap.mmap(file, 0, prot=mmap.PROT_READ)
-        self._starts = np.frombuffer(self._memory, np.int64, offset=len(self._memory) - 8 * (count + 1))
+        self._offsets = np.frombuffer(self._memory, np.int64, offset=len(self._memory) - 8 * (length + 1))
 
     def __len__(self) -> int:
-        return len(self._starts) - 1
+        return len(self._offsets) - 1
 
     @overload
-    def __getitem__(self, place: int) -> T: ...
+    def __getitem__(self, index: int) -> T: ...
     @overload
-    def __getitem__(self, place: slice) -> list[T]: ...
-    def __getitem__(self, place: int | slice) -> T | list[T]:
-        if isinstance(place, slice):
-            return [self[number] for number in range(*place.indices(len(self)))]
-        place = range(len(self))[place]  # IndexError, and negative ones
-        value: T = pickle.loads(memoryview(self._memory)[self._starts[place] : self._starts[place + 1]])
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]  # handles negative indices and raises IndexError
+        value: T = pickle.loads(memoryview(self._memory)[self._offsets[index] : self._offsets[index + 1]])
         return value
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _opened, (f"/proc/{os.getpid()}/fd/{self._file}", len(self))
+        return _open_list, (f"/proc/{os.getpid()}/fd/{self._file}", len(self))
 
     def __del__(self) -> None:
         os.close(self._file)
 
 
-def pack(values: Iterable[T]) -> Packed[T]:
-    """The values, in memory that belongs to no folder: nothing of it is left, however this process ends."""
+def share(values: Iterable[T]) -> SharedList[T]:
+    """Copy values into anonymous shared memory, of which nothing is left however this process ends."""
     blocks = [pickle.dumps(value, pickle.HIGHEST_PROTOCOL) for value in values]
-    blocks.append(b"\0" * (-sum(map(len, blocks)) % 8))  # numbers lie at multiples of eight
-    starts = np.cumsum([0, *map(len, blocks[:-1])])
-    file = os.memfd_create("packed")
+    offsets = np.cumsum([0, *map(len, blocks)])
+    blocks.append(b"\0" * (-sum(map(len, blocks)) % 8))  # aligns the offsets, which follow, to 8 bytes
+    file = os.memfd_create("shared_list")
     with open(file, "wb", closefd=False) as stream:
-        stream.writelines([*blocks, starts.tobytes()])
-    return Packed(file, len(starts) - 1)
+        stream.writelines([*blocks, offsets.tobytes()])
+    return SharedList(file, len(offsets) - 1)
 
 
-def _opened(path: str, count: int) -> Packed[Any]:
-    return Packed(os.open(path, os.O_RDONLY), count)
+def _open_list(path: str, length: int) -> SharedList[Any]:
+    return SharedList(os.open(path, os.O_RDONLY), length)
 
 
 class SharedArray:
-    """An int64 array that the process which made it and its workers see, and see change.
+    """An int64 array in shared memory: workers see what the process that made it writes to `values`.
 
-    Pickled it is just the place where it lies, as `Packed` is.
+    It is pickled as a reference, as `SharedList` is.
     """
 
     def __init__(self, file: int, shape: tuple[int, ...]):
-        """Take over `file`, a descriptor of 8 bytes for each number."""
+        """Take over a file descriptor of 8 bytes per element."""
         self._file = file
         self._memory = mmap.mmap(file, 0)
         self.values = np.frombuffer(self._memory, np.int64, math.prod(shape)).reshape(shape)
 
     @staticmethod
     def full(shape: tuple[int, ...], value: int) -> SharedArray:
-        """Make an array of one value, in memory that belongs to no folder."""
+        """Make an array filled with one value, in anonymous shared memory."""
         file = os.memfd_create("shared_array")
-        os.truncate(file, max(8 * math.prod(shape), 1))  # memory of no size cannot be mapped
-        shared = SharedArray(file, shape)
-        shared.values[...] = value
-        return shared
+        os.truncate(file, max(8 * math.prod(shape), 1))  # mmap refuses an empty file
+        array = SharedArray(file, shape)
+        array.values[...] = value
+        return array
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _opened_array, (f"/proc/{os.getpid()}/fd/{self._file}", self.values.shape)
+        return _open_array, (f"/proc/{os.getpid()}/fd/{self._file}", self.values.shape)
 
     def __del__(self) -> None:
         os.close(self._file)
 
 
-def _opened_array(path: str, shape: tuple[int, ...]) -> SharedArray:
+def _open_array(path: str, shape: tuple[int, ...]) -> SharedArray:
     return SharedArray(os.open(path, os.O_RDWR), shape)

@@ -1,4 +1,4 @@
-"""Start worker processes that are light, leave Ctrl-C to their parent and end with it."""
+"""Start worker processes that import little, leave Ctrl-C to their parent and end when it does."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
-_PR_SET_PDEATHSIG = 1  # Linux
+_PR_SET_PDEATHSIG = 1  # from Linux's <sys/prctl.h>
 
 
 @contextlib.contextmanager
-def light_main() -> Iterator[None]:
-    """Processes spawned inside do not import the main script again.
+def spawn_without_main() -> Iterator[None]:
+    """Keep processes that are spawned inside from importing the main script again.
 
-    Spawn would, to find functions defined there; ours are all in modules, and a script that imports torch costs each
-    worker seconds and half a gigabyte.
+    Spawn imports it to find the functions defined there. Ours are all in modules, and a script that imports torch costs
+    each worker seconds and half a gigabyte.
     """
     main = sys.modules["__main__"]
     hidden = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
@@ -37,13 +37,14 @@ def light_main() -> Iterator[None]:
 
 @contextlib.contextmanager
 def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of fresh processes that leaves Ctrl-C to this one; what has not begun is dropped if the block fails."""
-    spawn = get_context("spawn")
-    # With python -m MODULE the work may be defined in the main module itself.
-    as_module = getattr(sys.modules["__main__"], "__spec__", None)
+    """Yield a pool of spawned processes that ignore Ctrl-C; if the block fails, tasks that have not begun are dropped.
+
+    The main script is not imported again, unless it was started by `python -m`: then the tasks may be defined in it.
+    """
+    is_module = getattr(sys.modules["__main__"], "__spec__", None) is not None
     with (
-        contextlib.nullcontext() if as_module else light_main(),
-        ProcessPoolExecutor(workers, spawn, initializer=_begin_worker) as pool,
+        contextlib.nullcontext() if is_module else spawn_without_main(),
+        ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker) as pool,
     ):
         try:
             yield pool
@@ -54,9 +55,9 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 @contextlib.contextmanager
 def single_blas_thread() -> Iterator[None]:
-    """Let processes that start inside multiply matrices on one thread each, unless the environment says otherwise.
+    """Make processes that start inside use one BLAS thread each, unless the environment sets another number.
 
-    Where every core has a worker already, more threads only take time from each other.
+    If every core has a worker already, more threads only take time from each other.
     """
     name = "OPENBLAS_NUM_THREADS"
     if name in os.environ:
@@ -69,31 +70,35 @@ def single_blas_thread() -> Iterator[None]:
         del os.environ[name]
 
 
-def _begin_worker() -> None:
+def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
+    die_with_parent()
 
 
 @functools.cache
-def end_with_parent() -> None:
-    """In a worker process: end when the process that started it does, however that ends. Elsewhere nothing."""
+def die_with_parent() -> None:
+    """Have this worker process killed when its parent ends, for any reason. Does nothing in the main process."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent.pid:  # it ended before this process could ask
+    if os.getppid() != parent.pid:  # the parent ended before the kernel was asked
         os._exit(1)
 
 
 @contextlib.contextmanager
-def deaf_to_interrupts() -> Iterator[None]:
-    """Processes started inside ignore Ctrl-C, which a terminal sends to all: the main process decides when they end."""
+def ignore_sigint() -> Iterator[None]:
+    """Make processes that start inside ignore Ctrl-C, so that the main process decides when they end.
+
+    A terminal sends SIGINT to all processes of a command. Does nothing outside the main thread, where Python allows no
+    change of signal handlers.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, handler)
