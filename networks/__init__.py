@@ -1,4 +1,4 @@
-"""Tensors in, tensors out. `build(name, num_classes=...)` makes a network; it knows nothing of pipelines."""
+"""Networks: clips in, logits out, independent of the input pipeline. `build(name, num_classes=...)` makes one."""
 
 import difflib
 from collections.abc import Callable
@@ -29,12 +29,32 @@ from networks.vivit import (
 VARIANTS: dict[str, Callable[..., nn.Module]] = {
     variant.__name__: variant
     for variant in (
-        timesformer_tiny, timesformer_s, timesformer_b, timesformer_hr, timesformer_l,
-        vivit_tiny, vivit_s, vivit_b, vivit_l, vivit_fe_tiny, vivit_fe_b, vivit_fe_l, vivit_fsa_tiny, vivit_fsa_b,
-        videomae_tiny, videomae_s, videomae_b, videomae_l, videomae_h,
-        mvit_v1_tiny, mvit_v1_b, mvit_v2_tiny, mvit_v2_s, mvit_v2_b,
+        timesformer_tiny,
+        timesformer_s,
+        timesformer_b,
+        timesformer_hr,
+        timesformer_l,
+        vivit_tiny,
+        vivit_s,
+        vivit_b,
+        vivit_l,
+        vivit_fe_tiny,
+        vivit_fe_b,
+        vivit_fe_l,
+        vivit_fsa_tiny,
+        vivit_fsa_b,
+        videomae_tiny,
+        videomae_s,
+        videomae_b,
+        videomae_l,
+        videomae_h,
+        mvit_v1_tiny,
+        mvit_v1_b,
+        mvit_v2_tiny,
+        mvit_v2_s,
+        mvit_v2_b,
     )
-}  # fmt: skip
+}
 
 
 PRETRAINING: dict[str, Callable[..., nn.Module]] = {
@@ -43,9 +63,12 @@ PRETRAINING: dict[str, Callable[..., nn.Module]] = {
 
 
 def build(name: str, **kwargs: Any) -> nn.Module:
-    """build("vivit_tiny", num_classes=10): `kwargs` are constructor arguments and win over the variant's."""
-    known = VARIANTS | PRETRAINING
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise ValueError(f"unknown network {name!r}: did you mean {near!r}? Known: {', '.join(known)}")
-    return known[name](**kwargs)
+    """Build a network by name; `kwargs` are constructor arguments and take precedence over the variant's.
+
+    Raises ValueError for an unknown name, and for arguments that do not fit together.
+    """
+    variants = VARIANTS | PRETRAINING
+    if name not in variants:
+        nearest = difflib.get_close_matches(name, variants, n=1, cutoff=0.0)[0]
+        raise ValueError(f"unknown network {name!r}: did you mean {nearest!r}? Expected one of {', '.join(variants)}")
+    return variants[name](**kwargs)

@@ -1,4 +1,4 @@
-"""key=value words of the commands here -> arguments of a network."""
+"""Constructor arguments of networks from the command line."""
 
 import difflib
 import inspect
@@ -15,25 +15,23 @@ NETWORKS = (TimeSformer, ViViT, MViT, MaskFeat)
 ARGUMENTS = {name for network in NETWORKS for name in inspect.signature(network).parameters}
 
 
-def parse_settings(words: Sequence[str], others: Iterable[str] = ()) -> dict[str, Any]:
-    """["heads=8", "image_size=[224,320]", "gelu=tanh"] -> typed values: JSON where it is JSON, else text.
+def parse_network_args(argv: Sequence[str], extra_keys: Iterable[str] = ()) -> dict[str, Any]:
+    """Convert ["num_heads=8", "image_size=[224,320]", "gelu=tanh"] to typed values: JSON if it is valid, else text.
 
-    Raises ValueError for a key that is neither an argument of a network nor one of `others`.
+    Raises ValueError for a key that is neither an argument of a network nor one of `extra_keys`.
     """
-    known = ARGUMENTS | set(others)
-    settings: dict[str, Any] = {}
-    for word in words:
-        key, equals, text = word.partition("=")
+    keys = ARGUMENTS | set(extra_keys)
+    args: dict[str, Any] = {}
+    for argument in argv:
+        key, equals, text = argument.partition("=")
         if not equals:
-            raise ValueError(f"{word!r}: expected key=value, for instance heads=8")
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise ValueError(
-                f"unknown key {key!r}: "
-                + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}")
-            )
+            raise ValueError(f"{argument!r}: expected key=value, for instance num_heads=8")
+        if key not in keys:
+            nearest = difflib.get_close_matches(key, keys, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(sorted(keys))}"
+            raise ValueError(f"unknown key {key!r}: {hint}")
         try:
-            settings[key] = json.loads(text)
+            args[key] = json.loads(text)
         except ValueError:
-            settings[key] = text
-    return settings
+            args[key] = text
+    return args

@@ -1,7 +1,7 @@
-"""What a network attends to: the weights of its attention layers, read beside the fused kernel that never makes them.
+"""Attention maps: the weights of attention layers, computed beside the fused kernel, which never materializes them.
 
-Shapes: B' rows of the layer's own batch (B clips; (B T) frames or (B n) patch positions where attention is divided),
-h heads, N queries, N'' keys; the class token is first where the layer sees it.
+Shapes: B' the batch of a layer (B clips; (B T) frames or (B n) patch positions where attention is divided), h heads,
+N queries, N'' keys. Where a layer has a class token, it comes first.
 """
 
 import math
@@ -13,34 +13,34 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from networks.layers import Attention, Triple
-from networks.mvit_attention import PooledAttention
+from networks.layers import Attention, AttentionLayout
+from networks.maskfeat import MaskFeat
 
-_MOST_TOKENS = 5000  # of a clip, whose attention to each other is multiplied layer by layer
+_MAX_ROLLOUT_TOKENS = 5000  # of a clip: roll-out multiplies (tokens, tokens) matrices
 
 
 @torch.no_grad()
 def attention_maps(network: nn.Module, video: Tensor, layers: Sequence[str] = ()) -> dict[str, Tensor]:
-    """{"blocks.11.attn": (B', h, N, N'') float32, each row summing to 1} for `layers`, by default the last block's.
+    """Return {"blocks.11.attn": (B', h, N, N'') float32, ...} of the named layers, by default of the last one.
 
-    The network runs as it is, compiled or not, in the mode it is in, and is left as it was. MViT's N'' are pooled keys.
-    Raises ValueError that lists the layers for a name that is none.
+    Rows sum to 1. In MViT, N'' counts the pooled keys. The network may be compiled and in either mode; it is left as it
+    was. Raises ValueError that lists the layers if a name is unknown.
     """
-    network = getattr(network, "module", network)  # DistributedDataParallel's
-    known = {name: module for name, module in network.named_modules() if isinstance(module, Attention)}
-    wanted = list(layers) or [list(known)[-1]]
-    unknown = [name for name in wanted if name not in known]
+    network = getattr(network, "module", network)  # of DistributedDataParallel
+    attention_layers = {name: module for name, module in network.named_modules() if isinstance(module, Attention)}
+    names = list(layers) or [list(attention_layers)[-1]]
+    unknown = [name for name in names if name not in attention_layers]
     if unknown:
-        raise ValueError(f"no attention layer {', '.join(unknown)}; there are {', '.join(known)}")
+        raise ValueError(f"no attention layer {', '.join(unknown)}; there are {', '.join(attention_layers)}")
     maps: dict[str, Tensor] = {}
 
-    def look(name: str, layer: Attention, inputs: tuple[Tensor]) -> None:
+    def compute_map(name: str, layer: Attention, inputs: tuple[Tensor]) -> None:
         query, key, _ = layer.query_key_value(inputs[0])
         maps[name] = (query.float() @ key.float().transpose(-2, -1) * layer.scale).softmax(-1)
 
-    hooks = [known[name].register_forward_pre_hook(partial(look, name)) for name in wanted]
+    hooks = [attention_layers[name].register_forward_pre_hook(partial(compute_map, name)) for name in names]
     try:
-        network.forward_features(video)  # type: ignore[operator]  # not network(...), which may be compiled
+        network.forward_features(video)  # type: ignore[operator]  # network(video) may be compiled, without hooks
     finally:
         for hook in hooks:
             hook.remove()
@@ -48,90 +48,110 @@ def attention_maps(network: nn.Module, video: Tensor, layers: Sequence[str] = ()
 
 
 @torch.no_grad()
-def attended(network: nn.Module, video: Tensor, rollout: bool = False) -> Tensor:
-    """(B, C, T, H, W) -> (B, t, h, w): the share of its attention that what is classified gives to each patch.
+def attention_saliency(network: nn.Module, video: Tensor, rollout: bool = False) -> Tensor:
+    """(B, C, T, H, W) -> (B, t, h, w): the share of attention that each patch gets from the classified feature.
 
-    In the last layer, the mean over heads: of the class token, or of all tokens where their mean is classified; a
-    factorised encoder's frames count as much as its temporal encoder looks at them. `rollout` goes back through all
-    layers, each half attention and half what stays as it is (Abnar and Zuidema, 2020, section 3). Raises ValueError for
-    it where queries are pooled (MViT) or tokens too many.
+    By default it is the last layer's attention, averaged over heads: that of the class token, or the mean over all
+    tokens if their mean is classified. In a factorized encoder, the frames are weighted by the attention of the
+    temporal encoder. `rollout` multiplies all layers, each half attention and half identity (Abnar and Zuidema, 2020,
+    section 3). Raises ValueError for roll-out if queries are pooled (MViT) or if there are too many tokens.
     """
     network = getattr(network, "module", network)
-    network = getattr(network, "backbone", network)
-    blocks: list[Any] = list(network.blocks)  # type: ignore[arg-type]
-    grid: Triple = network.patch_embed.grid  # type: ignore[union-attr,assignment]
-    first = int(getattr(network, "has_cls_token", True))  # tokens before the patches
-    if rollout and isinstance(blocks[-1].attn, PooledAttention):
-        raise ValueError("attention roll-out: MViT pools its queries, so layers cannot be multiplied; last layer only")
-    if rollout and math.prod(grid) > _MOST_TOKENS:
-        raise ValueError(f"attention roll-out: {math.prod(grid)} tokens are more than {_MOST_TOKENS}; last layer only")
-    temporal: Sequence[Any] = list(getattr(network, "temporal_blocks", ()))
-    names = [name for name, module in network.named_modules() if isinstance(module, Attention)]
-    if not rollout:
-        names = [f"blocks.{len(blocks) - 1}.attn"] + [f"temporal_blocks.{len(temporal) - 1}.attn"] * bool(temporal)
-    maps = {name: weights.mean(1) for name, weights in attention_maps(network, video, names).items()}
+    backbone: Any = network.backbone if isinstance(network, MaskFeat) else network
+    layout: AttentionLayout = backbone.attention_layout
+    if rollout:
+        _check_rollout(layout)
+    names = _layer_names("blocks.{}.attn", len(backbone.blocks), rollout)
+    time_names, frame_names = [], []
+    if layout.kind == "divided" and rollout:
+        time_names = _layer_names("blocks.{}.temporal_attn", len(backbone.blocks), rollout)
+    if layout.kind == "factorized_encoder":
+        frame_names = _layer_names("temporal_blocks.{}.attn", len(backbone.temporal_blocks), rollout)
+    all_maps = attention_maps(backbone, video, [*names, *time_names, *frame_names])
+    maps = {name: weights.mean(1) for name, weights in all_maps.items()}
 
-    if isinstance(blocks[-1].attn, PooledAttention):
-        grid = blocks[-1].attn.key_grid
-    t, h, w = grid
-    layers = [maps[name] for name in names if name.startswith("blocks.") and name.endswith(".attn")]
-    if hasattr(blocks[0], "temporal_attn"):
-        layers = [_across(layer, grid, first) for layer in layers]
-        times = [_alongside(maps[f"blocks.{n}.temporal_attn"], grid, first) for n in range(len(blocks)) if rollout]
-        layers = [layer for pair in zip(times, layers, strict=True) for layer in pair] if rollout else layers
-    seen = _of_output(_through(layers, rollout), network.pooling == "cls", first)
-    if len(seen) == len(video):
-        joint = hasattr(network, "time_embed") and network.attention == "joint"
-        return _shares(rearrange(seen, f"B {'(h w t)' if joint else '(t h w)'} -> B t h w", t=t, h=h, w=w))
-    frames = _shares(rearrange(seen, "(B t) (h w) -> B t h w", t=t, h=h))
-    if temporal:
-        layers = [maps[name] for name in names if name.startswith("temporal_blocks.")]
-        of_frames = _of_output(_through(layers, rollout), network.pooling == "cls", first)
-        frames = frames / reduce(frames, "B t h w -> B t 1 1", "sum") * rearrange(of_frames, "B t -> B t 1 1")
-    return _shares(frames)
-
-
-def _of_output(weights: Tensor, by_class: bool, first: int) -> Tensor:
-    """(B', N, N) -> (B', patches): of the class token, or the mean of all patches."""
-    return weights[:, 0, first:] if by_class else weights[:, first:, first:].mean(1)
+    layers = [maps[name] for name in names]
+    if layout.kind == "divided":
+        layers = [_spatial_to_full(layer, layout) for layer in layers]
+    if time_names:
+        time_layers = [_temporal_to_full(maps[name], layout) for name in time_names]
+        layers = [layer for pair in zip(time_layers, layers, strict=True) for layer in pair]
+    saliency = _feature_attention(_combine(layers, rollout), backbone.pooling, layout)
+    t, h, w = layout.grid
+    if layout.kind in ("joint", "pooled", "divided"):
+        return _normalize(rearrange(saliency, f"B {layout.token_order} -> B t h w", t=t, h=h, w=w))
+    saliency = _normalize(rearrange(saliency, "(B t) (h w) -> B t h w", t=t, h=h))
+    if frame_names:
+        frame_layers = [maps[name] for name in frame_names]
+        frame_saliency = _feature_attention(_combine(frame_layers, rollout), backbone.pooling, layout)
+        saliency = (
+            saliency / reduce(saliency, "B t h w -> B t 1 1", "sum") * rearrange(frame_saliency, "B t -> B t 1 1")
+        )
+    return _normalize(saliency)
 
 
-def _through(layers: Sequence[Tensor], rollout: bool) -> Tensor:
-    """The last layer; or all, one after the other, each half of what it was given."""
+def _check_rollout(layout: AttentionLayout) -> None:
+    """Raise ValueError if the layers of a network cannot be multiplied."""
+    if layout.kind == "pooled":
+        raise ValueError(
+            "attention roll-out: MViT pools its queries, so its layers cannot be multiplied; use the last layer only"
+        )
+    num_tokens = math.prod(layout.grid)
+    if num_tokens > _MAX_ROLLOUT_TOKENS:
+        raise ValueError(
+            f"attention roll-out: {num_tokens} tokens are more than {_MAX_ROLLOUT_TOKENS}; use the last layer only"
+        )
+
+
+def _layer_names(pattern: str, depth: int, rollout: bool) -> list[str]:
+    """Return the names of the layers of all blocks for roll-out, else that of the last block."""
+    return [pattern.format(index) for index in (range(depth) if rollout else [depth - 1])]
+
+
+def _combine(layers: Sequence[Tensor], rollout: bool) -> Tensor:
+    """Return the last layer (B', N, N''), or for roll-out the product of all, each averaged with the identity."""
     if not rollout:
         return layers[-1]
-    whole = torch.eye(layers[0].shape[-1], device=layers[0].device)
+    product = torch.eye(layers[0].shape[-1], device=layers[0].device)
     for layer in layers:
-        whole = (layer @ whole + whole) / 2
-    return whole
+        product = (layer @ product + product) / 2
+    return product
 
 
-def _across(space: Tensor, grid: Triple, first: int) -> Tensor:
-    """(B t, [1 +] n, [1 +] n), frame by frame -> (B, N, N) of the clip, patches in the order (t n)."""
-    t, n = grid[0], grid[1] * grid[2]
-    space = rearrange(space, "(B t) q k -> B t q k", t=t)
-    whole = space.new_zeros(len(space), first + t * n, first + t * n)
+def _feature_attention(weights: Tensor, pooling: str, layout: AttentionLayout) -> Tensor:
+    """(B', N, N'') -> (B', patches): the attention of the class token, or the mean of that of all patches."""
+    first_patch = layout.num_prefix_tokens
+    return weights[:, 0, first_patch:] if pooling == "cls" else weights[:, first_patch:, first_patch:].mean(1)
+
+
+def _spatial_to_full(spatial: Tensor, layout: AttentionLayout) -> Tensor:
+    """(B t, [1 +] n, [1 +] n) of single frames -> (B, N, N) of the clip, with patches in the order (t n)."""
+    (t, h, w), first_patch = layout.grid, layout.num_prefix_tokens
+    n = h * w
+    spatial = rearrange(spatial, "(B t) q k -> B t q k", t=t)
+    full = spatial.new_zeros(len(spatial), first_patch + t * n, first_patch + t * n)
     for frame in range(t):
-        here = slice(first + frame * n, first + (frame + 1) * n)
-        whole[:, here, here] = space[:, frame, first:, first:]
-        if first:  # the frames' class tokens are copies of one, and their mean goes on
-            whole[:, here, 0] = space[:, frame, 1:, 0]
-            whole[:, 0, here] = space[:, frame, 0, 1:] / t
-            whole[:, 0, 0] += space[:, frame, 0, 0] / t
-    return whole
+        patches = slice(first_patch + frame * n, first_patch + (frame + 1) * n)
+        full[:, patches, patches] = spatial[:, frame, first_patch:, first_patch:]
+        if first_patch:  # each frame has a copy of the class token, and the mean of the copies is the next block's
+            full[:, patches, 0] = spatial[:, frame, 1:, 0]
+            full[:, 0, patches] = spatial[:, frame, 0, 1:] / t
+            full[:, 0, 0] += spatial[:, frame, 0, 0] / t
+    return full
 
 
-def _alongside(time: Tensor, grid: Triple, first: int) -> Tensor:
-    """(B n, t, t), patch position by patch position -> (B, N, N) as _across(); a class token sees itself."""
-    t, n = grid[0], grid[1] * grid[2]
-    time = rearrange(time, "(B n) q k -> B n q k", n=n)
-    whole = time.new_zeros(len(time), first + t * n, first + t * n)
-    whole[:, :first, :first] = 1
+def _temporal_to_full(temporal: Tensor, layout: AttentionLayout) -> Tensor:
+    """(B n, t, t) of single patch positions -> (B, N, N) as in `_spatial_to_full`; a class token attends to itself."""
+    (t, h, w), first_patch = layout.grid, layout.num_prefix_tokens
+    n = h * w
+    temporal = rearrange(temporal, "(B n) q k -> B n q k", n=n)
+    full = temporal.new_zeros(len(temporal), first_patch + t * n, first_patch + t * n)
+    full[:, :first_patch, :first_patch] = 1
     for position in range(n):
-        whole[:, first + position :: n, first + position :: n] = time[:, position]
-    return whole
+        full[:, first_patch + position :: n, first_patch + position :: n] = temporal[:, position]
+    return full
 
 
-def _shares(seen: Tensor) -> Tensor:
-    """Divided by the sum over the clip."""
-    return seen / reduce(seen, "B t h w -> B 1 1 1", "sum")
+def _normalize(saliency: Tensor) -> Tensor:
+    """Divide by the sum over each clip."""
+    return saliency / reduce(saliency, "B t h w -> B 1 1 1", "sum")

@@ -1,11 +1,11 @@
-"""A trained network for use without this code: torch.export or ONNX, any number of clips at once.
+"""Export a trained network for use without this code, by torch.export or as ONNX, for any batch size:
 
     python -m networks.export runs/NAME net.pt2      torch.export.load("net.pt2").module()(video) -> logits
     python -m networks.export runs/NAME net.onnx     for ONNX Runtime; needs pip install onnx onnxscript onnxruntime
 
-SRC is a run, or a folder with model.safetensors. Beside the file net.json says what goes in (frames, stride, size, mean
-and std; video is (B, 3, T, H, W) float32, (pixel / 255 - mean) / std) and what the classes are. What was written is
-read back and compared with the network; the exit status is 1 if their logits differ.
+The source is a run, or a folder with model.safetensors. net.json, written beside the file, describes the input (video
+is (B, 3, T, H, W) float32, (pixel / 255 - mean) / std, with these frames, stride, size, mean and std) and lists the
+classes. The file is read back and compared with the network; the exit status is 1 if the logits differ.
 """
 
 from __future__ import annotations
@@ -21,64 +21,79 @@ import torch
 from torch import Tensor, nn
 
 from networks import weights
+from utils.cli import run_command
 
-TOLERANCE = 1e-4  # of logits
+TOLERANCE = 1e-4  # largest difference of logits that is accepted
 
 
 def export(network: nn.Module, path: Path) -> float:
-    """Write a network in eval mode to a .pt2 or .onnx file; returns the largest difference of its logits, read back.
+    """Write a network in eval mode to a .pt2 or .onnx file; return the largest difference of its logits, read back.
 
-    Raises ValueError for another suffix, and where ONNX's packages are not installed.
+    Raises ValueError for another suffix, and if the packages for ONNX are missing.
     """
     if path.suffix not in (".pt2", ".onnx"):
         raise ValueError(f"{path}: expected a name that ends in .pt2 or .onnx")
     shape: tuple[int, ...] = network.patch_embed.input_shape  # type: ignore[union-attr,assignment]
     generator = torch.Generator().manual_seed(0)
-    clips = {n: torch.randn(n, *shape, generator=generator) for n in (1, 2, 3)}
-    batch = ({0: torch.export.Dim("batch", min=1, max=65536)},)
+    videos = {n: torch.randn(n, *shape, generator=generator) for n in (1, 2, 3)}
+    dynamic_shapes = ({0: torch.export.Dim("batch", min=1, max=65536)},)
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's own exporter
+        warnings.simplefilter("ignore")  # torch's own exporter raises several
         if path.suffix == ".pt2":
-            torch.export.save(torch.export.export(network, (clips[2],), dynamic_shapes=batch), path)
-            again: Callable[[Tensor], Tensor] = torch.export.load(path).module()
+            torch.export.save(torch.export.export(network, (videos[2],), dynamic_shapes=dynamic_shapes), path)
+            exported: Callable[[Tensor], Tensor] = torch.export.load(path).module()
         else:
-            again = _through_onnx(network, path, clips[2], batch)
+            exported = _export_onnx(network, path, videos[2], dynamic_shapes)
     with torch.inference_mode():
-        return max((again(video) - network(video)).abs().max().item() for video in clips.values())
+        return max((exported(video) - network(video)).abs().max().item() for video in videos.values())
 
 
-def _through_onnx(network: nn.Module, path: Path, video: Tensor, batch: tuple) -> Callable[[Tensor], Tensor]:
+def _export_onnx(network: nn.Module, path: Path, video: Tensor, dynamic_shapes: tuple) -> Callable[[Tensor], Tensor]:
+    """Write an .onnx file; return a function that runs it with ONNX Runtime."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  # torch's exporter needs it
     except ImportError as error:
         raise ValueError(f"{path}: {error.name} is missing: pip install onnx onnxscript onnxruntime") from None
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    torch.onnx.export(network, (video,), path, dynamo=True, dynamic_shapes=batch, input_names=["video"],
-                      output_names=["logits"], external_data=False, verbose=False)  # fmt: skip
+    torch.onnx.export(
+        network,
+        (video,),
+        path,
+        dynamo=True,
+        dynamic_shapes=dynamic_shapes,
+        input_names=["video"],
+        output_names=["logits"],
+        external_data=False,
+        verbose=False,
+    )
     session = onnxruntime.InferenceSession(path)
-    return lambda clips: torch.from_numpy(session.run(None, {"video": clips.numpy()})[0])
+    return lambda videos: torch.from_numpy(session.run(None, {"video": videos.numpy()})[0])
 
 
-def main(words: Sequence[str]) -> int:
-    """The command; returns its exit status."""
-    if len(words) != 2 or {"-h", "--help"} & set(words):
-        print(__doc__)
-        return 0 if {"-h", "--help"} & set(words) else 2
-    source, path = map(Path, words)
-    try:
-        network, about = weights.load(source / "best" if (source / "best").is_dir() else source)
-        apart = export(network, path)
-    except (ValueError, OSError) as error:
-        print(f"networks.export: {error}", file=sys.stderr)
-        return 2
+def export_run(argv: Sequence[str]) -> int:
+    """Export the network of a run and describe it in a .json file beside; return 1 if the logits differ, else 0."""
+    if len(argv) != 2:
+        raise ValueError(f"expected a run and a file to write, got {' '.join(argv)}")
+    source, path = map(Path, argv)
+    network, config = weights.load_network(source / "best" if (source / "best").is_dir() else source)
+    difference = export(network, path)
     channels, frames, height, width = network.patch_embed.input_shape  # type: ignore[union-attr,misc]
-    shape = {"video": ["batch", channels, frames, height, width], "logits": ["batch", len(about.get("id2label", {}))]}
-    about = {**about, "shape": shape, "largest_difference_of_logits": apart}
-    path.with_suffix(".json").write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"written: {path}, {path.with_suffix('.json')}; its logits differ by {apart:.1e} at most")
-    return 0 if apart < TOLERANCE else 1
+    num_outputs = len(config.get("id2label", {}))
+    config |= {
+        "shape": {"video": ["batch", channels, frames, height, width], "logits": ["batch", num_outputs]},
+        "max_logit_difference": difference,
+    }
+    json_path = path.with_suffix(".json")
+    json_path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"wrote {path} and {json_path}; the largest difference of logits is {difference:.1e}")
+    return 0 if difference < TOLERANCE else 1
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; return its exit status."""
+    return run_command("networks.export", __doc__, export_run, argv)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Parameters and FLOPs of the variants:
+"""Print parameters and FLOPs of networks:
 
-    python -m networks.flops                                        all of them
-    python -m networks.flops timesformer_b image_size=448           one, with other arguments
+    python -m networks.flops                                        all variants
+    python -m networks.flops timesformer_b image_size=448           one of them, with other arguments
 
-One FLOP is one multiply-add, as in the papers, of convolutions and matrix products, for one clip forward. Counted by
-torch.utils.flop_counter on the meta device: nothing is computed. MViTv2's relative positions count as the sum that the
-paper has; our fused kernel multiplies some columns more instead, which are not counted.
+One FLOP is one multiply-add, as in the papers, of convolutions and matrix products, in the forward pass of one clip.
+They are counted by torch.utils.flop_counter on the meta device, without computing anything. MViTv2's relative position
+embeddings count as the sum in its paper; the additional columns that our fused kernel multiplies are not counted.
 """
 
 import sys
@@ -17,58 +17,62 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from networks import VARIANTS, build
-from networks.arguments import parse_settings
+from networks.arguments import parse_network_args
 from networks.mvit_attention import ALIGNMENT, PooledAttention
+from utils.cli import run_command
 
 
 def count_parameters(network: nn.Module) -> int:
+    """Count the learned numbers of a network."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def count_flops(network: nn.Module) -> int:
-    """Multiply-adds of one clip forward. The network must lie on the meta device."""
+    """Count the multiply-adds of one clip in the forward pass. The network must be on the meta device."""
     shape: tuple[int, ...] = network.patch_embed.input_shape  # type: ignore[union-attr,assignment]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network.eval()(torch.empty(1, *shape, device="meta"))
-    fused = sum(fused_columns(layer) for layer in network.modules() if isinstance(layer, PooledAttention))
-    return counter.get_total_flops() // 2 - fused
+    layers = [layer for layer in network.modules() if isinstance(layer, PooledAttention)]
+    return counter.get_total_flops() // 2 - sum(count_extra_flops(layer) for layer in layers)
 
 
-def fused_columns(layer: PooledAttention) -> int:
-    """Multiply-adds with the columns of queries, keys and values that stand for a sum with relative positions."""
-    if not layer.relative:
+def count_extra_flops(layer: PooledAttention) -> int:
+    """Count the multiply-adds with the extra columns by which a fused kernel adds relative position embeddings."""
+    if not layer.has_rel_pos:
         return 0
     queries, keys = (1 + t * h * w for t, h, w in (layer.query_grid, layer.key_grid))
-    width = layer.head_width + sum(layer.key_grid)
-    return 2 * layer.heads * queries * keys * (width + -width % ALIGNMENT - layer.head_width)
+    columns = layer.head_dim + sum(layer.key_grid)
+    return 2 * layer.num_heads * queries * keys * (columns + -columns % ALIGNMENT - layer.head_dim)
 
 
-def row(name: str, **kwargs: Any) -> str:
+def format_row(name: str, **kwargs: Any) -> str:
+    """Return the line of the table for a variant: clip, parameters in millions, GFLOPs."""
     with torch.device("meta"):
         network = build(name, **{"num_classes": 400} | kwargs)
-    channels, frames, height, width = network.patch_embed.input_shape  # type: ignore[union-attr,misc]
+    _, frames, height, width = network.patch_embed.input_shape  # type: ignore[union-attr,misc]
     clip = f"{frames}x{height}x{width}"
     return f"{name:<17} {clip:>11} {count_parameters(network) / 1e6:>9.2f} {count_flops(network) / 1e9:>9.1f}"
 
 
-def main(words: Sequence[str]) -> int:
-    if {"-h", "--help"} & set(words):
-        print(__doc__)
-        return 0
+def print_table(argv: Sequence[str]) -> int:
+    """Print a line for each variant named in `argv` (default: all), with the key=value arguments in it."""
+    names = [argument for argument in argv if "=" not in argument] or list(VARIANTS)
+    kwargs = parse_network_args([argument for argument in argv if "=" in argument])
+    rows = (format_row(name, **kwargs) for name in names)
+    first_row = next(rows)  # before the heading: a mistake in the arguments shows here
     try:
-        names = [word for word in words if "=" not in word] or list(VARIANTS)
-        settings = parse_settings([word for word in words if "=" in word])
-        rows = (row(name, **settings) for name in names)
-        first = next(rows)  # before the heading, in case it is a mistake
-        print(f"{'network':<17} {'clip':>11} {'M params':>9} {'GFLOPs':>9}\n{first}")
-        for line in rows:
-            print(line, flush=True)
-    except BrokenPipeError:  # | head
-        return 0
-    except (TypeError, ValueError) as error:
-        print(f"networks.flops: {error}", file=sys.stderr)
-        return 2
+        print(f"{'network':<17} {'clip':>11} {'M params':>9} {'GFLOPs':>9}\n{first_row}")
+        for row in rows:
+            print(row, flush=True)
+    except BrokenPipeError:  # the reader, such as `head`, has stopped reading
+        pass
     return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; return its exit status."""
+    errors = (TypeError, ValueError)
+    return run_command("networks.flops", __doc__, print_table, argv, errors=errors, needs_arguments=False)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The parts that every network here is made of.
+"""The parts that all networks are made of: tubelet embedding, attention, MLP, block, pooling, checks of arguments.
 
-Shapes: B batch, C channels, T frames, H W pixels; t frames after tubelets, n patches of one frame, N tokens,
-D width, h heads, d width of one head.
+Shapes: B batch, C channels, T frames, H W pixels; t frames of tubelets, n patches per frame, N tokens,
+D embedding dimension, h heads, d dimension of one head.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,34 +19,59 @@ NORM_EPS = 1e-6
 
 GELU_APPROXIMATION = {"exact": "none", "tanh": "tanh"}
 
-FRACTIONS = ("mlp_ratio", "norm_eps", "head_scale")
+FRACTIONS = ("mlp_ratio", "norm_eps", "head_scale")  # the positive arguments that need not be whole numbers
 
 POOLING = ("cls", "mean", "fc_norm")
 
-# Keys up to which plain products are faster on a CPU than its fused kernel, which works in blocks of hundreds and is
-# slow in bfloat16 (in which plain products round their scores). A GPU has the fused one always.
-FEW_KEYS = {torch.float32: 16, torch.bfloat16: 512}
+# Up to this many keys, plain matrix products are faster on a CPU than its fused kernel, which works in blocks of
+# hundreds of keys and is slow in bfloat16 (plain products then round the scores). GPUs always use the fused kernel.
+MATH_ATTENTION_MAX_KEYS = {torch.float32: 16, torch.bfloat16: 512}
 
-Triple = tuple[int, int, int]  # of frames, rows, columns
+Grid = tuple[int, int, int]  # frames, rows, columns
 
 
-def plain_kwargs(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The constructor's locals() -> its keyword arguments as JSON keeps them: lists for tuples, no self."""
+class AttentionLayout(NamedTuple):
+    """The tokens of a clip that attend to each other in a network's `blocks`, as attention_maps needs to know.
 
-    def plain(value: Any) -> Any:
+    kind="joint": all tokens of the clip. "pooled": all of them, with keys pooled to `grid` (MViT). "divided": in every
+    block over time (`temporal_attn`), then over space (`attn`). "per_frame": those of one frame. "factorized_encoder":
+    those of one frame; `temporal_blocks` then attend over the frames.
+
+    `grid` is that of the last block's keys, `token_order` the einops pattern of the patches in joint attention,
+    `num_prefix_tokens` the number of class tokens before them (timm's name).
+    """
+
+    kind: str
+    grid: Grid
+    token_order: str = "(t h w)"
+    num_prefix_tokens: int = 1
+
+
+def jsonable_kwargs(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return a constructor's locals() as keyword arguments that survive JSON: lists for tuples, without self."""
+
+    def to_json(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+            return {key: to_json(item) for key, item in value.items()}
+        return [to_json(item) for item in value] if isinstance(value, list | tuple) else value
 
-    return {key: plain(value) for key, value in arguments.items() if key not in ("self", "__class__")}
+    return {key: to_json(value) for key, value in arguments.items() if key not in ("self", "__class__")}
 
 
 def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    """Raise ValueError unless the value of an argument is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{key}={value!r}: expected one of {', '.join(choices)}")
 
 
+def check_bool(key: str, value: bool) -> None:
+    """Raise ValueError unless the value of an argument, which may come from YAML or JSON, is a bool."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{key}={value!r}: expected true or false")
+
+
 def check_positive(**numbers: float) -> None:
+    """Raise ValueError unless all arguments are numbers > 0; whole ones, except for those in FRACTIONS."""
     for key, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{key}={value!r}: expected a number")
@@ -57,15 +82,15 @@ def check_positive(**numbers: float) -> None:
 
 
 def check_pooling(pooling: str, cls_token: bool) -> None:
+    """Raise ValueError for an unknown pooling, or if it needs a class token and the network has none."""
     check_choice("pooling", pooling, POOLING)
-    if not isinstance(cls_token, bool):
-        raise ValueError(f"cls_token={cls_token!r}: expected true or false")
+    check_bool("cls_token", cls_token)
     if pooling == "cls" and not cls_token:
         raise ValueError("pooling='cls' needs cls_token=True")
 
 
 def height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
-    """224 -> (224, 224); (224, 320), a list from JSON too -> (224, 320)."""
+    """Return (height, width) from one number for both, or from a pair; JSON makes it a list."""
     if isinstance(image_size, int):
         return image_size, image_size
     if not isinstance(image_size, list | tuple) or len(image_size) != 2:
@@ -74,38 +99,38 @@ def height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def triple(key: str, numbers: Sequence[int]) -> Triple:
-    """(t, h, w) from a tuple, or a list as JSON has them."""
-    is_list = isinstance(numbers, list | tuple) and len(numbers) == 3
-    if not is_list or not all(isinstance(number, int) and number > 0 for number in numbers):
+def to_3tuple(key: str, numbers: Sequence[int]) -> Grid:
+    """Return (t, h, w) from a tuple or from a list, as JSON makes it. Raises ValueError for anything else."""
+    is_triple = isinstance(numbers, list | tuple) and len(numbers) == 3
+    if not is_triple or not all(isinstance(number, int) and number > 0 for number in numbers):
         raise ValueError(f"{key}={numbers!r}: expected three whole numbers of 1 or more, for frames, rows and columns")
     t, h, w = numbers
     return t, h, w
 
 
-def odd(key: str, kernel: Triple) -> Triple:
-    """Kernels whose middle lies on a token: an even one would shift and shorten the grid."""
+def check_odd(key: str, kernel: Grid) -> Grid:
+    """Return the kernel, or raise ValueError for even sizes: they have no middle, so they would shift the grid."""
     if any(size % 2 == 0 for size in kernel):
         raise ValueError(f"{key}={list(kernel)}: expected odd numbers")
     return kernel
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:
-    """Stochastic depth grows linearly from 0 in the first block to `rate` in the last."""
+    """Return the stochastic depth rate of each block: linear from 0 in the first to `rate` in the last."""
     if not isinstance(rate, int | float) or not 0.0 <= rate < 1.0:
         raise ValueError(f"drop_path={rate!r}: must lie in [0, 1)")
     return [rate * index / max(depth - 1, 1) for index in range(depth)]
 
 
-def make_head(width: int, num_classes: int) -> nn.Module:
-    """Linear; num_classes=0 leaves the features as they are."""
+def make_head(embed_dim: int, num_classes: int) -> nn.Module:
+    """Return a linear classifier, or the identity if num_classes is 0."""
     if not isinstance(num_classes, int) or num_classes < 0:
         raise ValueError(f"num_classes={num_classes!r}: must be a whole number >= 0")
-    return nn.Linear(width, num_classes) if num_classes else nn.Identity()
+    return nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
 
 
 def scale_head(head: nn.Module, scale: float) -> None:
-    """A head that starts `scale` times as large: fine-tuning begins at the pre-trained features (.001 in MaskFeat)."""
+    """Multiply a head's initial weights by `scale`; a small one (0.001 in MaskFeat) starts from logits near zero."""
     check_positive(head_scale=scale)
     if isinstance(head, nn.Linear):
         with torch.no_grad():
@@ -113,7 +138,7 @@ def scale_head(head: nn.Module, scale: float) -> None:
 
 
 def init_linear(module: nn.Module) -> None:
-    """For `network.apply`: truncated normal of std .02 and zero biases in every Linear, nothing else."""
+    """Initialize a Linear (truncated normal of std 0.02, zero bias) and nothing else; for `network.apply`."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -121,44 +146,50 @@ def init_linear(module: nn.Module) -> None:
 
 
 class TubeletEmbed(nn.Module):
-    """Cuts a clip into tubelets of `stride` = (frames, pixels, pixels) and projects each; (1, p, p): single frames.
+    """Cut a clip into tubelets of `stride` = (frames, rows, columns) in pixels and project each to a token.
 
-    A `kernel` larger than the stride lets neighbouring tubelets overlap by the same margin on all sides (MViT's stem).
-    Knows the clip's shape, so that a wrong one is refused here instead of failing at some addition further on.
+    A `kernel` larger than the stride makes neighboring tubelets overlap equally on all sides (MViT's stem). The shape
+    of the clip is fixed: `forward` raises ValueError for another one, which would otherwise fail in a later layer.
     """
 
     def __init__(
         self,
         num_frames: int,
         image_size: int | Sequence[int],
-        stride: Triple,
-        width: int,
+        stride: Grid,
+        embed_dim: int,
         in_chans: int = 3,
-        kernel: Triple | None = None,
+        kernel: Grid | None = None,
     ):
         super().__init__()
         image_height, image_width = height_width(image_size)
-        tubelet, patch_height, patch_width = stride
-        check_positive(num_frames=num_frames, patch_size=min(patch_height, patch_width), tubelet=tubelet, width=width)
+        tubelet_size, patch_height, patch_width = stride
+        check_positive(
+            num_frames=num_frames,
+            patch_size=min(patch_height, patch_width),
+            tubelet_size=tubelet_size,
+            embed_dim=embed_dim,
+        )
         check_positive(image_height=image_height, image_width=image_width, in_chans=in_chans)
         if image_height % patch_height or image_width % patch_width:
             patch = patch_height if patch_height == patch_width else f"{patch_height}x{patch_width}"
             raise ValueError(f"patch_size={patch} does not divide image_size={image_height}x{image_width}")
-        if num_frames % tubelet:
-            raise ValueError(f"tubelet={tubelet} does not divide num_frames={num_frames}")
+        if num_frames % tubelet_size:
+            raise ValueError(f"tubelet_size={tubelet_size} does not divide num_frames={num_frames}")
         self.input_shape = (in_chans, num_frames, image_height, image_width)
-        self.grid = (num_frames // tubelet, image_height // patch_height, image_width // patch_width)
-        margin = [k // 2 if k > s else 0 for k, s in zip(kernel or stride, stride, strict=True)]
-        padding = (margin[0], margin[1], margin[2])
-        self.proj = nn.Conv3d(in_chans, width, kernel_size=kernel or stride, stride=stride, padding=padding)
+        self.grid = (num_frames // tubelet_size, image_height // patch_height, image_width // patch_width)
+        kernel = kernel or stride
+        padding = [k // 2 if k > s else 0 for k, s in zip(kernel, stride, strict=True)]
+        self.proj = nn.Conv3d(in_chans, embed_dim, kernel, stride, (padding[0], padding[1], padding[2]))
 
     @property
     def num_frames(self) -> int:
+        """Return t, the number of frames of tubelets."""
         return self.grid[0]
 
     @property
     def num_patches(self) -> int:
-        """Of one frame."""
+        """Return n, the number of patches per frame."""
         return self.grid[1] * self.grid[2]
 
     def forward(self, video: Tensor) -> Tensor:
@@ -170,32 +201,32 @@ class TubeletEmbed(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """(B, h, N, d), (B, h, N'', d), (B, h, N'', e) -> (B, h, N, e) for e up to d, by what is fastest on the device."""
-    if query.device.type == "cpu" and key.shape[-2] <= FEW_KEYS.get(query.dtype, 0):
+    """(B, h, N, d), (B, h, N'', d), (B, h, N'', e) -> (B, h, N, e), e <= d; by the fastest method of the device."""
+    if query.device.type == "cpu" and key.shape[-2] <= MATH_ATTENTION_MAX_KEYS.get(query.dtype, 0):
         return (query * scale @ key.transpose(-2, -1)).softmax(-1) @ value
-    extra = query.shape[-1] - value.shape[-1]  # fused kernels want values as wide as queries and keys
-    mixed = F.scaled_dot_product_attention(query, key, F.pad(value, (0, extra)) if extra else value, scale=scale)
-    return mixed[..., : value.shape[-1]]
+    extra = query.shape[-1] - value.shape[-1]
+    padded = F.pad(value, (0, extra)) if extra else value  # fused kernels need the same d for queries, keys and values
+    return F.scaled_dot_product_attention(query, key, padded, scale=scale)[..., : value.shape[-1]]
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over the tokens of each row of the batch, from `width` to `out_width`."""
+    """Multi-head self-attention over the tokens of each item of the batch, from `embed_dim` to `out_dim`."""
 
-    def __init__(self, width: int, heads: int, out_width: int | None = None):
+    def __init__(self, embed_dim: int, num_heads: int, out_dim: int | None = None):
         super().__init__()
-        out_width = out_width or width
-        check_positive(width=width, heads=heads)
-        if out_width % heads:
-            raise ValueError(f"heads={heads} does not divide width={out_width}")
-        self.heads, self.width, self.out_width = heads, width, out_width
-        self.head_width = out_width // heads
-        self.scale = self.head_width**-0.5
-        self.qkv = nn.Linear(width, 3 * out_width)
-        self.proj = nn.Linear(out_width, out_width)
+        out_dim = out_dim or embed_dim
+        check_positive(embed_dim=embed_dim, num_heads=num_heads)
+        if out_dim % num_heads:
+            raise ValueError(f"num_heads={num_heads} does not divide embed_dim={out_dim}")
+        self.embed_dim, self.out_dim = embed_dim, out_dim
+        self.num_heads, self.head_dim = num_heads, out_dim // num_heads
+        self.scale = self.head_dim**-0.5
+        self.qkv = nn.Linear(embed_dim, 3 * out_dim)
+        self.proj = nn.Linear(out_dim, out_dim)
 
     def query_key_value(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, N, D) -> three of (B, h, N, d); the scores are query times key times `scale`."""
-        query, key, value = rearrange(self.qkv(tokens), "B N (three h d) -> three B h N d", three=3, h=self.heads)
+        """(B, N, D) -> query, key, value (B, h, N, d) each; the scores are query times key times `scale`."""
+        query, key, value = rearrange(self.qkv(tokens), "B N (three h d) -> three B h N d", three=3, h=self.num_heads)
         return query, key, value
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -206,12 +237,14 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    def __init__(self, width: int, hidden: int, gelu: str = "exact", out_width: int | None = None):
+    """Two linear layers with a GELU between them, from `embed_dim` through `hidden_dim` to `out_dim`."""
+
+    def __init__(self, embed_dim: int, hidden_dim: int, gelu: str = "exact", out_dim: int | None = None):
         super().__init__()
         check_choice("gelu", gelu, list(GELU_APPROXIMATION))
-        self.fc1 = nn.Linear(width, hidden)
+        self.fc1 = nn.Linear(embed_dim, hidden_dim)
         self.act = nn.GELU(approximate=GELU_APPROXIMATION[gelu])
-        self.fc2 = nn.Linear(hidden, out_width or width)
+        self.fc2 = nn.Linear(hidden_dim, out_dim or embed_dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
@@ -219,10 +252,10 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block around any Attention. Stochastic depth drops a residual for a whole row of the batch.
+    """Pre-norm transformer block around any Attention; stochastic depth drops the residuals of an item of the batch.
 
-    The MLP starts at the attention's output width and ends at `out_width`; blocks that change width bring the residual
-    along in a forward of their own.
+    The MLP goes from the attention's `out_dim` to its own `out_dim`. A subclass whose blocks change the dimension
+    projects the residual in its own `forward`.
     """
 
     def __init__(
@@ -231,15 +264,15 @@ class Block(nn.Module):
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
         gelu: str = "exact",
-        out_width: int | None = None,
+        out_dim: int | None = None,
         norm_eps: float = NORM_EPS,
     ):
         super().__init__()
         check_positive(mlp_ratio=mlp_ratio, norm_eps=norm_eps)
-        self.norm1 = nn.LayerNorm(attn.width, eps=norm_eps)
+        self.norm1 = nn.LayerNorm(attn.embed_dim, eps=norm_eps)
         self.attn = attn
-        self.norm2 = nn.LayerNorm(attn.out_width, eps=norm_eps)
-        self.mlp = Mlp(attn.out_width, int(attn.out_width * mlp_ratio), gelu, out_width)
+        self.norm2 = nn.LayerNorm(attn.out_dim, eps=norm_eps)
+        self.mlp = Mlp(attn.out_dim, int(attn.out_dim * mlp_ratio), gelu, out_dim)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -249,7 +282,7 @@ class Block(nn.Module):
 
 
 def run_blocks(blocks: Iterable[nn.Module], tokens: Tensor, checkpoint_blocks: int = 0) -> Tensor:
-    """The blocks in turn; the first `checkpoint_blocks` keep no activations and are run again on the way back."""
+    """Run the blocks one after the other; the first `checkpoint_blocks` are recomputed in the backward pass."""
     for index, block in enumerate(blocks):
         if index < checkpoint_blocks and torch.is_grad_enabled():
             tokens = checkpoint(block, tokens, use_reentrant=False)
@@ -258,20 +291,20 @@ def run_blocks(blocks: Iterable[nn.Module], tokens: Tensor, checkpoint_blocks: i
     return tokens
 
 
-def prepend(token: Tensor, tokens: Tensor) -> Tensor:
+def prepend_token(token: Tensor, tokens: Tensor) -> Tensor:
     """(1, 1, D) learned token, (B, N, D) -> (B, 1 + N, D)."""
     return torch.cat([token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
 
 
-def hide(patches: Tensor, mask: Tensor | None, mask_token: Tensor | None) -> Tensor:
-    """(B, t, n, D) with the learned (1, 1, D) token wherever mask (B, t, n) is True; unchanged without a mask."""
+def apply_mask_token(patches: Tensor, mask: Tensor | None, mask_token: Tensor | None) -> Tensor:
+    """Replace the patches (B, t, n, D) where mask (B, t, n) is True by the token (1, 1, D); without a mask, none."""
     if mask is None or mask_token is None:
         return patches
     return torch.where(mask[..., None], mask_token.to(patches.dtype), patches)
 
 
 def pool_tokens(tokens: Tensor, norm: nn.Module, pooling: str, cls_token: bool = True) -> Tensor:
-    """(B, N, D) -> (B, D): the class token, the mean of the other tokens after the norm, or before it (fc_norm)."""
+    """(B, N, D) -> (B, D): the class token, or the mean of the other tokens after the norm or before it (fc_norm)."""
     if pooling == "cls":
         return norm(tokens[:, 0])
     patches = tokens[:, 1:] if cls_token else tokens

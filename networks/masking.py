@@ -1,4 +1,4 @@
-"""Which parts of a clip a pre-training hides: boolean grids, True where hidden. Pure; drawn from a NumPy generator.
+"""Masks for pre-training: boolean grids, True where a clip is hidden. Pure arithmetic, drawn from a NumPy generator.
 
 Shapes: t frames, h rows, w columns of a coarse grid; `ratio` of its cells is hidden, round(ratio t h w) exactly.
 """
@@ -8,41 +8,55 @@ from collections.abc import Sequence
 
 import numpy as np
 
-KINDS = ("cube", "tube", "random", "runs")
-SMALLEST, LARGEST, ASPECT = 9 / 49, 1.0, 0.3  # of a cube: share of a frame's cells, and narrowest height to width
-ATTEMPTS = 100
+from utils import random_streams
+
+MASK_TYPES = ("cube", "tube", "random", "frame_runs")
+MIN_CUBE_AREA, MAX_CUBE_AREA = 9 / 49, 1.0  # share of a frame's cells
+MIN_CUBE_ASPECT = 0.3  # height / width; at most its inverse
+MAX_DRAWS_PER_CELL = 100
 
 
 def cube_mask(grid: Sequence[int], ratio: float, rng: np.random.Generator) -> np.ndarray:
-    """(t, h, w) bool: cubes of random area, aspect, length and place, overlapping, until enough is hidden (MaskFeat,
-    section 4.1: 157 of 8x7x7 cells). The last one is left incomplete rather than one cell too many hidden."""
+    """Return (t, h, w) bool: overlapping cubes, drawn until enough cells are hidden (MaskFeat, section 4.1).
+
+    Area, aspect ratio, length and position of a cube are random. The paper hides 157 of 8x7x7 cells. Only a part of
+    the last cube is used if all of it would hide too many cells.
+    """
     t, h, w = grid
-    mask, wanted = np.zeros((t, h, w), bool), round(ratio * t * h * w)
-    for _ in range(ATTEMPTS * wanted):
-        missing = wanted - int(mask.sum())
+    mask, num_hidden = np.zeros((t, h, w), bool), round(ratio * t * h * w)
+    for _ in range(MAX_DRAWS_PER_CELL * num_hidden):
+        missing = num_hidden - int(mask.sum())
         if not missing:
             break
-        area = rng.uniform(SMALLEST, LARGEST) * h * w
-        aspect = math.exp(rng.uniform(math.log(ASPECT), -math.log(ASPECT)))
-        rows, columns = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if not (0 < rows < h and 0 < columns < w):
+        cube = _draw_cube(t, h, w, rng)
+        if cube is None:
             continue
-        frames = int(rng.integers(1, t + 1))
-        front, top, left = (int(rng.integers(0, room + 1)) for room in (t - frames, h - rows, w - columns))
-        cube = np.zeros_like(mask)
-        cube[front : front + frames, top : top + rows, left : left + columns] = True
-        new = np.flatnonzero(cube & ~mask)
-        if len(new) > missing and missing > ratio * t * h * w / 10:
-            continue  # try one that fits; near the end take a part
-        mask.flat[rng.permutation(new)[:missing]] = True
-    left_over = wanted - int(mask.sum())
-    if left_over:  # grids of a row or a column have no such cubes
-        mask.flat[rng.choice(np.flatnonzero(~mask), left_over, replace=False)] = True
+        added = np.flatnonzero(cube & ~mask)
+        if len(added) > missing and missing > ratio * t * h * w / 10:
+            continue  # while much is missing, draw another cube, which may fit as a whole
+        mask.flat[rng.permutation(added)[:missing]] = True
+    missing = num_hidden - int(mask.sum())
+    if missing:  # a grid of one row or one column has no cubes of the required shape
+        mask.flat[rng.choice(np.flatnonzero(~mask), missing, replace=False)] = True
     return mask
 
 
+def _draw_cube(t: int, h: int, w: int, rng: np.random.Generator) -> np.ndarray | None:
+    """Return (t, h, w) bool, True in one cube, or None if the drawn one is not smaller than a frame."""
+    area = rng.uniform(MIN_CUBE_AREA, MAX_CUBE_AREA) * h * w
+    aspect = math.exp(rng.uniform(math.log(MIN_CUBE_ASPECT), -math.log(MIN_CUBE_ASPECT)))
+    rows, columns = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+    if not (0 < rows < h and 0 < columns < w):
+        return None
+    frames = int(rng.integers(1, t + 1))
+    first, top, left = (int(rng.integers(0, last + 1)) for last in (t - frames, h - rows, w - columns))
+    cube = np.zeros((t, h, w), bool)
+    cube[first : first + frames, top : top + rows, left : left + columns] = True
+    return cube
+
+
 def tube_mask(grid: Sequence[int], ratio: float, rng: np.random.Generator) -> np.ndarray:
-    """(t, h, w) bool: the same random cells of every frame (VideoMAE, section 3.2)."""
+    """Return (t, h, w) bool: the same random cells in every frame (VideoMAE, section 3.2)."""
     t, h, w = grid
     frame = np.zeros(h * w, bool)
     frame[rng.permutation(h * w)[: round(ratio * h * w)]] = True
@@ -50,49 +64,55 @@ def tube_mask(grid: Sequence[int], ratio: float, rng: np.random.Generator) -> np
 
 
 def random_mask(grid: Sequence[int], ratio: float, rng: np.random.Generator) -> np.ndarray:
-    """(t, h, w) bool: cells hidden independently of each other."""
+    """Return (t, h, w) bool: cells hidden independently of each other."""
     mask = np.zeros(math.prod(grid), bool)
     mask[rng.permutation(mask.size)[: round(ratio * mask.size)]] = True
     return mask.reshape(tuple(grid))
 
 
-def run_mask(grid: Sequence[int], ratio: float, rng: np.random.Generator) -> np.ndarray:
-    """(t, h, w) bool: runs of frames, int(ratio t) frames in all, each run with blocks of its own that hide the share
-    of each of its frames; so ratio x ratio of all cells (VideoTransformer-pytorch)."""
+def frame_run_mask(grid: Sequence[int], ratio: float, rng: np.random.Generator) -> np.ndarray:
+    """Return (t, h, w) bool: runs of int(ratio t) frames in all, at least one (VideoTransformer-pytorch).
+
+    All frames of a run have the same random blocks, which hide `ratio` of a frame; so about ratio x ratio of all cells
+    are hidden.
+    """
     t, h, w = grid
     mask = np.zeros((t, h, w), bool)
-    left = max(1, int(ratio * t))
-    while left:
-        start, length = int(rng.integers(0, t)), int(rng.integers(1, left + 1))
+    frames_left = max(1, int(ratio * t))
+    while frames_left:
+        start, length = int(rng.integers(0, t)), int(rng.integers(1, frames_left + 1))
         blocks = cube_mask((1, h, w), ratio, rng)[0]
         for frame in range(start, min(start + length, t)):
             if mask[frame].any():
                 break
             mask[frame] = blocks
-            left -= 1
+            frames_left -= 1
     return mask
 
 
-def middle_frames(mask: np.ndarray, frames: int) -> np.ndarray:
-    """(B, t, h, w) bool of run_mask -> (B, t, frames) bool: the middle frame of each run, `frames` frames to a cell."""
-    middle = np.zeros((*mask.shape[:2], frames), bool)
-    for clip, hidden in enumerate(mask):
+def middle_frames(mask: np.ndarray, frames_per_cell: int) -> np.ndarray:
+    """(B, t, h, w) bool of `frame_run_mask` -> (B, t, frames_per_cell) bool, True in the middle frame of each run."""
+    middle = np.zeros((*mask.shape[:2], frames_per_cell), bool)
+    for clip, clip_mask in enumerate(mask):
         start = 0
-        for end in range(1, len(hidden) + 1):
-            if end < len(hidden) and (hidden[end] == hidden[start]).all():
+        for end in range(1, len(clip_mask) + 1):
+            if end < len(clip_mask) and (clip_mask[end] == clip_mask[start]).all():
                 continue
-            if hidden[start].any():
-                middle[clip].flat[start * frames + (end - start) * frames // 2] = True
+            if clip_mask[start].any():
+                middle[clip].flat[start * frames_per_cell + (end - start) * frames_per_cell // 2] = True
             start = end
     return middle
 
 
-def draw_masks(kind: str, grid: Sequence[int], ratio: float, seeds: Sequence[Sequence[int]]) -> np.ndarray:
-    """(B, t, h, w) bool, each from the (seed, epoch, sample) of its clip alone."""
-    if kind not in KINDS:
-        raise ValueError(f"mask={kind!r}: expected one of {', '.join(KINDS)}")
+def draw_masks(mask_type: str, grid: Sequence[int], ratio: float, seeds: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return (B, t, h, w) bool: one mask per clip, which depends on the clip's seed (seed, epoch, sample) alone.
+
+    Raises ValueError for an unknown type, and for a ratio that is not between 0 and 1.
+    """
+    if mask_type not in MASK_TYPES:
+        raise ValueError(f"mask={mask_type!r}: expected one of {', '.join(MASK_TYPES)}")
     if not 0.0 < ratio < 1.0:
         raise ValueError(f"mask_ratio={ratio}: must lie between 0 and 1")
-    draw = {"cube": cube_mask, "tube": tube_mask, "random": random_mask, "runs": run_mask}[kind]
-    # the 2: [seed, epoch, sample, 1] alone is the stream of the clip's frames and crop
-    return np.stack([draw(grid, ratio, np.random.default_rng([*seed, 2])) for seed in seeds])
+    draw = {"cube": cube_mask, "tube": tube_mask, "random": random_mask, "frame_runs": frame_run_mask}[mask_type]
+    # The 2 makes a stream of its own: [seed, epoch, sample, 1] is the one that draws the clip's frames and crop.
+    return np.stack([draw(grid, ratio, np.random.default_rng([*seed, random_streams.MASK])) for seed in seeds])

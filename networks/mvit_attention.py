@@ -1,36 +1,57 @@
-"""MViT's attention: queries, keys and values pooled over the clip's grid, with relative positions.
+"""MViT's attention: queries, keys and values pooled over the grid of a clip, with relative position embeddings.
 
-Shapes: B batch; t h w the grid of the tokens, N = 1 + t h w tokens with the class token first, D width, `heads` heads
-of width d.
+Shapes: B batch; t h w the grid of the tokens, N = 1 + t h w tokens with the class token first (N' after the queries,
+N'' after the keys are pooled), D embedding dimension, `heads` heads of dimension d.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from networks.layers import Attention, Triple, attend
+from networks.layers import NORM_EPS, Attention, Grid, attend
 
-ALIGNMENT = 8  # columns: what fused kernels want of the width of a head
+ALIGNMENT = 8  # fused kernels need a head dimension that is a multiple of this
 
 
-def pooled(grid: Triple, stride: Triple) -> Triple:
-    """The grid after a convolution or a maximum with odd kernel, half of it as padding, and this stride."""
-    t, h, w = (-(-size // step) for size, step in zip(grid, stride, strict=True))
+class QKVPooling(NamedTuple):
+    """Pooling of queries, and of keys and values, by depthwise convolutions followed by a norm.
+
+    kernel=None: one more than the stride along every axis that is pooled. Without pool_queries (or pool_keys) the
+    queries (or keys and values) stay as they are, and their stride must be 1.
+    """
+
+    kernel: Grid | None
+    q_stride: Grid
+    kv_stride: Grid
+    pool_queries: bool
+    pool_keys: bool
+    norm_eps: float = NORM_EPS
+
+
+def pooled_grid(grid: Grid, stride: Grid) -> Grid:
+    """Return the grid after pooling with a stride, an odd kernel and half the kernel as padding."""
+    t, h, w = (-(-size // factor) for size, factor in zip(grid, stride, strict=True))
     return t, h, w
 
 
-def relative_index(queries: int, keys: int) -> Tensor:
-    """(queries, keys): the row of a table of 2 max(queries, keys) - 1 distances; the coarser grid is stretched."""
-    query, key = torch.arange(queries)[:, None], torch.arange(keys)[None, :]
-    return (query * max(keys / queries, 1.0) - (key + 1 - keys) * max(queries / keys, 1.0)).long()
+def relative_index(num_queries: int, num_keys: int) -> Tensor:
+    """Return (queries, keys): where a table of 2 max(queries, keys) - 1 distances has that of each pair.
+
+    The coarser of the two axes is stretched to the length of the finer one.
+    """
+    query, key = torch.arange(num_queries)[:, None], torch.arange(num_keys)[None, :]
+    stretched_query = query * max(num_keys / num_queries, 1.0)
+    return (stretched_query - (key + 1 - num_keys) * max(num_queries / num_keys, 1.0)).long()
 
 
 class PooledAttention(Attention):
-    """Attention whose queries, keys and values are pooled over the grid by depthwise convolutions (MViT, section 3.1).
+    """Attention whose queries, keys and values are pooled over the grid (MViT, section 3.1).
 
-    `relative` adds decomposed relative positions to the scores, `residual` the pooled queries to the output (MViTv2,
-    section 4.1); neither touches the class token. Without `pool_query` or `pool_key` those are left as they are.
+    `has_rel_pos` adds decomposed relative position embeddings to the scores, `residual_pooling` adds the pooled queries
+    to the output (MViTv2, section 4.1). Neither applies to the class token.
     """
 
     rel_pos_t: Tensor
@@ -39,56 +60,52 @@ class PooledAttention(Attention):
     index_t: Tensor
     index_h: Tensor
     index_w: Tensor
-    key_places: Tensor
+    key_one_hot: Tensor
 
     def __init__(
         self,
-        width: int,
-        heads: int,
-        out_width: int,
-        grid: Triple,
-        kernel: Triple | None,
-        query_stride: Triple,
-        key_stride: Triple,
-        pool_query: bool,
-        pool_key: bool,
-        relative: bool,
-        residual: bool,
-        norm_eps: float,
+        embed_dim: int,
+        num_heads: int,
+        out_dim: int,
+        grid: Grid,
+        pooling: QKVPooling,
+        *,
+        has_rel_pos: bool,
+        residual_pooling: bool,
     ):
-        super().__init__(width, heads, out_width)
-        self.grid, self.query_grid, self.key_grid = grid, grid, pooled(grid, key_stride)
-        self.residual, self.pool_query, self.pool_key = residual, pool_query, pool_key
-        d = self.head_width
+        super().__init__(embed_dim, num_heads, out_dim)
+        self.grid, self.query_grid, self.key_grid = grid, grid, pooled_grid(grid, pooling.kv_stride)
+        self.pool_queries, self.pool_keys = pooling.pool_queries, pooling.pool_keys
+        self.has_rel_pos, self.residual_pooling = has_rel_pos, residual_pooling
+        d = self.head_dim
 
-        def pool(stride: Triple) -> nn.Conv3d:
-            t, h, w = kernel or (step + (step > 1) for step in stride)
+        def make_conv(stride: Grid) -> nn.Conv3d:
+            t, h, w = pooling.kernel or (size + (size > 1) for size in stride)
             return nn.Conv3d(d, d, (t, h, w), stride, (t // 2, h // 2, w // 2), groups=d, bias=False)
 
-        if pool_query:
-            self.query_grid = pooled(grid, query_stride)
-            self.pool_q, self.norm_q = pool(query_stride), nn.LayerNorm(d, eps=norm_eps)
-        if pool_key:
-            self.pool_k, self.norm_k = pool(key_stride), nn.LayerNorm(d, eps=norm_eps)
-            self.pool_v, self.norm_v = pool(key_stride), nn.LayerNorm(d, eps=norm_eps)
-        self.relative = relative
-        if relative:
-            self.add_relative_positions()
+        if self.pool_queries:
+            self.query_grid = pooled_grid(grid, pooling.q_stride)
+            self.pool_q, self.norm_q = make_conv(pooling.q_stride), nn.LayerNorm(d, eps=pooling.norm_eps)
+        if self.pool_keys:
+            self.pool_k, self.norm_k = make_conv(pooling.kv_stride), nn.LayerNorm(d, eps=pooling.norm_eps)
+            self.pool_v, self.norm_v = make_conv(pooling.kv_stride), nn.LayerNorm(d, eps=pooling.norm_eps)
+        if has_rel_pos:
+            self.init_rel_pos()
 
-    def add_relative_positions(self) -> None:
-        """A table of distances for each axis and where each pair of query and key finds its own."""
+    def init_rel_pos(self) -> None:
+        """Create for each axis a table of distances and the index of every pair of query and key in it."""
         for axis, queries, keys in zip("thw", self.query_grid, self.key_grid, strict=True):
-            table = nn.Parameter(torch.empty(2 * max(queries, keys) - 1, self.head_width))
+            table = nn.Parameter(torch.empty(2 * max(queries, keys) - 1, self.head_dim))
             nn.init.trunc_normal_(table, std=0.02)
             self.register_parameter(f"rel_pos_{axis}", table)
             self.register_buffer(f"index_{axis}", relative_index(queries, keys), persistent=False)
-        # which row, column and frame each key lies in: (1 + t h w, t + h + w), zeros for the class token
+        # (t h w, t + h + w): for each key three ones, at its frame, its row and its column
         t, h, w = self.key_grid
-        places = torch.cartesian_prod(torch.arange(t), torch.arange(h) + t, torch.arange(w) + t + h)
-        self.register_buffer("key_places", F.one_hot(places, t + h + w).sum(1).float(), persistent=False)
+        columns = torch.cartesian_prod(torch.arange(t), torch.arange(h) + t, torch.arange(w) + t + h)
+        self.register_buffer("key_one_hot", F.one_hot(columns, t + h + w).sum(1).float(), persistent=False)
 
     def pool(self, tokens: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
-        """(B, h, 1 + t h w, d) -> (B, h, 1 + t' h' w', d): the class token is normed, not pooled."""
+        """(B, heads, 1 + t h w, d) -> (B, heads, 1 + t' h' w', d): the class token is normed, but not pooled."""
         t, h, w = self.grid
         cls_token, patches = tokens[:, :, :1], tokens[:, :, 1:]
         patches = conv(rearrange(patches, "B heads (t h w) d -> (B heads) d t h w", t=t, h=h, w=w))
@@ -98,24 +115,28 @@ class PooledAttention(Attention):
     def query_key_value(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, D) -> (B, heads, N', d + extra), (B, heads, N'', d + extra), (B, heads, N'', d).
 
-        Relative positions ride in `extra` columns: a query's score for each frame, row and column beside a key's
-        0 or 1 for each, so that their product is the sum of three and no N' x N'' table of biases is ever made.
+        The `extra` columns carry the relative positions. A query has there its score for every frame, row and column,
+        a key a one for its own frame, row and column and zeros elsewhere. The product of the two adds the three scores,
+        so a fused kernel can be used and no (N', N'') table of biases is needed.
         """
         query, key, value = super().query_key_value(tokens)
-        if self.pool_query:
+        if self.pool_queries:
             query = self.pool(query, self.pool_q, self.norm_q)
-        if self.pool_key:
+        if self.pool_keys:
             key = self.pool(key, self.pool_k, self.norm_k)
             value = self.pool(value, self.pool_v, self.norm_v)
-        if not self.relative:
+        if not self.has_rel_pos:
             return query, key, value
-        places = F.pad(self.key_places, (0, 0, 1, 0)).to(key.dtype).expand(*key.shape[:3], -1)
-        query, key = torch.cat([query, self.relative_scores(query)], dim=-1), torch.cat([key, places], dim=-1)
-        to_aligned = -query.shape[-1] % ALIGNMENT
-        return F.pad(query, (0, to_aligned)), F.pad(key, (0, to_aligned)), value
+        one_hot = F.pad(self.key_one_hot, (0, 0, 1, 0)).to(key.dtype).expand(*key.shape[:3], -1)
+        query, key = torch.cat([query, self.relative_scores(query)], dim=-1), torch.cat([key, one_hot], dim=-1)
+        padding = -query.shape[-1] % ALIGNMENT
+        return F.pad(query, (0, padding)), F.pad(key, (0, padding)), value
 
     def relative_scores(self, query: Tensor) -> Tensor:
-        """(B, heads, 1 + t h w, d) -> (B, heads, 1 + t h w, t + h + w of the keys), over the attention's scale."""
+        """(B, heads, 1 + t h w, d) -> (B, heads, 1 + t h w, t + h + w of the keys), divided by the attention's scale.
+
+        The scores of the class token are zero.
+        """
         t, h, w = self.query_grid
         grid = rearrange(query[:, :, 1:], "B heads (t h w) d -> B heads t h w d", t=t, h=h, w=w)
         frames = torch.einsum("bnthwd,tkd->bnthwk", grid, self.rel_pos_t[self.index_t])
@@ -128,7 +149,7 @@ class PooledAttention(Attention):
         """(B, 1 + t h w, D) -> (B, 1 + t' h' w', D')."""
         query, key, value = self.query_key_value(tokens)
         mixed = attend(query, key, value, self.scale)
-        if self.residual:
-            pooled_query = query[..., : self.head_width]
+        if self.residual_pooling:
+            pooled_query = query[..., : self.head_dim]
             mixed = torch.cat([mixed[:, :, :1], mixed[:, :, 1:] + pooled_query[:, :, 1:]], dim=2)
         return self.proj(rearrange(mixed, "B heads N d -> B N (heads d)"))

@@ -1,8 +1,8 @@
-"""ViViT: A Video Vision Transformer (Arnab et al., 2021), models 1 to 3 of section 3.3, and VideoMAE's encoder (Tong et
-al., 2022), which is model 1 without a class token and with fixed positions.
+"""ViViT (Arnab et al., "ViViT: A Video Vision Transformer", 2021), models 1 to 3 of section 3.3, and VideoMAE's encoder
+(Tong et al., 2022), which is model 1 without a class token and with fixed position embeddings.
 
-Shapes: B batch, C channels, T frames, H W pixels; t = T / tubelet frames of tubelets, n patches of one frame,
-N tokens, D width.
+Shapes: B batch, C channels, T frames, H W pixels; t = T / tubelet_size frames of tubelets, n patches per frame,
+N tokens, D embedding dimension.
 """
 
 from collections.abc import Sequence
@@ -15,80 +15,85 @@ from torch import Tensor, nn
 from networks.layers import (
     NORM_EPS,
     Attention,
+    AttentionLayout,
     Block,
-    Triple,
+    Grid,
     TubeletEmbed,
+    apply_mask_token,
     check_choice,
     check_pooling,
     check_positive,
     drop_path_rates,
-    hide,
     init_linear,
+    jsonable_kwargs,
     make_head,
-    plain_kwargs,
     pool_tokens,
-    prepend,
+    prepend_token,
     run_blocks,
     scale_head,
 )
-from networks.pos_embed import add_positions
+from networks.pos_embed import add_pos_embed
 
 
-class FactorisedBlock(Block):
-    """Model 3: attention over time, then over space, then the MLP, each with a norm and a residual of its own.
+class FactorizedBlock(Block):
+    """Block of model 3: attention over time, attention over space and MLP, each with its own norm and residual.
 
     Stochastic depth drops patch positions (time), frames (space) and clips (MLP).
     """
 
-    def __init__(self, width: int, heads: int, num_frames: int, **options: Any):
-        super().__init__(Attention(width, heads), **options)
+    def __init__(self, embed_dim: int, num_heads: int, num_frames: int, **options: Any):
+        super().__init__(Attention(embed_dim, num_heads), **options)
         self.num_frames = num_frames
-        self.temporal_norm1 = nn.LayerNorm(width, eps=self.norm1.eps)
-        self.temporal_attn = Attention(width, heads)
+        self.temporal_norm1 = nn.LayerNorm(embed_dim, eps=self.norm1.eps)
+        self.temporal_attn = Attention(embed_dim, num_heads)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, t n, D) -> (B, t n, D)."""
         t = self.num_frames
-        rows = rearrange(tokens, "B (t n) D -> (B n) t D", t=t)
-        rows = rows + self.drop_path(self.temporal_attn(self.temporal_norm1(rows)))
-        frames = rearrange(rows, "(B n) t D -> (B t) n D", B=tokens.shape[0])
+        positions = rearrange(tokens, "B (t n) D -> (B n) t D", t=t)
+        positions = positions + self.drop_path(self.temporal_attn(self.temporal_norm1(positions)))
+        frames = rearrange(positions, "(B n) t D -> (B t) n D", B=tokens.shape[0])
         frames = frames + self.drop_path(self.attn(self.norm1(frames)))
         tokens = rearrange(frames, "(B t) n D -> B (t n) D", t=t)
         return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
 
 
 class ViViT(nn.Module):
-    """attention="joint" (model 1): one encoder over all tubelets of the clip.
+    """A vision transformer over tubelets, in one of the paper's three models.
 
-    attention="factorised_encoder" (model 2): `blocks` encode each frame of tubelets by itself, `temporal_blocks` then
-    encode the sequence of frame features. Each encoder has its own class token, positions and final norm.
+    attention="joint" (model 1): one encoder over all tubelets of the clip.
 
-    attention="factorised_attention" (model 3): each block attends over time, then over space; no class token.
+    attention="factorized_encoder" (model 2): `blocks` encode the tubelets of each frame, then `temporal_blocks` encode
+    the sequence of frame features. Each encoder has its own class token, position embeddings and final norm.
 
-    pooling="cls" takes each encoder's class token, "mean" the mean of its other tokens, "fc_norm" that mean before
-    the norm; the parameters are the same. positions="sincos" fixes the positions. `dropout` acts before the head. In
-    the factorised encoder stochastic depth drops single frames, not clips. `norm_eps` is that of the blocks, the final
-    norms have 1e-6. `checkpoint_blocks` of `blocks` are recomputed on the way back.
+    attention="factorized_attention" (model 3): each block attends over time, then over space; no class token.
+
+    pooling="cls" takes the class token of each encoder, "mean" the mean of its other tokens, "fc_norm" that mean before
+    the norm; the parameters are the same. pos_embed="sincos": fixed position embeddings. `dropout` applies before the
+    head. Stochastic depth drops clips, in the factorized encoder single frames. `norm_eps` is that of the blocks, the
+    final norms have 1e-6. `checkpoint_blocks` of `blocks` are recomputed in the backward pass.
     """
 
     pos_embed: Tensor
     temporal_pos_embed: Tensor
 
-    def __init__(
+    # So many arguments because they are the network's configuration, kept as keywords in recipes and config.json.
+    def __init__(  # noqa: PLR0913
         self,
         num_classes: int,
+        *,
         num_frames: int = 16,
         image_size: int | Sequence[int] = 224,
         patch_size: int = 16,
-        tubelet: int = 2,
-        width: int = 768,
+        tubelet_size: int = 2,
+        embed_dim: int = 768,
         depth: int = 12,
-        heads: int = 12,
+        num_heads: int = 12,
         mlp_ratio: float = 4.0,
         attention: str = "joint",
         temporal_depth: int = 4,
         cls_token: bool = True,
-        positions: str = "learned",
+        pos_embed: str = "learned",
         pooling: str = "cls",
         drop_path: float = 0.0,
         dropout: float = 0.0,
@@ -99,87 +104,103 @@ class ViViT(nn.Module):
         head_scale: float = 1.0,
     ):
         super().__init__()
-        self.kwargs = plain_kwargs(locals())
+        self.kwargs = jsonable_kwargs(locals())
         check_positive(depth=depth, temporal_depth=temporal_depth)
-        check_choice("attention", attention, ["joint", "factorised_encoder", "factorised_attention"])
+        check_choice("attention", attention, ["joint", "factorized_encoder", "factorized_attention"])
         check_pooling(pooling, cls_token)
-        if attention == "factorised_attention" and cls_token:
-            raise ValueError("attention='factorised_attention' has no place for a class token: cls_token=False")
-        self.attention = attention
-        self.pooling = pooling
+        if attention == "factorized_attention" and cls_token:
+            raise ValueError("attention='factorized_attention' has no class token: it needs cls_token=False")
+        self.attention, self.pooling = attention, pooling
         self.has_cls_token = cls_token
         self.checkpoint_blocks = checkpoint_blocks
 
-        self.patch_embed = TubeletEmbed(num_frames, image_size, (tubelet, patch_size, patch_size), width, in_chans)
+        tubelet = (tubelet_size, patch_size, patch_size)
+        self.patch_embed = TubeletEmbed(num_frames, image_size, tubelet, embed_dim, in_chans)
         num_tokens = self.patch_embed.num_patches
-        if attention != "factorised_encoder":
+        if attention != "factorized_encoder":
             num_tokens *= self.patch_embed.num_frames
         if cls_token:
-            self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        add_positions(self, "pos_embed", positions, num_tokens, width, cls_token)
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        add_pos_embed(self, "pos_embed", pos_embed, num_tokens, embed_dim, cls_token=cls_token)
 
-        def block(drop_path: float) -> Block:
-            options: dict[str, Any] = dict(mlp_ratio=mlp_ratio, drop_path=drop_path, gelu=gelu, norm_eps=norm_eps)
-            if attention == "factorised_attention":
-                return FactorisedBlock(width, heads, self.patch_embed.num_frames, **options)
-            return Block(Attention(width, heads), **options)
+        self.blocks = self._make_blocks(depth)
+        self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
 
-        self.blocks = nn.ModuleList(block(rate) for rate in drop_path_rates(drop_path, depth))
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-
-        if attention == "factorised_encoder":
+        if attention == "factorized_encoder":
             if cls_token:
-                self.temporal_cls_token = nn.Parameter(torch.zeros(1, 1, width))
-            add_positions(self, "temporal_pos_embed", positions, self.patch_embed.num_frames, width, cls_token)
-            rates = drop_path_rates(drop_path, temporal_depth)
-            self.temporal_blocks = nn.ModuleList(block(rate) for rate in rates)
-            self.temporal_norm = nn.LayerNorm(width, eps=NORM_EPS)
+                self.temporal_cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+            num_frames = self.patch_embed.num_frames
+            add_pos_embed(self, "temporal_pos_embed", pos_embed, num_frames, embed_dim, cls_token=cls_token)
+            self.temporal_blocks = self._make_blocks(temporal_depth)
+            self.temporal_norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
 
         self.dropout = nn.Dropout(dropout)
-        self.head = make_head(width, num_classes)
+        self.head = make_head(embed_dim, num_classes)
         self.apply(init_linear)
         scale_head(self.head, head_scale)
 
+    def _make_blocks(self, depth: int) -> nn.ModuleList:
+        """Make the blocks of one encoder; stochastic depth grows from its first to its last block."""
+        args = self.kwargs
+        options = {key: args[key] for key in ("mlp_ratio", "gelu", "norm_eps")}
+
+        def make_block(drop_path: float) -> Block:
+            embed_dim, num_heads = args["embed_dim"], args["num_heads"]
+            if self.attention == "factorized_attention":
+                num_frames = self.patch_embed.num_frames
+                return FactorizedBlock(embed_dim, num_heads, num_frames, drop_path=drop_path, **options)
+            return Block(Attention(embed_dim, num_heads), drop_path=drop_path, **options)
+
+        return nn.ModuleList(make_block(rate) for rate in drop_path_rates(args["drop_path"], depth))
+
     @property
-    def token_grid(self) -> Triple:
-        """(t, h, w) of the tokens after the last block."""
+    def token_grid(self) -> Grid:
+        """Return (t, h, w) of the tokens after the last block."""
         return self.patch_embed.grid
 
-    def run(self, tokens: Tensor) -> Tensor:
-        """(B, N, D) -> (B, [1 +] N, D): the only encoder of models 1 and 3, the spatial one of model 2, not normed."""
+    @property
+    def attention_layout(self) -> AttentionLayout:
+        """Return which tokens attend to each other."""
+        kind = "divided" if self.attention == "factorized_attention" else self.attention
+        return AttentionLayout(kind, self.patch_embed.grid, num_prefix_tokens=int(self.has_cls_token))
+
+    def encode_tokens(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> (B, [1 +] N, D), not normed: by the only encoder, or by the spatial one of model 2."""
         if self.has_cls_token:
-            tokens = prepend(self.cls_token, tokens)
+            tokens = prepend_token(self.cls_token, tokens)
         return run_blocks(self.blocks, tokens + self.pos_embed, self.checkpoint_blocks)
 
     def encode(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, D)."""
-        return pool_tokens(self.run(tokens), self.norm, self.pooling, self.has_cls_token)
+        return pool_tokens(self.encode_tokens(tokens), self.norm, self.pooling, self.has_cls_token)
 
     def forward_tokens(self, video: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
-        """(B, C, T, H, W) -> (B, t h w, D) of token_grid, normed, without the class token; models 1 and 3. `mask`
-        (B, t, n) is True where `mask_token` (1, 1, D) takes the place of what the patch embedding gave."""
-        patches = hide(self.patch_embed(video), mask, mask_token)
-        tokens = self.norm(self.run(rearrange(patches, "B t n D -> B (t n) D")))
+        """(B, C, T, H, W) -> (B, t h w, D) of `token_grid`: normed, without the class token; for models 1 and 3.
+
+        `mask` (B, t, n) is True where `mask_token` (1, 1, D) replaces the embedded patch.
+        """
+        patches = apply_mask_token(self.patch_embed(video), mask, mask_token)
+        tokens = self.norm(self.encode_tokens(rearrange(patches, "B t n D -> B (t n) D")))
         return tokens[:, 1:] if self.has_cls_token else tokens
 
     def encode_time(self, frames: Tensor) -> Tensor:
         """(B, t, D) -> (B, D)."""
         if self.has_cls_token:
-            frames = prepend(self.temporal_cls_token, frames)
+            frames = prepend_token(self.temporal_cls_token, frames)
         frames = run_blocks(self.temporal_blocks, frames + self.temporal_pos_embed)
         return pool_tokens(frames, self.temporal_norm, self.pooling, self.has_cls_token)
 
     def forward_features(self, video: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, D)."""
         tokens = self.patch_embed(video)
-        if self.attention != "factorised_encoder":
+        if self.attention != "factorized_encoder":
             return self.encode(rearrange(tokens, "B t n D -> B (t n) D"))
-        # t is the fast axis on the way in and on the way out, so that every frame returns to its own clip
+        # t must be the fast axis in both patterns, or the frames of different clips would be mixed up
         frames = self.encode(rearrange(tokens, "B t n D -> (B t) n D"))
         return self.encode_time(rearrange(frames, "(B t) D -> B t D", t=self.patch_embed.num_frames))
 
     def forward_head(self, features: Tensor) -> Tensor:
-        """(B, D) -> (B, num_classes); the features themselves if num_classes is 0."""
+        """(B, D) -> (B, num_classes), or the features themselves if num_classes is 0."""
         return self.head(self.dropout(features))
 
     def forward(self, video: Tensor) -> Tensor:
@@ -187,75 +208,79 @@ class ViViT(nn.Module):
         return self.forward_head(self.forward_features(video))
 
 
-# ---- variants: every argument of ViViT can be given by keyword -------------------------------------------------------
+# ---- variants: `overrides` are arguments of ViViT --------------------------------------------------------------------
 
-TINY: dict[str, Any] = dict(num_frames=8, image_size=64, patch_size=8, width=96, depth=4, heads=4)
-FACTORISED_ENCODER: dict[str, Any] = dict(attention="factorised_encoder", temporal_depth=4)
-FACTORISED_ATTENTION: dict[str, Any] = dict(attention="factorised_attention", cls_token=False, pooling="mean")
-VIDEOMAE: dict[str, Any] = dict(cls_token=False, positions="sincos", pooling="fc_norm", gelu="exact")
+TINY: dict[str, Any] = dict(num_frames=8, image_size=64, patch_size=8, embed_dim=96, depth=4, num_heads=4)
+FACTORIZED_ENCODER: dict[str, Any] = dict(attention="factorized_encoder", temporal_depth=4)
+FACTORIZED_ATTENTION: dict[str, Any] = dict(attention="factorized_attention", cls_token=False, pooling="mean")
+VIDEOMAE: dict[str, Any] = dict(cls_token=False, pos_embed="sincos", pooling="fc_norm", gelu="exact")
 
 
 def vivit_tiny(num_classes: int, **overrides: Any) -> ViViT:
-    """8 frames of 64x64: small enough to train on a CPU, for tests and the demo."""
+    """Build a ViViT for 8 frames of 64x64, small enough to train on a CPU: for tests and the demo."""
     return ViViT(num_classes, **TINY | overrides)
 
 
 def vivit_s(num_classes: int, **overrides: Any) -> ViViT:
-    return ViViT(num_classes, **dict(width=384, depth=12, heads=6) | overrides)
+    """Build ViViT-S/16x2: the sizes of ViT-S; not in the paper."""
+    return ViViT(num_classes, **dict(embed_dim=384, depth=12, num_heads=6) | overrides)
 
 
 def vivit_b(num_classes: int, **overrides: Any) -> ViViT:
-    """ViViT-B/16x2; the published one reads num_frames=32."""
-    return ViViT(num_classes, **dict(width=768, depth=12, heads=12) | overrides)
+    """Build ViViT-B/16x2; the published one has num_frames=32."""
+    return ViViT(num_classes, **dict(embed_dim=768, depth=12, num_heads=12) | overrides)
 
 
 def vivit_l(num_classes: int, **overrides: Any) -> ViViT:
-    """ViViT-L/16x2; the published one reads num_frames=32."""
-    return ViViT(num_classes, **dict(width=1024, depth=24, heads=16) | overrides)
+    """Build ViViT-L/16x2; the published one has num_frames=32."""
+    return ViViT(num_classes, **dict(embed_dim=1024, depth=24, num_heads=16) | overrides)
 
 
 def vivit_fe_tiny(num_classes: int, **overrides: Any) -> ViViT:
-    return vivit_tiny(num_classes, **FACTORISED_ENCODER | dict(temporal_depth=2) | overrides)
+    """Build vivit_tiny as model 2, with two temporal blocks."""
+    return vivit_tiny(num_classes, **FACTORIZED_ENCODER | dict(temporal_depth=2) | overrides)
 
 
 def vivit_fe_b(num_classes: int, **overrides: Any) -> ViViT:
-    """ViViT-B/16x2 FE (model 2): 12 spatial blocks, 4 temporal ones."""
-    return vivit_b(num_classes, **FACTORISED_ENCODER | overrides)
+    """Build ViViT-B/16x2 FE (model 2): 12 spatial and 4 temporal blocks."""
+    return vivit_b(num_classes, **FACTORIZED_ENCODER | overrides)
 
 
 def vivit_fe_l(num_classes: int, **overrides: Any) -> ViViT:
-    """ViViT-L/16x2 FE (model 2): 24 spatial blocks, 4 temporal ones."""
-    return vivit_l(num_classes, **FACTORISED_ENCODER | overrides)
+    """Build ViViT-L/16x2 FE (model 2): 24 spatial and 4 temporal blocks."""
+    return vivit_l(num_classes, **FACTORIZED_ENCODER | overrides)
 
 
 def vivit_fsa_tiny(num_classes: int, **overrides: Any) -> ViViT:
-    return vivit_tiny(num_classes, **FACTORISED_ATTENTION | overrides)
+    """Build vivit_tiny as model 3."""
+    return vivit_tiny(num_classes, **FACTORIZED_ATTENTION | overrides)
 
 
 def vivit_fsa_b(num_classes: int, **overrides: Any) -> ViViT:
-    """ViViT-B/16x2 factorised self-attention (model 3)."""
-    return vivit_b(num_classes, **FACTORISED_ATTENTION | overrides)
+    """Build ViViT-B/16x2 with factorized self-attention (model 3)."""
+    return vivit_b(num_classes, **FACTORIZED_ATTENTION | overrides)
 
 
 def videomae_tiny(num_classes: int, **overrides: Any) -> ViViT:
+    """Build vivit_tiny as VideoMAE's encoder."""
     return vivit_tiny(num_classes, **VIDEOMAE | overrides)
 
 
 def videomae_s(num_classes: int, **overrides: Any) -> ViViT:
-    """VideoMAE's ViT-S encoder, 16 frames."""
+    """Build VideoMAE's ViT-S encoder for 16 frames."""
     return vivit_s(num_classes, **VIDEOMAE | overrides)
 
 
 def videomae_b(num_classes: int, **overrides: Any) -> ViViT:
-    """VideoMAE's ViT-B encoder, 16 frames."""
+    """Build VideoMAE's ViT-B encoder for 16 frames."""
     return vivit_b(num_classes, **VIDEOMAE | overrides)
 
 
 def videomae_l(num_classes: int, **overrides: Any) -> ViViT:
-    """VideoMAE's ViT-L encoder, 16 frames."""
+    """Build VideoMAE's ViT-L encoder for 16 frames."""
     return vivit_l(num_classes, **VIDEOMAE | overrides)
 
 
 def videomae_h(num_classes: int, **overrides: Any) -> ViViT:
-    """VideoMAE's ViT-H encoder, 16 frames."""
-    return ViViT(num_classes, **VIDEOMAE | dict(width=1280, depth=32, heads=16) | overrides)
+    """Build VideoMAE's ViT-H encoder for 16 frames."""
+    return ViViT(num_classes, **VIDEOMAE | dict(embed_dim=1280, depth=32, num_heads=16) | overrides)

@@ -1,8 +1,8 @@
 """Weights in and out of networks.
 
-Networks are kept in folders of ours: `save`, `load`. Public checkpoints of other projects fill a network (`initialise`)
-or become such a folder (`convert`); the flow is checkpoint (any file -> tensors) -> translate (its keys -> ours, by the
-rules of formats) -> transfer (fitted to the network) -> a report of every key. `python -m networks.weights --help`.
+`save` and `load` keep a network in a folder. Checkpoints of other projects fill a network (`load_pretrained`) or become
+such a folder (`convert`): read (any file -> tensors), rename_keys (their keys -> the names here, by the tables in
+formats), adapt (to the sizes of the network), and a report of every key. `python -m networks.weights --help`.
 """
 
 import dataclasses
@@ -14,105 +14,125 @@ import torch
 from torch import nn
 
 from networks import PRETRAINING, build
-from networks.weights.adapt import transfer
+from networks.weights.adapt import adapt
 from networks.weights.formats import Format
-from networks.weights.infer_architecture import architecture
-from networks.weights.read import Checkpoint, read
-from networks.weights.rename_keys import Translated, Weights, translate
-from networks.weights.report import MAPPED, Report, Row
-from networks.weights.save_load import load, load_state, read_config, save
-from networks.weights.source_config import check, grid_of, input_of, labels_of, settings_of
+from networks.weights.infer_architecture import infer_architecture
+from networks.weights.read import Checkpoint, read_checkpoint
+from networks.weights.rename_keys import RenamedWeights, Weights, rename_keys
+from networks.weights.report import MAPPED, KeyRecord, KeyReport
+from networks.weights.save_load import load_network, load_state, read_config, save_network
 
-__all__ = ["convert", "initialise", "load", "load_state", "read_config", "save"]
+__all__ = ["convert", "load_network", "load_pretrained", "load_state", "read_config", "save_network"]
 
-TRANSFER_OPTIONS = ("inflation", "temporal", "head", "source_grid")
+ADAPT_OPTIONS = ("inflation", "temporal", "head", "source_grid")
 
 
-def initialise(network: nn.Module, source: str | Path, labels: Sequence[str] | None = None, **options: Any) -> Report:
-    """Fill `network` from a checkpoint of any format that is read here, or leave it untouched and raise ValueError.
+def load_pretrained(
+    network: nn.Module, source: str | Path, labels: Sequence[str] | None = None, **options: Any
+) -> KeyReport:
+    """Fill `network` from a checkpoint of any known format.
 
-    `labels` are the class names the network is for: a head for as many classes of other names is replaced too.
+    `labels` are the class names that the network is for: a head of as many classes with other names is replaced too.
     `options` are those of networks.weights.adapt: inflation, temporal, head, source_grid.
+
+    Raises ValueError and leaves the network as it is if the checkpoint cannot be read or does not fit.
     """
-    unknown = options.keys() - set(TRANSFER_OPTIONS)
+    unknown = options.keys() - set(ADAPT_OPTIONS)
     if unknown:
-        raise ValueError(f"unknown option {', '.join(sorted(unknown))}: expected {', '.join(TRANSFER_OPTIONS)}")
-    checkpoint = read(source)
+        raise ValueError(f"unknown option {', '.join(sorted(unknown))}: expected {', '.join(ADAPT_OPTIONS)}")
+    checkpoint = read_checkpoint(source)
+    source_labels = checkpoint.config.labels
+    has_names = labels is not None and not all(label.isdecimal() for label in labels)  # numbers are not other names
     try:
-        check(checkpoint.config)
-        translated = understand(checkpoint)
-        options.setdefault("source_grid", translated.grid)
-        theirs = labels_of(checkpoint.config)
-        named = labels is not None and not all(label.isdecimal() for label in labels)  # numbers are no other names
-        if theirs and labels and named and [plain(label) for label in theirs] != [plain(label) for label in labels]:
+        renamed = parse_checkpoint(checkpoint)
+        options.setdefault("source_grid", renamed.grid)
+        if source_labels and labels and has_names and normalize(source_labels) != normalize(labels):
             options["head"] = "new"
-        state, report = transfer(translated, network, **options)
+        state, report = adapt(renamed, network, **options)
     except (TypeError, ValueError) as error:  # TypeError: arguments in a config.json that its network does not take
         raise ValueError(f"{source}: {error}") from error
     load_state(network, state)
-    if any(row.target == "head.weight" and row.sources for row in report.rows):
-        same = ", of the same names" if theirs and named else ""
-        report.notes.append(f"the head is kept: as many classes there as here{same}")
-    known = input_of(checkpoint, translated.format.input)
-    if known["mean"] and known["std"]:
-        report.notes.append(f"trained on inputs normalised with mean {known['mean']} and std {known['std']}")
+    if any(record.target == "head.weight" and record.sources for record in report.records):
+        same_names = " and the same names" if source_labels and has_names else ""
+        report.notes.append(f"the head is kept: checkpoint and network have the same number of classes{same_names}")
+    input_stats = checkpoint.config.normalization(renamed.format.normalization)
+    if input_stats["mean"] and input_stats["std"]:
+        report.notes.append(
+            f"trained on inputs normalized with mean {input_stats['mean']} and std {input_stats['std']}"
+        )
     return report
 
 
-def plain(label: str) -> str:
-    return label.replace("_", " ").lower().strip()
+def normalize(labels: Sequence[str]) -> list[str]:
+    return [label.replace("_", " ").lower().strip() for label in labels]
 
 
-def understand(checkpoint: Checkpoint) -> Translated:
-    """Our own folders are told by their config.json, everything else by its keys."""
+def parse_checkpoint(checkpoint: Checkpoint) -> RenamedWeights:
+    """Rename the keys of a checkpoint; those in a folder of this project, which has a config.json, have their names."""
     config = checkpoint.config
-    if "kwargs" not in config:
-        translated = translate(checkpoint.state)
-        return dataclasses.replace(translated, settings=translated.settings | settings_of(config), grid=grid_of(config))
+    if config.network_kwargs is None:
+        renamed = rename_keys(checkpoint.state)
+        return dataclasses.replace(renamed, kwargs=renamed.kwargs | config.kwargs, grid=config.grid)
     with torch.device("meta"):
-        network = build(config["name"], **config["kwargs"])
-    pretraining = config["name"] in PRETRAINING
-    backbone: Any = network.backbone if pretraining else network
-    theirs = {key.removeprefix("backbone."): key for key in checkpoint.state}
-    kept = Weights({ours: checkpoint.state[key] for ours, key in theirs.items()})
-    rows = {ours: Row(MAPPED, (key,), ours) for ours, key in theirs.items()}
-    own = Format(config["name"], type(backbone).__name__.lower(), (), (), pretraining=pretraining)
-    return Translated(own, kept, rows, [], dict(backbone.kwargs), [], list(backbone.patch_embed.grid))
+        network = build(config.name, **config.network_kwargs)
+    is_pretraining = config.name in PRETRAINING
+    backbone: Any = network.backbone if is_pretraining else network
+    stored_keys = {key.removeprefix("backbone."): key for key in checkpoint.state}
+    return RenamedWeights(
+        format=Format(
+            name=config.name,
+            architecture=type(backbone).__name__.lower(),
+            required_keys=(),
+            pretraining=is_pretraining,
+        ),
+        state=Weights({key: checkpoint.state[stored_key] for key, stored_key in stored_keys.items()}),
+        records={
+            key: KeyRecord(status=MAPPED, sources=(stored_key,), target=key) for key, stored_key in stored_keys.items()
+        },
+        dropped=[],
+        kwargs=dict(backbone.kwargs),
+        notes=[],
+        grid=list(backbone.patch_embed.grid),
+    )
 
 
-def convert(source: str | Path, **given: Any) -> tuple[nn.Module, dict[str, Any], Report]:
-    """-> the network that a checkpoint is of, its config for `save`, and what became of every key.
+def convert(source: str | Path, **overrides: Any) -> tuple[nn.Module, dict[str, Any], KeyReport]:
+    """Return the network that a checkpoint belongs to, its config for `save`, and what became of every key.
 
-    `given` are arguments of the network that win over what the file shows, and options of the transfer.
+    `overrides` are arguments of the network, which take precedence over what the file tells, and options of `adapt`.
     """
-    checkpoint = read(source)
-    options = {key: given.pop(key) for key in TRANSFER_OPTIONS if key in given}
+    checkpoint = read_checkpoint(source)
+    config = checkpoint.config
+    options = {key: overrides.pop(key) for key in ADAPT_OPTIONS if key in overrides}
     try:
-        check(checkpoint.config)
-        translated = understand(checkpoint)
-        if checkpoint.config.get("name") in PRETRAINING:
-            name, kwargs, assumed = "", checkpoint.config["kwargs"] | given, list[str]()
+        renamed = parse_checkpoint(checkpoint)
+        if config.network_kwargs is None:
+            name, kwargs, assumed = infer_architecture(renamed, overrides)
         else:
-            name, kwargs, assumed = architecture(translated, given)
-        network = build(checkpoint.config.get("name", name), **kwargs)
-        options.setdefault("source_grid", translated.grid or list(network.patch_embed.grid))  # type: ignore[union-attr,arg-type]
-        state, report = transfer(translated, network, **options)
+            name, kwargs, assumed = config.name, config.network_kwargs | overrides, []
+        network = build(name, **kwargs)
+        options.setdefault("source_grid", renamed.grid or list(network.patch_embed.grid))  # type: ignore[union-attr,arg-type]
+        state, report = adapt(renamed, network, **options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{source}: {error}") from error
     load_state(network, state)
     report.notes += [f"assumed {assumption}" for assumption in assumed]
-    return network.eval(), describe(checkpoint, translated, checkpoint.config.get("name", name), network), report
+    return network.eval(), {"name": name, "extra": describe_source(checkpoint, renamed.format, network)}, report
 
 
-def describe(checkpoint: Checkpoint, translated: Translated, name: str, network: nn.Module) -> dict[str, Any]:
-    """What goes into config.json beside the network's arguments: classes and input, as far as the source says."""
+def describe_source(checkpoint: Checkpoint, file_format: Format, network: nn.Module) -> dict[str, Any]:
+    """Return what config.json tells beside the network's arguments: its input and, if the source has them, classes."""
     kwargs: dict[str, Any] = network.kwargs  # type: ignore[assignment]
+    config = checkpoint.config
     extra: dict[str, Any] = {
-        "input": {**checkpoint.config.get("input", {}), "frames": kwargs["num_frames"], "size": kwargs["image_size"],
-                  **input_of(checkpoint, translated.format.input)},
-        "converted_from": {"source": checkpoint.source, "format": translated.format.name},
-    }  # fmt: skip
-    labels = checkpoint.config.get("id2label", {})
-    if len(labels) == kwargs.get("num_classes", 0) > 0:
-        extra["id2label"] = {str(number): label for number, label in labels.items()}
-    return {"name": name, "extra": extra}
+        "input": {
+            **config.input,
+            "frames": kwargs["num_frames"],
+            "size": kwargs["image_size"],
+            **config.normalization(file_format.normalization),
+        },
+        "converted_from": {"source": checkpoint.source, "format": file_format.name},
+    }
+    if len(config.id2label) == kwargs.get("num_classes", 0) > 0:
+        extra["id2label"] = {str(number): label for number, label in config.id2label.items()}
+    return extra

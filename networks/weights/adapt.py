@@ -1,325 +1,275 @@
-"""Weights of one network fitted to another: other frames, other sizes, other classes, an image model's to a video's.
+"""Weights of one network adapted to another: other frames, sizes or classes, or those of an image model.
 
-Strict: every key of the source and of the target ends as mapped, reshaped, created or dropped, or it is an error.
+Strict: every key of the source and of the network is mapped, reshaped, created or dropped, otherwise it is an error.
 """
 
-import re
 from collections.abc import Sequence
-from math import isqrt
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from einops import repeat
 from torch import Tensor, nn
 
-from networks.layers import Triple, check_choice, triple
+from networks.layers import check_choice, to_3tuple
 from networks.maskfeat import MaskFeat
 from networks.mvit import MViT
-from networks.pos_embed import resize_grid, resize_line, sincos_table
 from networks.timesformer import TimeSformer
 from networks.vivit import ViViT
 from networks.weights.read import shorten
-from networks.weights.rename_keys import PATCH_KERNEL, Translated
-from networks.weights.report import CREATED, DROPPED, MAPPED, RESHAPED, Report, Row
+from networks.weights.rename_keys import RenamedWeights
+from networks.weights.report import AS_INITIALIZED, CREATED, DROPPED, MAPPED, RESHAPED, KeyRecord, KeyReport
+from networks.weights.resize import Resizer
 
-FILLS: dict[type, tuple[str, ...]] = {
-    TimeSformer: ("timesformer", "image"), ViViT: ("vivit", "image"), MViT: ("mvit",),
-}  # fmt: skip
+SOURCE_ARCHITECTURES: dict[type, tuple[str, ...]] = {
+    TimeSformer: ("timesformer", "image"),
+    ViViT: ("vivit", "image"),
+    MViT: ("mvit",),
+}
 # Arguments that change what a network computes but not the shapes of its weights, or not all of them.
-COMPARED = {
-    "attention", "gelu", "key_stride", "norm_eps", "pool_keys", "pool_kernel", "pool_norm_eps",
-    "pool_queries", "pooling", "positions", "query_strides", "residual_pooling", "tubelet", "width_change",
-}  # fmt: skip
+COMPARED_ARGUMENTS = {
+    "attention",
+    "expand_attn",
+    "gelu",
+    "kv_stride",
+    "norm_eps",
+    "pool_keys",
+    "pool_kernel",
+    "pool_norm_eps",
+    "pool_queries",
+    "pooling",
+    "pos_embed",
+    "q_strides",
+    "residual_pooling",
+    "tubelet_size",
+}
 INFLATION = ("central", "average")
 TEMPORAL = ("copy", "zero")
 HEAD = ("auto", "new")
 
 
-def transfer(
-    source: Translated,
+def adapt(
+    source: RenamedWeights,
     network: nn.Module,
+    *,
     inflation: str = "central",
     temporal: str = "copy",
     head: str = "auto",
     source_grid: Sequence[int] | None = None,
-) -> tuple[dict[str, Tensor], Report]:
-    """-> a whole state dict for `network`, and what became of every key. The network itself is left as it is.
+) -> tuple[dict[str, Tensor], KeyReport]:
+    """Return a complete state dict for `network`, which is left as it is, and what became of every key.
 
-    inflation: a kernel over one frame becomes one over a tubelet by putting it at the middle frame ("central", ViViT
-    section 3.4) or by sharing it among all ("average"). temporal: attention over time that the source lacks starts as
-    a copy of the attention over space, or with an output of zero; temporal_fc starts at zero in any case, so that
-    TimeSformer starts as the image model (section 4 of its paper). head: "auto" keeps a video head of the same number
-    of classes, "new" none. source_grid: (t, h, w) of the source's positions where their number leaves it open.
+    inflation: a kernel over one frame is put at the middle frame of a tubelet ("central", ViViT section 3.4) or divided
+    among all frames ("average"). temporal: attention over time that the source lacks starts as a copy of the attention
+    over space ("copy"), or with an output of zero ("zero"); temporal_fc starts at zero in any case, so that TimeSformer
+    starts as the image model (section 4 of its paper). head: "auto" keeps the head of a video network with the same
+    number of classes, "new" keeps none. source_grid: (t, h, w) of the source's position embeddings, where their number
+    does not determine it.
 
-    Raises ValueError that lists every key that has no place, no source or another shape.
+    Raises ValueError that lists every key of the source that the network has not, every key of the network that the
+    source has not, and every pair of keys with different shapes.
     """
     check_choice("inflation", inflation, INFLATION)
     check_choice("temporal", temporal, TEMPORAL)
     check_choice("head", head, HEAD)
+    grid = to_3tuple("source_grid", source_grid) if source_grid is not None else None
     body = network.backbone if isinstance(network, MaskFeat) else network
     kind = type(network).__name__
-    grid = triple("source_grid", source_grid) if source_grid is not None else None
-    if source.format.network not in FILLS[type(body)]:
+    if source.format.architecture not in SOURCE_ARCHITECTURES[type(body)]:
         raise ValueError(f"a {source.format.name} checkpoint cannot fill a {kind}: it is of another architecture")
-    theirs, ours = source.settings.get("heads"), body.kwargs["heads"]  # type: ignore[index]
-    if theirs is not None and theirs != ours:
-        raise ValueError(f"its attention has heads={theirs}, the network heads={ours}: equal shapes, other meaning")
-    own = {key.removeprefix("backbone."): tensor for key, tensor in network.state_dict().items()}
-    fitting = _Fitting(source, body, own, inflation, temporal, head, grid)
-    for key, tensor in own.items():
-        fitting.fill(key, tensor)
-    fitting.drop_the_rest()
-    if fitting.problems:
+    source_heads, target_heads = source.kwargs.get("num_heads"), body.kwargs["num_heads"]  # type: ignore[index]
+    if source_heads is not None and source_heads != target_heads:
         raise ValueError(
-            f"a {source.format.name} checkpoint does not fit this {kind}\n  " + "\n  ".join(fitting.problems)
+            f"the checkpoint has num_heads={source_heads}, the network num_heads={target_heads}: the shapes are equal, "
+            "but the outputs are not"
         )
-    return dict(zip(network.state_dict(), fitting.state.values(), strict=True)), fitting.report
+    target_state = {key.removeprefix("backbone."): tensor for key, tensor in network.state_dict().items()}
+    resizer = Resizer(source, body, target_state, inflation=inflation, source_grid=grid)
+    adapter = _Adapter(source, body, target_state, resizer, temporal=temporal, head=head)
+    for key, tensor in target_state.items():
+        adapter.fill(key, tensor)
+    adapter.drop_unused()
+    if adapter.problems:
+        problems = adapter.problems if len(adapter.problems) <= 10 else [shorten(adapter.problems)]
+        raise ValueError(f"a {source.format.name} checkpoint does not fit this {kind}\n  " + "\n  ".join(problems))
+    return dict(zip(network.state_dict(), adapter.state.values(), strict=True)), adapter.report
 
 
-class _Fitting:
-    """One transfer: the target's tensors so far, the report so far, the source keys not used yet.
+class _Adapter:
+    """Fills the keys of the target one by one, and keeps the state, the report and the problems so far.
 
-    `own` are the target's tensors by name: those of `network`, and with them those of MaskFeat around it.
+    `target_state` are the tensors of `network` by key, with those of a MaskFeat around it.
     """
 
     def __init__(
         self,
-        source: Translated,
+        source: RenamedWeights,
         network: nn.Module,
-        own: dict[str, Tensor],
-        inflation: str,
+        target_state: dict[str, Tensor],
+        resizer: Resizer,
+        *,
         temporal: str,
         head: str,
-        source_grid: Triple | None,
     ):
-        self.source, self.network, self.own = source, network, own
-        self.inflation, self.temporal, self.head, self.source_grid = inflation, temporal, head, source_grid
+        self.source, self.network, self.resizer = source, network, resizer
+        self.temporal, self.head = temporal, head
         self.kwargs: dict[str, Any] = network.kwargs  # type: ignore[assignment]
-        self.grid: Triple = network.patch_embed.grid  # type: ignore[union-attr,assignment]
-        self.left = dict(source.state)
+        self.unused = dict(source.state)
         self.state: dict[str, Tensor] = {}
         self.problems: list[str] = []
-        self.report = Report(f"{source.format.name} -> {type(network).__name__}", notes=list(source.notes))
-        for setting in COMPARED & source.settings.keys() & self.kwargs.keys():
-            theirs, ours = source.settings[setting], self.kwargs[setting]
-            if theirs != ours:
-                self.report.notes.append(f"{setting} is {theirs} in the checkpoint and {ours} here: other outputs")
-        self.report.notes.sort()
-        self.unwanted: dict[str, str] = {}  # key of the source -> why it is dropped
-        self.choose_unwanted()
-        # what the source has a part of, so that the rest of it must be there too
+        self.report = KeyReport(f"{source.format.name} -> {type(network).__name__}")
+        self.report.notes = sorted([*source.notes, *self.compare_arguments()])
+        # Keys of the source that the network could take by name and shape but should not, with the reason.
+        self.unwanted = {
+            **self.unwanted_head(),
+            **self.unwanted_norm(),
+            **self.unwanted_pos_embed(target_state),
+            **self.unwanted_tokens(target_state),
+        }
+        # If the source has a part of a family, it must have the rest too.
         self.families = {family(key) for key in source.state if key not in self.unwanted}
         if "temporal" in self.families:
             self.families.add("time_embed")
 
-    def choose_unwanted(self) -> None:
-        """What the target could hold by name and shape, but should not take."""
-        source, own = self.source, self.own
-        if "head.weight" in source.state:
-            theirs, ours = len(source.state["head.weight"]), self.kwargs["num_classes"]
-            why = ""
-            if source.format.network == "image":
-                why = "classes of images"
-            elif ours != theirs:
-                why = f"head of {theirs} classes, the network has {ours}" if ours else "the network has no head"
-            elif self.head == "new":
-                why = "a new head was asked for"
-            self.unwanted |= dict.fromkeys(("head.weight", "head.bias"), why) if why else {}
-        if source.format.pretraining and self.kwargs["pooling"] == "fc_norm":
-            for key in ("norm.weight", "norm.bias"):
-                self.unwanted[key] = "fine-tuning with fc_norm starts with a fresh norm, as MAE and VideoMAE do"
-        for key in ("pos_embed", "time_embed", "temporal_pos_embed"):
-            if key not in own and key in source.state:
-                fixed = self.kwargs.get("positions") == "sincos"
-                self.unwanted[key] = "the network's positions are fixed" if fixed else "the network has none"
-        if "cls_token" not in own:
-            self.unwanted["cls_token"] = "the network has no class token"
-        if "predict.weight" not in own:
-            for key in ("mask_token", "predict.weight", "predict.bias"):
-                self.unwanted[key] = "mask token or HOG head of the pre-training"
+    def compare_arguments(self) -> list[str]:
+        source_kwargs = self.source.kwargs
+        return [
+            f"{name} is {source_kwargs[name]} in the checkpoint, {self.kwargs[name]} in the network: its outputs differ"
+            for name in COMPARED_ARGUMENTS & source_kwargs.keys() & self.kwargs.keys()
+            if source_kwargs[name] != self.kwargs[name]
+        ]
 
-    def fill(self, key: str, own: Tensor) -> None:
-        theirs = None if key in self.unwanted else self.left.pop(key, None)
-        if theirs is None:
-            return self.create(key, own)
-        row = self.source.rows[key]
-        value, how = theirs, ""
-        if theirs.ndim != own.ndim or 0 in theirs.shape:
-            self.problems.append(f"{key}: {tuple(theirs.shape)}, the network has {tuple(own.shape)}")
+    def unwanted_head(self) -> dict[str, str]:
+        if "head.weight" not in self.source.state:
+            return {}
+        source_classes, num_classes = len(self.source.state["head.weight"]), self.kwargs["num_classes"]
+        if self.source.format.architecture == "image":
+            reason = "classes of images"
+        elif not num_classes:
+            reason = "the network has no head"
+        elif source_classes != num_classes:
+            reason = f"head of {source_classes} classes, the network has {num_classes}"
+        elif self.head == "new":
+            reason = "a new head was asked for"
+        else:
+            return {}
+        return dict.fromkeys(("head.weight", "head.bias"), reason)
+
+    def unwanted_norm(self) -> dict[str, str]:
+        if not self.source.format.pretraining or self.kwargs["pooling"] != "fc_norm":
+            return {}
+        reason = "fine-tuning with fc_norm starts with a fresh norm, as in MAE and VideoMAE"
+        return dict.fromkeys(("norm.weight", "norm.bias"), reason)
+
+    def unwanted_pos_embed(self, target_state: dict[str, Tensor]) -> dict[str, str]:
+        is_fixed = self.kwargs.get("pos_embed") == "sincos"
+        reason = "the position embeddings of the network are fixed" if is_fixed else "the network has no such positions"
+        keys = ("pos_embed", "time_embed", "temporal_pos_embed")
+        return {key: reason for key in keys if key in self.source.state and key not in target_state}
+
+    def unwanted_tokens(self, target_state: dict[str, Tensor]) -> dict[str, str]:
+        unwanted = {}
+        if "cls_token" not in target_state:
+            unwanted["cls_token"] = "the network has no class token"
+        if "predict.weight" not in target_state:
+            reason = "mask token or HOG head of the pre-training"
+            unwanted |= dict.fromkeys(("mask_token", "predict.weight", "predict.bias"), reason)
+        return unwanted
+
+    def fill(self, key: str, target: Tensor) -> None:
+        """Take the tensor of this key from the source, in the size of `target`, or create it."""
+        tensor = None if key in self.unwanted else self.unused.pop(key, None)
+        if tensor is None:
+            return self.create(key, target)
+        misfit = f"{key}: {tuple(tensor.shape)}, the network has {tuple(target.shape)}"
+        if tensor.ndim != target.ndim or 0 in tensor.shape:
+            self.problems.append(misfit)
             return None
+        value, detail = tensor, ""
         try:
-            if key == "pos_embed" or theirs.shape != own.shape:
-                value, how = self.reshape(key, theirs, own)
+            if key == "pos_embed" or tensor.shape != target.shape:
+                value, detail = self.resizer.resize(key, tensor, target)
         except ValueError as error:
             self.problems.append(f"{key}: {error}")
             return None
-        if value.shape != own.shape:
-            self.problems.append(f"{key}: {tuple(theirs.shape)}, the network has {tuple(own.shape)}")
+        if value.shape != target.shape:
+            self.problems.append(misfit)
             return None
-        how = "; ".join(part for part in (row.how, how) if part)
-        self.add(key, value, Row(RESHAPED if how else MAPPED, row.sources, key, how))
+        record = self.source.records[key]
+        detail = "; ".join(part for part in (record.detail, detail) if part)
+        self.add(value, status=RESHAPED if detail else MAPPED, sources=record.sources, target=key, detail=detail)
 
-    def add(self, key: str, value: Tensor, row: Row) -> None:
-        self.state[key] = value
-        self.report.rows.append(row)
+    def add(self, value: Tensor, *, target: str, status: str, sources: tuple[str, ...] = (), detail: str = "") -> None:
+        self.state[target] = value
+        self.report.records.append(KeyRecord(status=status, sources=sources, target=target, detail=detail))
 
-    def reshape(self, key: str, theirs: Tensor, own: Tensor) -> tuple[Tensor, str]:
-        """For the tensors whose size follows from frames, rows and columns; others come back as they are."""
-        name = key.rpartition(".")[2]
-        if key.startswith(("pos_", "time_", "temporal_pos")) and theirs.shape[::2] != own.shape[::2]:
-            return theirs, ""  # a table of another width
-        if (
-            key == PATCH_KERNEL
-            and theirs.shape[2] == 1
-            and theirs.shape[:2] + theirs.shape[3:] == own.shape[:2] + own.shape[3:]
-        ):
-            return inflate(theirs, own.shape[2], self.inflation), f"inflated to {own.shape[2]} frames, {self.inflation}"
-        if key == "pos_embed":
-            return self.positions(theirs, own)
-        if key in ("time_embed", "pos_embed_temporal"):
-            return resize_line(theirs, own.shape[1]), f"{theirs.shape[1]} -> {own.shape[1]} frames, linear"
-        if key == "temporal_pos_embed":
-            cls = int(self.kwargs["cls_token"])
-            places = resize_line(theirs[:, cls:], own.shape[1] - cls)
-            return torch.cat([theirs[:, :cls], places], dim=1), f"{theirs.shape[1]} -> {own.shape[1]} rows, linear"
-        if key == "pos_embed_spatial":
-            old, new = (1, *self.square(theirs.shape[1])), (1, *self.grid[1:])
-            return resize_grid(theirs, old, new), described(old, new)
-        if re.fullmatch("rel_pos_[thw]", name) and theirs.shape[1] == own.shape[1]:
-            return resize_line(theirs[None], len(own))[0], f"{len(theirs)} -> {len(own)} distances, linear"
-        return theirs, ""
+    def create(self, key: str, target: Tensor) -> None:
+        """Create a tensor that the source does not have, by the rule for its name; without a rule it is a problem."""
+        value, detail = (target, "") if family(key) in self.families else self.initial_value(key, target)
+        if detail:
+            self.add(value, status=CREATED, target=key, detail=detail)
+        else:
+            self.problems.append(f"{key}: missing in the checkpoint")
 
-    def positions(self, theirs: Tensor, own: Tensor) -> tuple[Tensor, str]:
-        """A table over a frame or a clip -> another: resized, and tiled over the frames if the source has none."""
-        theirs_cls = int("cls_token" in self.source.state)
-        own_cls = int("cls_token" in self.own)
-        new = self.grid_of_target(own.shape[1] - own_cls)
-        old = self.grid_of_source(theirs.shape[1] - theirs_cls, new)
-        places, hows = theirs[:, theirs_cls:], []
-        if old != new and old[0] == 1 and new[0] > 1:
-            places, old = repeat(places, "one n D -> one (t n) D", t=new[0]), (new[0], *old[1:])
-            hows.append(f"tiled over {new[0]} frames")
-        if old != new:
-            places = resize_grid(places, old, new)
-            hows.append(described(old, new))
-        rows = theirs[:, :theirs_cls][:, :own_cls]
-        if theirs_cls and not own_cls:
-            hows.append("row of the class token left out")
-        if own_cls and not theirs_cls:
-            rows = torch.zeros_like(own[:, :1])
-            hows.append("row of zeros for the class token")
-        return torch.cat([rows, places], dim=1), ", ".join(hows)
-
-    def grid_of_target(self, places: int) -> Triple:
-        t, h, w = self.grid
-        return (t, h, w) if places == t * h * w and places != h * w else (1, h, w)
-
-    def grid_of_source(self, places: int, new: Triple) -> Triple:
-        """As given; else a square frame, or a clip as large as the target's; anything else has to be given."""
-        if places < 1:
-            raise ValueError("it holds no positions but the class token's")
-        if self.source_grid:
-            t, h, w = self.source_grid
-            if places not in (t * h * w, h * w):
-                raise ValueError(f"{places} positions are not those of {t} x {h} x {w}")
-            return (t, h, w) if places == t * h * w else (1, h, w)
-        joint = self.source.format.network == "vivit" and "temporal_pos_embed" not in self.source.state
-        if not joint:
-            return 1, *self.square(places)
-        if places == new[0] * new[1] * new[2]:
-            return new
-        raise ValueError(f"{places} positions could be of several grids; say which: source_grid=[t, h, w]")
-
-    def square(self, places: int) -> tuple[int, int]:
-        if self.source_grid:
-            _, h, w = self.source_grid
-            if h * w != places:
-                raise ValueError(f"{places} positions are not those of {h} x {w}")
-            return h, w
-        side = isqrt(places)
-        if side * side != places:
-            raise ValueError(f"{places} positions are no square; say their grid: source_grid=[t, h, w]")
-        return side, side
-
-    def create(self, key: str, own: Tensor) -> None:
-        """What the source does not have, by the rule for its name; a name without a rule is a problem."""
+    def initial_value(self, key: str, target: Tensor) -> tuple[Tensor, str]:
+        """Return the tensor to start with and where it comes from, "" if there is no rule for this key."""
         parts = key.split(".")
-        value, how = own, ""
-        if family(key) in self.families:
-            self.problems.append(f"{key}: missing in the checkpoint")
-            return
-        if parts[0] == "head":
-            how = self.unwanted.get(key, "the source has no head") + "; new, as initialised"
-        elif key in self.unwanted or parts[0] in self.source.format.lacks:
-            how = self.unwanted.get(key, "the source has none") + "; as initialised"
-        elif parts[0] in ("mask_token", "predict"):
-            how = "the source is no MaskFeat; as initialised"
-        elif key == "cls_token" and self.source.format.network != "mvit":
-            how = "the source has no class token; as initialised"
-        elif key == "time_embed":
-            value, how = torch.zeros_like(own), "zeros: the source has no time"
-        elif key == "pos_embed" and self.source.settings.get("positions") == "sincos":
-            value, how = self.sincos(own), "the source's fixed sine-cosine table"
-        elif parts[0].startswith("temporal_") and self.source.format.network == "image":
-            how = "encoder over time: as initialised"
-        elif len(parts) > 2 and parts[2].startswith("temporal_"):
-            value, how = self.create_attention(key, parts, own)
-        if not how:
-            self.problems.append(f"{key}: missing in the checkpoint")
-            return
-        self.add(key, value, Row(CREATED, (), key, how))
+        reason = self.reason_for_initialization(key)
+        if reason:
+            return target, f"{reason}; {AS_INITIALIZED}"
+        if key == "time_embed":
+            return torch.zeros_like(target), "zeros: the source has no time"
+        if key == "pos_embed" and self.source.kwargs.get("pos_embed") == "sincos":
+            return self.resizer.sincos_pos_embed(target), "the fixed sine-cosine positions of the source"
+        if parts[0].startswith("temporal_") and self.source.format.architecture == "image":
+            return target, f"encoder over time: {AS_INITIALIZED}"
+        if len(parts) > 2 and parts[2].startswith("temporal_"):
+            return self.initial_temporal_attention(key, target)
+        return target, ""
 
-    def create_attention(self, key: str, parts: list[str], own: Tensor) -> tuple[Tensor, str]:
-        """Attention over time in a block: temporal_norm1, temporal_attn, TimeSformer's temporal_fc."""
-        if parts[2] == "temporal_fc":
-            return torch.zeros_like(own), "zeros: the block starts as the image model's"
+    def reason_for_initialization(self, key: str) -> str:
+        """Return why a tensor stays as it was initialized, "" if it does not."""
+        first = key.split(".")[0]
+        if first == "head":
+            return self.unwanted.get(key, "the source has no head")
+        if key in self.unwanted or first in self.source.format.missing_parts:
+            return self.unwanted.get(key, "the source has none")
+        if first in ("mask_token", "predict"):
+            return "the source is not a MaskFeat pre-training"
+        if key == "cls_token" and self.source.format.architecture != "mvit":
+            return "the source has no class token"
+        return ""
+
+    def initial_temporal_attention(self, key: str, target: Tensor) -> tuple[Tensor, str]:
+        """Start the attention over time of a block: temporal_norm1, temporal_attn, and TimeSformer's temporal_fc."""
+        _, _, module, *names = key.split(".")
+        if module == "temporal_fc":
+            return torch.zeros_like(target), "zeros: the block starts as that of the image model"
         spatial = self.source.state.get(key.replace("temporal_", ""))
-        if self.temporal == "copy" and spatial is not None and spatial.shape == own.shape:
-            return spatial.clone(), f"copy of {parts[2].removeprefix('temporal_')}"
-        if self.temporal == "zero" and parts[2:4] == ["temporal_attn", "proj"] and isinstance(self.network, ViViT):
-            return torch.zeros_like(own), "zeros: attention over time adds nothing at first"
-        return own, "as initialised"
+        if self.temporal == "copy" and spatial is not None and spatial.shape == target.shape:
+            return spatial.clone(), f"copy of {module.removeprefix('temporal_')}"
+        if (
+            self.temporal == "zero"
+            and module == "temporal_attn"
+            and names[0] == "proj"
+            and isinstance(self.network, ViViT)
+        ):
+            return torch.zeros_like(target), "zeros: attention over time adds nothing at first"
+        return target, AS_INITIALIZED
 
-    def sincos(self, own: Tensor) -> Tensor:
-        cls = int("cls_token" in self.own)
-        t, h, w = self.grid_of_target(own.shape[1] - cls)
-        image = self.source.format.network == "image"
-        table = sincos_table(h * w if image else t * h * w, own.shape[2])
-        table = repeat(table, "one n D -> one (t n) D", t=t) if image else table
-        return torch.cat([torch.zeros_like(own[:, :cls]), table.to(own)], dim=1)
-
-    def drop_the_rest(self) -> None:
-        for key in self.left:
-            row = self.source.rows[key]
+    def drop_unused(self) -> None:
+        """Record the unwanted keys of the source as dropped; any other key that was not used is a problem."""
+        for key in self.unused:
+            sources = self.source.records[key].sources
             if key in self.unwanted:
-                self.report.rows.append(Row(DROPPED, row.sources, "", self.unwanted[key]))
+                self.report.records.append(KeyRecord(status=DROPPED, sources=sources, detail=self.unwanted[key]))
             else:
-                self.problems.append(f"{' + '.join(row.sources)}: the network has no {key}")
-        self.report.rows += self.source.dropped
-        if len(self.problems) > 10:
-            self.problems = [shorten(self.problems)]
+                self.problems.append(f"{' + '.join(sources)}: the network has no {key}")
+        self.report.records += self.source.dropped
 
 
 def family(key: str) -> str:
-    """What a source has as a whole or not at all: a head, a norm, attention over time in its blocks, a table, what
-    MaskFeat adds."""
+    """Return the group of parameters that a checkpoint contains completely or not at all: a head, a norm, the
+    attention over time of all blocks, position embeddings, or what MaskFeat adds."""
     parts = key.split(".")
     if parts[0] == "blocks":
         return "temporal" if parts[2].startswith("temporal_") else "blocks"
     return "maskfeat" if parts[0] in ("mask_token", "predict") else parts[0]
-
-
-def inflate(kernel: Tensor, frames: int, inflation: str) -> Tensor:
-    """(D, C, 1, p, p) -> (D, C, frames, p, p): at the middle frame (scenic: index frames // 2), or shared by all."""
-    if inflation == "average":
-        return repeat(kernel, "D C 1 p q -> D C t p q", t=frames) / frames
-    middle = frames // 2
-    return F.pad(kernel, (0, 0, 0, 0, middle, frames - 1 - middle))
-
-
-def described(old: Sequence[int], new: Sequence[int]) -> str:
-    ways = [
-        way for way, differs in (("bicubic", old[1:] != new[1:]), ("linear over frames", old[0] != new[0])) if differs
-    ]
-    return f"{'x'.join(map(str, old))} -> {'x'.join(map(str, new))}, {', '.join(ways)}" if ways else ""

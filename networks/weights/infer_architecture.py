@@ -1,201 +1,161 @@
-"""The network that a set of weights is of: what the shapes say, what the file's config.json says, what is assumed."""
+"""The network that weights belong to: inferred from shapes and from config.json; the rest is assumed and reported."""
 
 from collections.abc import Mapping
-from math import isqrt
 from typing import Any
 
 import torch
 
 from networks.arguments import ARGUMENTS
-from networks.layers import triple
 from networks.maskfeat import MaskFeat
-from networks.weights.rename_keys import PATCH_KERNEL, Translated, Weights
+from networks.weights.architecture import (
+    Architecture,
+    as_pair,
+    count_blocks,
+    fit_image_size,
+    num_positions,
+    patch_kernel_shape,
+)
+from networks.weights.infer_mvit import infer_mvit
+from networks.weights.rename_keys import RenamedWeights, Weights
 
-# Heads are 64 wide in every published transformer that we read, but for those of these widths, which have 16 of them.
-HEAD_WIDTH = 64
-SIXTEEN_HEADS = (1280, 1408)  # ViT-H, ViT-g
+# Heads have 64 dimensions in all published transformers that can be read, except for these embed_dims with 16 heads.
+HEAD_DIM = 64
+EMBED_DIMS_OF_16_HEADS = (1280, 1408)  # ViT-H, ViT-g
 
 
-def architecture(translated: Translated, given: Mapping[str, Any]) -> tuple[str, dict[str, Any], list[str]]:
-    """-> a name for networks.build, its arguments, and what had to be assumed.
+def infer_architecture(renamed: RenamedWeights, overrides: Mapping[str, Any]) -> Architecture:
+    """Infer the network of a foreign checkpoint. `overrides` are arguments that take precedence over the inferred ones.
 
-    `given` is what the user says, which wins. Raises ValueError if the weights are of no network that is built here.
+    Raises ValueError if no network that can be built here has such weights.
     """
-    state, settings = translated.state, translated.settings
-    describe = {"timesformer": timesformer, "vivit": vivit, "mvit": mvit}.get(translated.format.network)
-    if describe is None:
+    infer_functions = {"timesformer": infer_timesformer, "vivit": infer_vivit, "mvit": infer_mvit}
+    infer = infer_functions.get(renamed.format.architecture)
+    if infer is None:
         raise ValueError(
-            f"a {translated.format.name} checkpoint is of an image network: it can start a video network "
-            "(into=timesformer_b, or model.init in train.py), but is none by itself"
+            f"a {renamed.format.name} checkpoint is of an image network: it can start a video network "
+            "(into=timesformer_b, or model.pretrained in train.py), but is not one itself"
         )
-    if "num_classes" in settings:  # a folder of ours says everything
-        return "", settings | dict(given), []
-    width, in_chans, *kernel = state[PATCH_KERNEL].shape
+    state, known_kwargs = renamed.state, collect_known_kwargs(renamed, overrides)
+    mask_cell = known_kwargs.pop("mask_cell", 2)
     kwargs: dict[str, Any] = {
         "num_classes": len(state["head.weight"]) if "head.weight" in state else 0,
-        "in_chans": in_chans,
+        "in_chans": patch_kernel_shape(state)[1],
         "mlp_ratio": len(state["blocks.0.mlp.fc1.weight"]) / state["blocks.0.norm2.weight"].shape[0],
     }
-    assumed: list[str] = []
-    known = settings | dict(given)
-    mask_cell = known.pop("mask_cell", 2)
-    name, own = describe(state, width, kernel, known, assumed)
-    own |= {key: value for key, value in known.items() if key in ARGUMENTS}
+    name, inferred, assumed = infer(state, known_kwargs)
+    kwargs |= inferred | {key: value for key, value in known_kwargs.items() if key in ARGUMENTS}
     if {"mask_token", "predict.weight", "predict.bias"} & state.keys() and "head.weight" not in state:
-        with torch.device("meta"):
-            return *pretraining(state, name, kwargs | own, mask_cell), assumed
-    return name, kwargs | own, assumed
+        name, kwargs = wrap_in_maskfeat(state, name, kwargs, mask_cell)
+    return Architecture(name, kwargs, assumed)
 
 
-def pretraining(state: Weights, backbone: str, kwargs: dict[str, Any], mask_cell: int) -> tuple[str, dict[str, Any]]:
-    """The MaskFeat network around a backbone, of whose tokens each has the HOG of some frames predicted."""
-    sizes = {key: kwargs.pop(key) for key in ("num_frames", "image_size")}
-    del kwargs["num_classes"]
-    one = MaskFeat(backbone, **sizes, backbone_args=kwargs, mask_cell=mask_cell)
-    frames = len(state["predict.weight"]) / one.target_width
-    if not frames.is_integer():
-        raise ValueError(
-            f"predict.weight: {len(state['predict.weight'])} numbers are no multiple of {one.target_width}"
-        )
-    settings = {"backbone": backbone, **sizes, "backbone_args": kwargs, "mask_cell": mask_cell}
-    return f"maskfeat_{backbone}", settings | {"target_frames": int(frames)}
+def collect_known_kwargs(renamed: RenamedWeights, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that are told by the format, by config.json or by the user."""
+    known_kwargs = renamed.kwargs | dict(overrides)
+    is_fixed = known_kwargs.get("pos_embed") == "sincos" and "pos_embed" not in renamed.state
+    if renamed.format.architecture == "vivit" and not is_fixed:
+        known_kwargs["pos_embed"] = "learned"
+    return known_kwargs
 
 
-def count_blocks(state: Weights, root: str = "blocks") -> int:
-    return len({key.split(".")[1] for key in state if key.startswith(root + ".")})
-
-
-def plain_transformer(width: int, known: Mapping[str, Any], assumed: list[str]) -> dict[str, Any]:
-    heads = 16 if width in SIXTEEN_HEADS else max(width // HEAD_WIDTH, 1)
-    if "heads" not in known:
-        assumed.append(f"heads={heads}, as published networks of width {width} have")
-    return {"width": width, "heads": known.get("heads", heads)}
-
-
-def rows(state: Weights, key: str) -> int:
-    """How many positions a table (1, n, D) holds."""
-    table = state[key]
-    if table.ndim != 3 or not table.shape[1]:
-        raise ValueError(f"{key} of shape {tuple(table.shape)}: expected (1, n, D)")
-    return table.shape[1]
-
-
-def square(patches: int, patch: int, known: Mapping[str, Any]) -> Any:
-    """The image size of a frame of so many patches: the known one, or a square. Raises ValueError if neither fits."""
-    size = known.get("image_size", isqrt(patches) * patch)
-    height, width = (size, size) if isinstance(size, int) else size
-    if (height // patch) * (width // patch) != patches:
-        raise ValueError(f"{patches} positions a frame do not fit image_size={size}; give image_size=[height, width]")
-    return size
-
-
-def timesformer(
-    state: Weights, width: int, kernel: list[int], known: dict[str, Any], assumed: list[str]
+def wrap_in_maskfeat(
+    state: Weights, backbone: str, kwargs: Mapping[str, Any], mask_cell: int
 ) -> tuple[str, dict[str, Any]]:
-    attention = "divided" if "blocks.0.temporal_attn.qkv.weight" in state else "joint"
+    """Return name and arguments of the MaskFeat network around a backbone; the number of frames whose HOG is predicted
+    per token follows from the size of its last layer."""
+    sizes = {key: kwargs[key] for key in ("num_frames", "image_size")}
+    backbone_args = {key: value for key, value in kwargs.items() if key not in {*sizes, "num_classes"}}
+    arguments = {"backbone": backbone, **sizes, "backbone_args": backbone_args, "mask_cell": mask_cell}
+    with torch.device("meta"):
+        target_dim = MaskFeat(**arguments).target_dim  # with one target frame
+    num_outputs = len(state["predict.weight"])
+    if num_outputs % target_dim:
+        raise ValueError(f"predict.weight has {num_outputs} outputs, expected a multiple of {target_dim}")
+    return f"maskfeat_{backbone}", arguments | {"target_frames": num_outputs // target_dim}
+
+
+# ---- TimeSformer and ViViT -------------------------------------------------------------------------------------------
+
+
+def infer_timesformer(state: Weights, known_kwargs: Mapping[str, Any]) -> Architecture:
+    embed_dim, _, tubelet_size, patch_size, _ = patch_kernel_shape(state)
+    assumed = []
     if "time_embed" in state:
-        frames = rows(state, "time_embed") * kernel[0]
+        attention = "divided" if "blocks.0.temporal_attn.qkv.weight" in state else "joint"
+        num_frames = num_positions(state, "time_embed") * tubelet_size
     else:
-        attention, frames = "space", known.get("num_frames", 8)
-        if "num_frames" not in known:
+        attention, num_frames = "space", known_kwargs.get("num_frames", 8)
+        if "num_frames" not in known_kwargs:
             assumed.append("num_frames=8")
-    return "timesformer_b", {
-        "num_frames": frames, "image_size": square(rows(state, "pos_embed") - 1, kernel[1], known),
-        "patch_size": kernel[1], "tubelet": kernel[0], "depth": count_blocks(state), "attention": attention,
-        **plain_transformer(width, known, assumed),
-    }  # fmt: skip
+    num_heads, assumed_heads = infer_num_heads(embed_dim, known_kwargs)
+    kwargs = {
+        "num_frames": num_frames,
+        "image_size": fit_image_size(num_positions(state, "pos_embed") - 1, patch_size, known_kwargs),
+        "patch_size": patch_size,
+        "tubelet_size": tubelet_size,
+        "depth": count_blocks(state),
+        "attention": attention,
+        "embed_dim": embed_dim,
+        "num_heads": num_heads,
+    }
+    return Architecture("timesformer_b", kwargs, assumed + assumed_heads)
 
 
-def vivit(
-    state: Weights, width: int, kernel: list[int], known: dict[str, Any], assumed: list[str]
-) -> tuple[str, dict[str, Any]]:
+def infer_num_heads(embed_dim: int, known_kwargs: Mapping[str, Any]) -> tuple[int, list[str]]:
+    if "num_heads" in known_kwargs:
+        return known_kwargs["num_heads"], []
+    num_heads = 16 if embed_dim in EMBED_DIMS_OF_16_HEADS else max(embed_dim // HEAD_DIM, 1)
+    return num_heads, [f"num_heads={num_heads}, as published networks with embed_dim={embed_dim} have"]
+
+
+def infer_vivit(state: Weights, known_kwargs: Mapping[str, Any]) -> Architecture:
+    embed_dim, _, tubelet_size, patch_size, _ = patch_kernel_shape(state)
     cls_token = "cls_token" in state
+    num_heads, assumed = infer_num_heads(embed_dim, known_kwargs)
     kwargs: dict[str, Any] = {
-        "patch_size": kernel[1], "tubelet": kernel[0], "depth": count_blocks(state), "cls_token": cls_token,
-        "pooling": "cls" if cls_token else "mean", **plain_transformer(width, known, assumed),
-    }  # fmt: skip
-    fixed = known.get("positions") == "sincos" and "pos_embed" not in state
-    if not fixed:
-        known["positions"] = "learned"
-        places = rows(state, "pos_embed") - cls_token
-    elif not {"num_frames", "image_size"} <= known.keys():
-        assumed += [f"{key}={value}" for key, value in (("num_frames", 16), ("image_size", 224)) if key not in known]
+        "patch_size": patch_size,
+        "tubelet_size": tubelet_size,
+        "depth": count_blocks(state),
+        "cls_token": cls_token,
+        "pooling": "cls" if cls_token else "mean",
+        "embed_dim": embed_dim,
+        "num_heads": num_heads,
+    }
     if "temporal_pos_embed" in state:
-        kwargs |= {"attention": "factorised_encoder", "temporal_depth": count_blocks(state, "temporal_blocks")}
-        kwargs["num_frames"] = (rows(state, "temporal_pos_embed") - cls_token) * kernel[0]
-        kwargs["image_size"] = square(places, kernel[1], known)
-        return "vivit_fe_b", kwargs
+        kwargs |= {
+            "attention": "factorized_encoder",
+            "temporal_depth": count_blocks(state, "temporal_blocks"),
+            "num_frames": (num_positions(state, "temporal_pos_embed") - cls_token) * tubelet_size,
+            "image_size": fit_image_size(num_positions(state, "pos_embed") - cls_token, patch_size, known_kwargs),
+        }
+        return Architecture("vivit_fe_b", kwargs, assumed)
     if "blocks.0.temporal_attn.qkv.weight" in state:
-        kwargs["attention"] = "factorised_attention"
-    if fixed:
-        kwargs |= {"num_frames": known.get("num_frames", 16), "image_size": known.get("image_size", 224)}
-        return "videomae_b", kwargs
-    size, frames = split_clip(places, kernel, known, assumed)
-    return "vivit_b", kwargs | {"num_frames": frames, "image_size": size}
+        kwargs["attention"] = "factorized_attention"
+    if known_kwargs["pos_embed"] == "sincos":
+        defaults = {"num_frames": 16, "image_size": 224}
+        assumed += [f"{key}={value}" for key, value in defaults.items() if key not in known_kwargs]
+        return Architecture(
+            "videomae_b", kwargs | {key: known_kwargs.get(key, defaults[key]) for key in defaults}, assumed
+        )
+    clip_positions = num_positions(state, "pos_embed") - cls_token
+    num_frames, image_size, assumed_size = infer_clip_size(clip_positions, tubelet_size, patch_size, known_kwargs)
+    return Architecture(
+        "vivit_b", kwargs | {"num_frames": num_frames, "image_size": image_size}, assumed + assumed_size
+    )
 
 
-def split_clip(places: int, kernel: list[int], known: Mapping[str, Any], assumed: list[str]) -> tuple[Any, int]:
-    """How many frames and what image size a table over a whole clip is of: its length alone does not tell."""
-    if "num_frames" in known:
-        return square(places // (known["num_frames"] // kernel[0]), kernel[1], known), known["num_frames"]
-    size = known.get("image_size", 224)
-    height, width = (size, size) if isinstance(size, int) else size
-    patches = (height // kernel[1]) * (width // kernel[1])
-    if places % patches:
-        raise ValueError(f"{places} positions a clip do not fit image_size={size}; give num_frames=N")
-    if "image_size" not in known:
-        assumed.append(f"image_size={size}, so num_frames={places // patches * kernel[0]}")
-    return size, places // patches * kernel[0]
-
-
-def mvit(
-    state: Weights, width: int, kernel: list[int], known: dict[str, Any], assumed: list[str]
-) -> tuple[str, dict[str, Any]]:
-    """A stage starts where the attention grows wider. Query strides of v2 follow from the tables of distances."""
-    depth = count_blocks(state)
-    widths = [state[f"blocks.{i}.attn.proj.weight"].shape[0] for i in range(depth)]
-    starts = [i for i in range(depth) if i == 0 or widths[i] != widths[i - 1]]
-    pools = {letter: [f"blocks.{i}.attn.pool_{letter}.weight" in state for i in range(depth)] for letter in "qk"}
-    head_width = state["blocks.0.attn.pool_k.weight"].shape[0]
-    relative = "blocks.0.attn.rel_pos_h" in state
-    in_attention = any(len(state[f"blocks.{i}.norm1.weight"]) != widths[i] for i in range(depth))
-    kernels = [list(tensor.shape[2:]) for key, tensor in state.items() if ".pool_" in key]
-    pooled = [pools["q"][start] for start in starts] if not all(pools["q"]) else [True] * len(starts)
-    strides = [[1, 1, 1]] + [[1, 2, 2] if strided else [1, 1, 1] for strided in pooled[1:]]
-    stem = triple("patch_stride", known.get("patch_stride", [2, 4, 4]))
-    if relative:
-        # a table spans the larger of two grids, which is the queries' unless they are pooled in this very block
-        sizes = [(len(state[f"blocks.{i}.attn.rel_pos_h"]) + 1) // 2 for i in range(depth)]
-        times = [(len(state[f"blocks.{i}.attn.rel_pos_t"]) + 1) // 2 for i in range(depth)]
-        side, time = sizes[0], times[0]
-        for stage, (start, end) in enumerate(zip(starts[1:], [*starts[2:], depth], strict=True), 1):
-            if end - start == 1 and "query_strides" not in known:
-                assumed.append(f"query_strides=[1, 2, 2] in stage {stage + 1}, whose one block does not tell")
-            steps = [round(time / times[end - 1]), round(side / sizes[end - 1])] if end - start > 1 else [1, 2]
-            strides[stage] = [steps[0], steps[1], steps[1]]
-            time, side = -(-time // steps[0]), -(-side // steps[1])
-        frames, size = times[0] * stem[0], known.get("image_size", sizes[0] * stem[1])
-        for key, value in (("residual_pooling", True), ("image_size", size)):
-            assumed += [f"{key}={value}"] if key not in known else []
-    else:
-        frames = rows(state, "pos_embed_temporal") * stem[0]
-        size = square(rows(state, "pos_embed_spatial"), stem[1], known)
-    if "key_stride" not in known:
-        assumed.append("key_stride=[1, 8, 8]")
-    strided_keys = not all(pools["k"])
-    if strided_keys:  # only SlowFast's code of 2021 leaves them out, and it had this eps in the norms after pooling
-        assumed.append("pool_norm_eps=1e-05, as SlowFast's code had when it pooled no keys at stride 1")
-        known.setdefault("pool_norm_eps", 1e-5)
-    pooling = "fc_norm" if relative and not in_attention and "head.weight" in state else "cls"
-    if pooling == "fc_norm":
-        assumed.append("pooling=fc_norm, as MaskFeat's fine-tuning has")
-    return "mvit_v2_s" if relative else "mvit_v1_b", {
-        "num_frames": frames, "image_size": size, "patch_stride": list(stem), "patch_kernel": kernel,
-        "depths": [b - a for a, b in zip(starts, [*starts[1:], depth], strict=True)],
-        "widths": [widths[start] for start in starts], "heads": [widths[start] // head_width for start in starts],
-        "query_strides": strides, "pool_kernel": kernels[0] if all(k == kernels[0] for k in kernels) else None,
-        "positions": "relative" if relative else "separable", "residual_pooling": relative, "pooling": pooling,
-        "width_change": "attention" if in_attention else "mlp",
-        "pool_queries": "always" if all(pools["q"]) else "strided",
-        "pool_keys": "strided" if strided_keys else "always",
-    }  # fmt: skip
+def infer_clip_size(
+    clip_positions: int, tubelet_size: int, patch_size: int, known_kwargs: Mapping[str, Any]
+) -> tuple[int, Any, list[str]]:
+    """Return num_frames and image_size of a clip with so many positions, which the number alone does not determine."""
+    if "num_frames" in known_kwargs:
+        num_frames = known_kwargs["num_frames"]
+        return num_frames, fit_image_size(clip_positions // (num_frames // tubelet_size), patch_size, known_kwargs), []
+    image_size = known_kwargs.get("image_size", 224)
+    height, width = as_pair(image_size)
+    num_patches = (height // patch_size) * (width // patch_size)
+    if clip_positions % num_patches:
+        raise ValueError(f"{clip_positions} positions per clip do not fit image_size={image_size}; give num_frames=N")
+    num_frames = clip_positions // num_patches * tubelet_size
+    assumed = [] if "image_size" in known_kwargs else [f"image_size={image_size}, so num_frames={num_frames}"]
+    return num_frames, image_size, assumed

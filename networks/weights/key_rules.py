@@ -1,182 +1,219 @@
-"""Families of rules that rename the keys of foreign checkpoints, for `networks.weights.formats`.
+"""Rules that rename the keys of foreign checkpoints, and the tables of rules that several projects share.
 
-A rule is (pattern of a whole key, our name, how the axes of the tensor are rearranged, if they are). Our names:
-blocks.N.{norm1, attn.qkv, attn.proj, norm2, mlp.fc1, mlp.fc2}, with temporal_ in front for attention over time. A name
-that ends in #q, #k or #v is a third of the fused qkv; #scale multiplies the rows of weight and bias (LayerScale).
+A rule is an entry of a dictionary, {pattern of whole keys: name of the key here}. Patterns may contain:
+
+    {n}         the number of a block             {word}      one word (letters, digits, underscores)
+    {param}     weight or bias                    {name:a|b}  a or b
+    {qkv}       q, k, v, query, key or value      [a|b]       a, b or nothing
+    {axis}      h, w or t                         *           any text
+
+The name repeats the placeholders of its pattern. Blocks here have norm1, attn.qkv, attn.proj, norm2, mlp.fc1 and
+mlp.fc2, with temporal_ in front for attention over time. A name that ends in #{qkv} is a third of the fused qkv; one
+that ends in #scale multiplies the rows of a weight and a bias (LayerScale). A pair (name, axes) also rearranges the
+axes of the tensor, in the notation of einops.
 """
 
+import re
 from collections.abc import Mapping
+from functools import cache
 
-Rule = tuple[str, str] | tuple[str, str, str]
+Rules = dict[str, str | tuple[str, str]]
 
-WB = r"(weight|bias)"
+PLACEHOLDERS = {"n": r"\d+", "param": "weight|bias", "qkv": "query|key|value|q|k|v", "axis": "h|w|t", "word": r"\w+"}
+TOKEN = re.compile(r"\{(?P<name>\w+)(?::(?P<choices>[^}]*))?\}|\[(?P<optional>[^]]*)\]|\*")
+
 HEADS_INSIDE = "D h d -> (h d) D"  # axes that tell the number of heads
-# MaskFeat's 216 numbers of a token as VideoTransformer-pytorch orders them: frame, cell, colour, bin
-FRAME_CELL_COLOUR_BIN = "(f a b C o) ... -> (f C o a b) ..."
-SIZES = {FRAME_CELL_COLOUR_BIN: {"a": 2, "b": 2, "C": 3, "o": 9}}
+# The 216 numbers that MaskFeat predicts per token, as VideoTransformer-pytorch orders them: frame, cell, color, bin.
+FRAME_CELL_COLOR_BIN = "(f a b C o) ... -> (f C o a b) ..."
+AXIS_SIZES = {FRAME_CELL_COLOR_BIN: {"a": 2, "b": 2, "C": 3, "o": 9}}
 
 
-def vit(root: str = "") -> tuple[Rule, ...]:
-    """timm's names, which are ours."""
-    return (
-        (rf"{root}(cls_token|pos_embed)", r"\1"),
-        (rf"{root}patch_embed\.proj\.{WB}", r"patch_embed.proj.\1"),
-        (rf"{root}(norm|head)\.{WB}", r"\1.\2"),
-        (rf"{root}blocks\.(\d+)\.(norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12])\.{WB}", r"blocks.\1.\2.\3"),
-    )
+@cache
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """Translate a pattern into a regular expression that has a named group for each placeholder."""
+    regex, end = "", 0
+    for token in TOKEN.finditer(pattern):
+        regex += re.escape(pattern[end : token.start()])
+        end = token.end()
+        if token["optional"] is not None:
+            regex += f"(?:{any_of(token['optional'])})?"
+        elif token["name"] is None:
+            regex += ".*"
+        else:
+            choices = PLACEHOLDERS[token["name"]] if token["choices"] is None else any_of(token["choices"])
+            regex += f"(?P<{token['name']}>{choices})"
+    return re.compile(regex + re.escape(pattern[end:]))
 
 
-def timesformer(root: str) -> tuple[Rule, ...]:
-    parts = r"temporal_norm1|temporal_attn\.qkv|temporal_attn\.proj|temporal_fc"
-    return (
-        *vit(root),
-        (rf"{root}time_embed", "time_embed"),
-        (rf"{root}blocks\.(\d+)\.({parts})\.{WB}", r"blocks.\1.\2.\3"),
-    )
+def any_of(choices: str) -> str:
+    return "|".join(re.escape(choice) for choice in choices.split("|"))
 
 
-FC_NORM: Rule = (rf"fc_norm\.{WB}", r"norm.\1")  # a norm after pooling, instead of the one before
-# BEiT's attention, which VideoMAE and MAE-pytorch took over: biases of query and value beside a qkv without one
-BEIT: tuple[Rule, ...] = (
-    (r"(?:encoder\.)?(pos_embed)", r"\1"),
-    (rf"(?:encoder\.)?patch_embed\.proj\.{WB}", r"patch_embed.proj.\1"),
-    (rf"(?:encoder\.)?(?:norm|fc_norm)\.{WB}", r"norm.\1"),
-    (rf"head\.{WB}", r"head.\1"),
-    (r"(?:encoder\.)?blocks\.(\d+)\.attn\.([qv])_bias", r"blocks.\1.attn.qkv.bias#\2"),
-    (r"(?:encoder\.)?blocks\.(\d+)\.attn\.qkv\.weight", r"blocks.\1.attn.qkv.weight"),
-    (rf"(?:encoder\.)?blocks\.(\d+)\.(norm[12]|attn\.proj|mlp\.fc[12])\.{WB}", r"blocks.\1.\2.\3"),
-    (r"(?:encoder\.)?blocks\.(\d+)\.gamma_1", r"blocks.\1.attn.proj#scale"),
-    (r"(?:encoder\.)?blocks\.(\d+)\.gamma_2", r"blocks.\1.mlp.fc2#scale"),
+def matches(pattern: str, key: str) -> bool:
+    """Return whether the pattern describes the whole key."""
+    return compile_pattern(pattern).fullmatch(key) is not None
+
+
+def rename(key: str, rules: Rules) -> tuple[str, str] | None:
+    """Return the name here and the rearrangement of the axes by the first rule that matches, None if there is none."""
+    for pattern, target in rules.items():
+        match = compile_pattern(pattern).fullmatch(key)
+        if match:
+            name, axes = (target, "") if isinstance(target, str) else target
+            return fill_placeholders(name, match.groupdict()), axes
+    return None
+
+
+def fill_placeholders(name: str, values: Mapping[str, str]) -> str:
+    return TOKEN.sub(lambda token: values[token["name"]], name)
+
+
+def with_prefix(prefix: str, rules: Rules, name_prefix: str = "") -> Rules:
+    """Return rules for the same keys behind a prefix, whose names here have a prefix too."""
+    prefixed: Rules = {}
+    for pattern, target in rules.items():
+        if isinstance(target, str):
+            prefixed[prefix + pattern] = name_prefix + target
+        else:
+            name, axes = target
+            prefixed[prefix + pattern] = (name_prefix + name, axes)
+    return prefixed
+
+
+def same_names(*names: str) -> Rules:
+    """Return rules for keys that are called the same here."""
+    return {name: name for name in names}
+
+
+# ---- tables that several projects share ------------------------------------------------------------------------------
+
+# The names of timm, which are also those of this project.
+VIT = same_names(
+    "cls_token",
+    "pos_embed",
+    "patch_embed.proj.{param}",
+    "norm.{param}",
+    "head.{param}",
+    "blocks.{n}.{layer:norm1|norm2|attn.qkv|attn.proj|mlp.fc1|mlp.fc2}.{param}",
 )
-BEIT_DECODER = (
-    (r"decoder\..*", "decoder of the pre-training"),
-    (r"encoder_to_decoder\..*", "decoder of the pre-training"),
-    (r"mask_token", "decoder of the pre-training"),
-)
+
+# The attention of BEiT, taken over by VideoMAE and MAE-pytorch: biases of query and value beside a qkv without bias.
+BEIT: Rules = {
+    "head.{param}": "head.{param}",
+    **with_prefix(
+        "[encoder.]",
+        {
+            "pos_embed": "pos_embed",
+            "patch_embed.proj.{param}": "patch_embed.proj.{param}",
+            "norm.{param}": "norm.{param}",
+            "fc_norm.{param}": "norm.{param}",
+            "blocks.{n}.norm1.{param}": "blocks.{n}.norm1.{param}",
+            "blocks.{n}.attn.qkv.weight": "blocks.{n}.attn.qkv.weight",
+            "blocks.{n}.attn.{qkv:q|v}_bias": "blocks.{n}.attn.qkv.bias#{qkv}",
+            "blocks.{n}.attn.proj.{param}": "blocks.{n}.attn.proj.{param}",
+            "blocks.{n}.gamma_1": "blocks.{n}.attn.proj#scale",
+            "blocks.{n}.norm2.{param}": "blocks.{n}.norm2.{param}",
+            "blocks.{n}.mlp.fc1.{param}": "blocks.{n}.mlp.fc1.{param}",
+            "blocks.{n}.mlp.fc2.{param}": "blocks.{n}.mlp.fc2.{param}",
+            "blocks.{n}.gamma_2": "blocks.{n}.mlp.fc2#scale",
+        },
+    ),
+}
+PRETRAINING_DECODER = "decoder of the pre-training"
+BEIT_DECODER = dict.fromkeys(("decoder.*", "encoder_to_decoder.*", "mask_token"), PRETRAINING_DECODER)
+
+# SlowFast, and pytorchvideo, which took it over.
+MVIT_BLOCKS: Rules = {
+    "blocks.{n}.{layer:norm1|norm2|mlp.fc1|mlp.fc2|proj}.{param}": "blocks.{n}.{layer}.{param}",
+    "blocks.{n}.attn.{layer:qkv|proj}.{param}": "blocks.{n}.attn.{layer}.{param}",
+    "blocks.{n}.attn.{qkv:q|k|v}.{param}": "blocks.{n}.attn.qkv.{param}#{qkv}",
+    "blocks.{n}.attn.norm_{qkv:q|k|v}.{param}": "blocks.{n}.attn.norm_{qkv}.{param}",
+    "blocks.{n}.attn.pool_{qkv:q|k|v}.weight": "blocks.{n}.attn.pool_{qkv}.weight",
+    "blocks.{n}.attn.rel_pos_{axis}": "blocks.{n}.attn.rel_pos_{axis}",
+}
+# pytorchvideo, and VideoTransformer-pytorch, which wraps it.
+PYTORCHVIDEO: Rules = {
+    "[model.]patch_embed.patch_model.{param}": "patch_embed.proj.{param}",
+    "head.proj.{param}": "head.{param}",
+    "cls_head.cls_head.{param}": "head.{param}",
+    **with_prefix(
+        "[model.mvit.]",
+        {
+            "cls_positional_encoding.cls_token": "cls_token",
+            "cls_positional_encoding.pos_embed_{part:spatial|temporal|class}": "pos_embed_{part}",
+            "norm_embed.{param}": "norm.{param}",
+            **MVIT_BLOCKS,
+        },
+    ),
+}
+
+# mmaction2, and VideoTransformer-pytorch, which builds its transformers likewise.
+MM_STEM: Rules = {
+    "cls_token": "cls_token",
+    "pos_embed": "pos_embed",
+    "time_embed": "time_embed",
+    "patch_embed.projection.{param}": "patch_embed.proj.{param}",
+    "norm.{param}": "norm.{param}",
+}
+MM_ATTENTION: Rules = {
+    "attn.qkv.{param}": "attn.qkv.{param}",
+    "attn.in_proj_{param}": "attn.qkv.{param}",
+    "attn.proj.{param}": "attn.proj.{param}",
+    "attn.out_proj.{param}": "attn.proj.{param}",
+}
+MM_MLP: Rules = {
+    "{n}.ffns.0.norm.{param}": "blocks.{n}.norm2.{param}",
+    "{n}.ffns.0.layers.0.0.{param}": "blocks.{n}.mlp.fc1.{param}",
+    "{n}.ffns.0.layers.1.{param}": "blocks.{n}.mlp.fc2.{param}",
+}
+MM_BLOCKS: Rules = {
+    "{n}.attentions.0.norm.{param}": "blocks.{n}.norm1.{param}",
+    "{n}.norms.0.{param}": "blocks.{n}.norm1.{param}",
+    **with_prefix("{n}.attentions.0.", MM_ATTENTION, "blocks.{n}."),
+    "{n}.norms.1.{param}": "blocks.{n}.norm2.{param}",
+    **MM_MLP,
+}
+# Attention over time comes first, then attention over space.
+MM_DIVIDED_BLOCKS: Rules = {
+    "{n}.attentions.0.norm.{param}": "blocks.{n}.temporal_norm1.{param}",
+    "{n}.norms.0.{param}": "blocks.{n}.temporal_norm1.{param}",
+    **with_prefix("{n}.attentions.0.", MM_ATTENTION, "blocks.{n}.temporal_"),
+    "{n}.attentions.0.temporal_fc.{param}": "blocks.{n}.temporal_fc.{param}",
+    "{n}.attentions.1.norm.{param}": "blocks.{n}.norm1.{param}",
+    "{n}.norms.1.{param}": "blocks.{n}.norm1.{param}",
+    **with_prefix("{n}.attentions.1.", MM_ATTENTION, "blocks.{n}."),
+    "{n}.norms.2.{param}": "blocks.{n}.norm2.{param}",
+    **MM_MLP,
+}
 
 
-def mm_block(spelling: str, ours: str, *, rest: str = "temporal_fc") -> tuple[Rule, ...]:
-    """One attention of mmaction2's and the seed's blocks, whose projections have either of two spellings."""
-    return (
-        (rf"{spelling}\.attn\.(?:qkv\.|in_proj_){WB}", rf"{ours}attn.qkv.\2"),
-        (rf"{spelling}\.attn\.(?:proj|out_proj)\.{WB}", rf"{ours}attn.proj.\2"),
-        (rf"{spelling}\.{rest}\.{WB}", rf"{ours.removesuffix('temporal_')}temporal_fc.\2"),
-    )
+# ---- flax: scenic and Google's vision_transformer --------------------------------------------------------------------
 
 
-def mm_transformer(root: str, layers: str, *, divided: bool, blocks: str = "blocks") -> tuple[Rule, ...]:
-    """mmaction2's and the seed's transformer layers: attentions.0 (over time, if there are two), ffns.0."""
-    layer = rf"{root}{layers}\.(\d+)"
-    space = "1" if divided else "0"
-    time: tuple[Rule, ...] = (
-        (rf"{layer}\.(?:attentions\.0\.norm|norms\.0)\.{WB}", rf"{blocks}.\1.temporal_norm1.\2"),
-        *mm_block(rf"{layer}\.attentions\.0", rf"{blocks}.\1.temporal_"),
-    )
-    second = "2" if divided else "1"
-    return (
-        *(time if divided else ()),
-        (rf"{layer}\.(?:attentions\.{space}\.norm|norms\.{space})\.{WB}", rf"{blocks}.\1.norm1.\2"),
-        *mm_block(rf"{layer}\.attentions\.{space}", rf"{blocks}.\1.")[:2],
-        (rf"{layer}\.(?:ffns\.0\.norm|norms\.{second})\.{WB}", rf"{blocks}.\1.norm2.\2"),
-        (rf"{layer}\.ffns\.0\.layers\.0\.0\.{WB}", rf"{blocks}.\1.mlp.fc1.\2"),
-        (rf"{layer}\.ffns\.0\.layers\.1\.{WB}", rf"{blocks}.\1.mlp.fc2.\2"),
-    )
+def flax_norm(flax_name: str, name: str) -> Rules:
+    return {f"{flax_name}/scale": f"{name}.weight", f"{flax_name}/bias": f"{name}.bias"}
 
 
-def mm_stem(root: str, head: str) -> tuple[Rule, ...]:
-    return (
-        (rf"{root}(cls_token|pos_embed|time_embed)", r"\1"),
-        (rf"{root}patch_embed\.projection\.{WB}", r"patch_embed.proj.\1"),
-        (rf"{root}norm\.{WB}", r"norm.\1"),
-        (rf"{head}\.{WB}", r"head.\1"),
-    )
+def flax_dense(flax_name: str, name: str) -> Rules:
+    return {f"{flax_name}/kernel": (f"{name}.weight", "i o -> o i"), f"{flax_name}/bias": f"{name}.bias"}
 
 
-def flax_attention(prefix: str, number: str, ours: str) -> tuple[Rule, ...]:
-    """flax's MultiHeadDotProductAttention: kernels (D, heads, d), its output (heads, d, D)."""
-    name = rf"{prefix}/MultiHeadDotProductAttention_{number}"
-    return (
-        (rf"{name}/(query|key|value)/kernel", rf"{ours}attn.qkv.weight#\2", HEADS_INSIDE),
-        (rf"{name}/(query|key|value)/bias", rf"{ours}attn.qkv.bias#\2", "h d -> (h d)"),
-        (rf"{name}/out/kernel", rf"{ours}attn.proj.weight", "h d D -> D (h d)"),
-        (rf"{name}/out/bias", rf"{ours}attn.proj.bias"),
-    )
+def flax_attention(flax_name: str, name: str) -> Rules:
+    """MultiHeadDotProductAttention, whose kernels are (D, heads, d) and whose output kernel is (heads, d, D)."""
+    return {
+        f"{flax_name}/{{qkv}}/kernel": (f"{name}.qkv.weight#{{qkv}}", HEADS_INSIDE),
+        f"{flax_name}/{{qkv}}/bias": (f"{name}.qkv.bias#{{qkv}}", "h d -> (h d)"),
+        f"{flax_name}/out/kernel": (f"{name}.proj.weight", "h d D -> D (h d)"),
+        f"{flax_name}/out/bias": f"{name}.proj.bias",
+    }
 
 
-def flax_norm(name: str, ours: str) -> tuple[Rule, ...]:
-    return ((rf"{name}/scale", f"{ours}.weight"), (rf"{name}/bias", f"{ours}.bias"))
-
-
-def flax_dense(name: str, ours: str) -> tuple[Rule, ...]:
-    return ((rf"{name}/kernel", f"{ours}.weight", "i o -> o i"), (rf"{name}/bias", f"{ours}.bias"))
-
-
-def flax_encoder(root: str, blocks: str, numbers: tuple[str, str, str, str], positions: str, norm: str) -> tuple:
-    """`numbers` are flax's counters of the first norm, the attention, the second norm and the MLP."""
-    layer, ours = rf"{root}/encoderblock_(\d+)", rf"{blocks}.\1."
-    first, attention, second, mlp = numbers
-    return (
-        *flax_norm(rf"{layer}/LayerNorm_{first}", ours + "norm1"),
-        *flax_attention(layer, attention, ours),
-        *flax_norm(rf"{layer}/LayerNorm_{second}", ours + "norm2"),
-        *flax_dense(rf"{layer}/MlpBlock{mlp}/Dense_0", ours + "mlp.fc1"),
-        *flax_dense(rf"{layer}/MlpBlock{mlp}/Dense_1", ours + "mlp.fc2"),
-        (rf"{root}/posembed_input/pos_embedding", positions),
-        *flax_norm(rf"{root}/encoder_norm", norm),
-    )
-
-
-SCENIC_ENDS: tuple[Rule, ...] = (
-    (r"embedding/kernel", "patch_embed.proj.weight", "t p q C D -> D C t p q"),
-    (r"embedding/bias", "patch_embed.proj.bias"),
-    *flax_dense("output_projection", "head"),
-)
-NPZ = r"(?:params/|opt/target/)?"
-
-HF_BLOCK = {
-    "layernorm_before": "norm1", "layernorm_after": "norm2", r"attention\.output\.dense": "attn.proj",
-    r"intermediate\.dense": "mlp.fc1", r"output\.dense": "mlp.fc2",
-}  # fmt: skip
-
-
-def hf_block(layer: str, names: Mapping[str, str]) -> tuple[Rule, ...]:
-    return tuple((rf"{layer}\.(\d+)\.{theirs}\.{WB}", rf"blocks.\1.{ours}.\2") for theirs, ours in names.items())
-
-
-def hf_ends(root: str) -> tuple[Rule, ...]:
-    return (
-        (rf"{root}\.embeddings\.cls_token", "cls_token"),
-        (rf"{root}\.embeddings\.position_embeddings", "pos_embed"),
-        (rf"{root}\.embeddings\.patch_embeddings\.projection\.{WB}", r"patch_embed.proj.\1"),
-        (rf"{root}\.layernorm\.{WB}", r"norm.\1"),
-        (rf"fc_norm\.{WB}", r"norm.\1"),
-        (rf"classifier\.{WB}", r"head.\1"),
-    )
-
-
-def hf_query_key_value(layer: str) -> tuple[Rule, ...]:
-    return ((rf"{layer}\.(\d+)\.attention\.attention\.(query|key|value)\.{WB}", r"blocks.\1.attn.qkv.\3#\2"),)
-
-
-def mvit_block(root: str = "") -> tuple[Rule, ...]:
-    block = rf"{root}blocks\.(\d+)"
-    return (
-        (rf"{block}\.(norm[12]|attn\.(?:qkv|proj|norm_[qkv])|mlp\.fc[12]|proj)\.{WB}", r"blocks.\1.\2.\3"),
-        (rf"{block}\.attn\.([qkv])\.{WB}", r"blocks.\1.attn.qkv.\3#\2"),
-        (rf"{block}\.attn\.(pool_[qkv]\.weight|rel_pos_[hwt])", r"blocks.\1.attn.\2"),
-    )
-
-
-SLOWFAST: tuple[Rule, ...] = (
-    *mvit_block(),
-    (r"(cls_token|pos_embed_(?:spatial|temporal|class))", r"\1"),
-    (rf"patch_embed\.proj\.{WB}", r"patch_embed.proj.\1"),
-)
-PYTORCHVIDEO: tuple[Rule, ...] = (
-    *mvit_block(r"(?:model\.mvit\.)?"),
-    (rf"(?:model\.)?patch_embed\.patch_model\.{WB}", r"patch_embed.proj.\1"),
-    (r"(?:model\.mvit\.)?cls_positional_encoding\.(cls_token|pos_embed_(?:spatial|temporal|class))", r"\1"),
-    (rf"(?:model\.mvit\.)?norm_embed\.{WB}", r"norm.\1"),
-    (rf"head\.proj\.{WB}", r"head.\1"),
-    (rf"cls_head\.cls_head\.{WB}", r"head.\1"),
-)
+def flax_block(flax_name: str, name: str, *, norm1: str, attention: str, norm2: str, mlp: str) -> Rules:
+    """One encoder block, in which flax numbers the layers in an order that differs from code to code."""
+    return {
+        **flax_norm(f"{flax_name}/{norm1}", f"{name}.norm1"),
+        **flax_attention(f"{flax_name}/{attention}", f"{name}.attn"),
+        **flax_norm(f"{flax_name}/{norm2}", f"{name}.norm2"),
+        **flax_dense(f"{flax_name}/{mlp}/Dense_0", f"{name}.mlp.fc1"),
+        **flax_dense(f"{flax_name}/{mlp}/Dense_1", f"{name}.mlp.fc2"),
+    }

@@ -1,7 +1,7 @@
-"""Reads a checkpoint, whatever its container, into {key as stored: tensor}, without running anything that is in it.
+"""Read a checkpoint in any container into {key as stored: tensor}, without running code that it contains.
 
-`read("model.pth")`, a folder with config.json, a run folder, "timm:vit_base_patch16_224", "hf:google/vivit-b-16x2";
-only the last two may download.
+A source is a file, a folder with config.json, the folder of a run, "timm:vit_base_patch16_224" or
+"hf:google/vivit-b-16x2"; only the last two may download.
 """
 
 import argparse
@@ -19,16 +19,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from networks.weights.source_config import CONFIG, SourceConfig, parse_source_config
+
 WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 FOLDER_FILES = (WEIGHTS, "pytorch_model.bin")
 
-# Where the projects we read keep the weights inside their files; the first that is there wins, and may nest.
+# Keys under which projects keep the weights inside their files; the first that exists is used, and they may be nested.
 WRAPPERS = ("model_state", "state_dict", "model", "module", "network")
 
-# Classes beyond tensors and containers that these files hold and that run nothing when they are rebuilt.
-HARMLESS: list[Any] = [
+# Classes beside tensors and containers that these files contain and that run no code when they are unpickled.
+SAFE_GLOBALS: list[Any] = [
     argparse.Namespace,
     np.dtype,
     np.ndarray,
@@ -38,52 +39,59 @@ HARMLESS: list[Any] = [
     type(np.dtype("i8")),
 ]
 
-WAY_OUT = (
+CONVERT_SNIPPET = (
     "import sys, torch; c = torch.load(sys.argv[1], map_location='cpu', weights_only=False); "
     "torch.save({'state_dict': c.get('state_dict', c)}, 'weights.pth')"
 )
 
-# What timm and the hub raise: an unknown name, no weights for it, no network, a full disk.
-UNAVAILABLE = (OSError, RuntimeError, ValueError)
+# Raised by timm and by the hub for an unknown name, missing weights, no network connection or a full disk.
+DOWNLOAD_ERRORS = (OSError, RuntimeError, ValueError)
 
 FLAX_DTYPES = {
-    "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64,
-    "int32": torch.int32, "int64": torch.int64, "uint32": torch.uint32, "uint8": torch.uint8, "bool": torch.bool,
-}  # fmt: skip
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+    "int32": torch.int32,
+    "int64": torch.int64,
+    "uint32": torch.uint32,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
+}
 
 
-class Refused(ValueError):
-    """A whole file, but not one that we read; what says so is not to be taken for damage."""
+class UnsupportedCheckpoint(ValueError):
+    """An undamaged file of a kind that cannot be read here."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a file under the keys it has for them, and the JSON that lies beside it, {} if none does."""
+    """The tensors of a file under the keys stored in it, and what the JSON files beside it tell."""
 
     source: str
     state: dict[str, Tensor]
-    config: dict[str, Any] = field(default_factory=dict)
-    preprocessor: dict[str, Any] = field(default_factory=dict)
+    config: SourceConfig = field(default_factory=SourceConfig)
 
 
-def read(source: str | Path) -> Checkpoint:
-    """Raises ValueError with the source and the reason: missing, damaged, not a checkpoint, a pickle that runs code."""
-    text = str(source)
+def read_checkpoint(source: str | Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises ValueError with the source and the reason: missing, damaged, an unknown container, or a pickle that could run
+    code.
+    """
+    source = str(source)
     try:
-        if text.startswith("timm:"):
-            return read_timm(text)
-        path = download(text.removeprefix("hf:")) if text.startswith("hf:") else locate(Path(source))
-        config, preprocessor = (
-            read_json(path.parent / name) if path.name in FOLDER_FILES and (path.parent / name).is_file() else {}
-            for name in (CONFIG, PREPROCESSOR)
-        )
-        return Checkpoint(text, read_state(path), config, preprocessor)
+        if source.startswith("timm:"):
+            return read_timm(source)
+        path = download(source.removeprefix("hf:")) if source.startswith("hf:") else locate(Path(source))
+        config = parse_source_config(read_json_beside(path, CONFIG), read_json_beside(path, PREPROCESSOR))
+        return Checkpoint(source=source, state=read_state(path), config=config)
     except ValueError as error:
-        raise ValueError(str(error) if str(error).startswith(text) else f"{text}: {error}") from error
+        raise ValueError(str(error) if str(error).startswith(source) else f"{source}: {error}") from error
 
 
 def locate(path: Path) -> Path:
-    """The file with the weights: itself, or the folder's, or of a run folder the best."""
+    """Return the file with the weights: the path itself, that in a folder, or the best one in the folder of a run."""
     if not path.exists():
         raise ValueError("No such file or directory")
     if path.is_file():
@@ -100,19 +108,21 @@ def read_timm(source: str) -> Checkpoint:
     name = source.removeprefix("timm:")
     try:
         network = timm.create_model(name, pretrained=True)
-    except UNAVAILABLE as error:
-        raise ValueError(f"timm cannot give {name!r}: {first_line(error)}") from error
+    except DOWNLOAD_ERRORS as error:
+        raise ValueError(f"timm cannot create {name!r}: {first_line(error)}") from error
     preset: Any = network.pretrained_cfg
     blocks: Any = getattr(network, "blocks", None)
     if not blocks or not hasattr(blocks[0], "attn"):
-        raise ValueError(f"timm's {name!r} is no vision transformer")
+        raise ValueError(f"timm's {name!r} is not a vision transformer")
     act = blocks[0].mlp.act
-    exact = isinstance(act, torch.nn.GELU) and act.approximate == "none"
-    config = {"timm": name, "num_attention_heads": blocks[0].attn.num_heads, "layer_norm_eps": blocks[0].norm1.eps,
-              "hidden_act": "gelu" if exact else type(act).__name__}  # fmt: skip
-    return Checkpoint(
-        source, network.state_dict(), config, {f"image_{key}": list(preset[key]) for key in ("mean", "std")}
-    )
+    is_exact_gelu = isinstance(act, torch.nn.GELU) and act.approximate == "none"
+    config = {
+        "num_attention_heads": blocks[0].attn.num_heads,
+        "layer_norm_eps": blocks[0].norm1.eps,
+        "hidden_act": "gelu" if is_exact_gelu else type(act).__name__,
+    }
+    preprocessor = {"image_mean": list(preset["mean"]), "image_std": list(preset["std"])}
+    return Checkpoint(source=source, state=network.state_dict(), config=parse_source_config(config, preprocessor))
 
 
 def download(repository: str) -> Path:
@@ -120,9 +130,15 @@ def download(repository: str) -> Path:
 
     try:
         folder = Path(snapshot_download(repository, allow_patterns=[*FOLDER_FILES, CONFIG, PREPROCESSOR]))
-    except UNAVAILABLE as error:
+    except DOWNLOAD_ERRORS as error:
         raise ValueError(f"cannot be downloaded: {first_line(error)}") from error
     return locate(folder)
+
+
+def read_json_beside(path: Path, name: str) -> dict[str, Any]:
+    """Return the JSON file of this name beside the weights of a folder, {} if there is none."""
+    is_in_folder = path.name in FOLDER_FILES and (path.parent / name).is_file()
+    return read_json(path.parent / name) if is_in_folder else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -138,26 +154,33 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file; the container is told from its first bytes. The message does not repeat the path."""
+    """Read the tensors of one file, detecting its container from the first bytes. Errors do not repeat the path."""
     try:
         with path.open("rb") as file:
-            start = file.read(2)
+            first_bytes = file.read(2)
     except OSError as error:
         raise ValueError(error.strerror or f"cannot be read: {error}") from error
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     if path.suffix == ".npz":
-        kind, read_it = ".npz file", read_npz
-    elif start[:1] and (0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):
-        kind, read_it = "flax checkpoint", read_flax
+        kind, reader = ".npz file", read_npz
+    elif is_msgpack_map(first_bytes):
+        kind, reader = "flax checkpoint", read_flax
     else:
-        kind, read_it = "PyTorch checkpoint", read_torch
+        kind, reader = "PyTorch checkpoint", read_torch
     try:
-        return read_it(path)
-    except Refused:
+        return reader(path)
+    except UnsupportedCheckpoint:
         raise
-    except Exception as error:  # damage surfaces as whatever error zip, NumPy or an unpickler meets first
-        raise ValueError(f"not a whole {kind}: {first_line(error)}") from error
+    except Exception as error:  # a damaged file raises whatever zip, NumPy or the unpickler raises first
+        raise ValueError(f"not a complete {kind}: {first_line(error)}") from error
+
+
+def is_msgpack_map(first_bytes: bytes) -> bool:
+    if not first_bytes:
+        return False
+    is_small_map = 0x81 <= first_bytes[0] <= 0x8F
+    return is_small_map or first_bytes[0] in (0xDE, 0xDF)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -166,7 +189,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise ValueError(error.strerror or f"cannot be read: {error}") from error
     except SafetensorError as error:
-        raise ValueError(f"not a whole safetensors file: {error}") from error
+        raise ValueError(f"not a complete safetensors file: {error}") from error
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:
@@ -176,54 +199,58 @@ def read_npz(path: Path) -> dict[str, Tensor]:
 
 def read_torch(path: Path) -> dict[str, Tensor]:
     try:
-        with torch.serialization.safe_globals(HARMLESS):
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL" not in str(error):
             raise
         reason = str(error).split("Check the documentation")[0].split("WeightsUnpickler error:")[-1].strip()
-        raise Refused(
-            f"holds more than tensors, and reading that could run code: {reason.splitlines()[0]}\n"
-            "  If you trust the file, reduce it to its tensors once, where its classes can be imported:\n"
-            f"  python -c {shlex.quote(WAY_OUT)} {shlex.quote(str(path))}"
+        raise UnsupportedCheckpoint(
+            f"contains more than tensors, and reading it could run code: {reason.splitlines()[0]}\n"
+            "  If you trust the file, extract its tensors once, in an environment where its classes can be imported:\n"
+            f"  python -c {shlex.quote(CONVERT_SNIPPET)} {shlex.quote(str(path))}"
         ) from error
     return tensors_of(content)
 
 
 def tensors_of(content: Any) -> dict[str, Tensor]:
-    """Unwraps the weights and refuses a dictionary that holds anything else beside them."""
+    """Unwrap the weights. Raises UnsupportedCheckpoint if their dictionary contains anything but tensors."""
     while isinstance(content, Mapping):
         inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
             break
         content = inner
     if not isinstance(content, Mapping) or not content:
-        raise Refused(f"holds no dictionary of tensors, but {type(content).__name__}")
-    others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
-    if others:
-        raise Refused(f"expected tensors only under {', '.join(WRAPPERS)} or at the top, found {shorten(others)}")
+        raise UnsupportedCheckpoint(f"expected a dictionary of tensors, found {type(content).__name__}")
+    other_keys = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if other_keys:
+        raise UnsupportedCheckpoint(
+            f"expected only tensors under {', '.join(WRAPPERS)} or at the top level, found {shorten(other_keys)}"
+        )
     return {str(key): value for key, value in content.items()}
 
 
 def read_flax(path: Path) -> dict[str, Tensor]:
-    """scenic's `checkpoint` files: MessagePack, as flax.serialization writes it; keys joined by '/'."""
+    """Read a `checkpoint` file of scenic: MessagePack as flax.serialization writes it. Keys are joined by "/"."""
     try:
         import msgpack
     except ImportError:
-        raise Refused("a flax checkpoint: reading it needs the package msgpack (pip install msgpack)") from None
+        raise UnsupportedCheckpoint(
+            "a flax checkpoint: install the package msgpack to read it (pip install msgpack)"
+        ) from None
     content = msgpack.unpackb(path.read_bytes(), ext_hook=flax_array, raw=False, strict_map_key=False)
     if "params" not in content and isinstance(content.get("optimizer"), dict):
         content = content["optimizer"].get("target", {})
     state = dict(flatten(content.get("params", content)))
     if not state:
-        raise Refused("not a flax checkpoint: neither params nor optimizer/target holds arrays")
+        raise UnsupportedCheckpoint("not a flax checkpoint: there are no arrays under params or optimizer/target")
     return state
 
 
 def flax_array(code: int, data: bytes) -> Tensor:
     import msgpack
 
-    if code not in (1, 3):  # an array, a NumPy scalar
+    if code not in (1, 3):  # 1 is an array, 3 a NumPy scalar
         raise ValueError(f"extension type {code} is not an array")
     shape, dtype, buffer = msgpack.unpackb(data, raw=True)
     if dtype.decode() not in FLAX_DTYPES:
@@ -232,28 +259,28 @@ def flax_array(code: int, data: bytes) -> Tensor:
 
 
 def flatten(tree: Mapping[str, Any], path: str = "") -> list[tuple[str, Tensor]]:
-    """Nested dictionaries -> [("a/b/c", tensor)]; arrays that flax cut into chunks are put together again."""
-    found: list[tuple[str, Tensor]] = []
+    """Nested dictionaries -> [("a/b/c", tensor)]; arrays that flax split into chunks are joined."""
+    tensors: list[tuple[str, Tensor]] = []
     for key, value in tree.items():
-        here = f"{path}/{key}" if path else str(key)
+        value_path = f"{path}/{key}" if path else str(key)
         if isinstance(value, Mapping) and value.get("__msgpack_chunked_array__"):
             shape, chunks = (
                 [value[part][number] for number in sorted(value[part], key=int)] for part in ("shape", "chunks")
             )
-            found.append((here, torch.cat(chunks).reshape(shape)))
+            tensors.append((value_path, torch.cat(chunks).reshape(shape)))
         elif isinstance(value, Mapping):
-            found += flatten(value, here)
+            tensors += flatten(value, value_path)
         elif isinstance(value, Tensor):
-            found.append((here, value))
+            tensors.append((value_path, value))
         else:
-            raise ValueError(f"{here}: expected an array, found {type(value).__name__}")
-    return found
+            raise ValueError(f"{value_path}: expected an array, found {type(value).__name__}")
+    return tensors
 
 
 def first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def shorten(names: list[str], listed: int = 10) -> str:
-    left_out = len(names) - listed
-    return "; ".join(names[:listed]) + (f"; and {left_out} more" if left_out > 0 else "")
+def shorten(names: list[str], max_listed: int = 10) -> str:
+    num_omitted = len(names) - max_listed
+    return "; ".join(names[:max_listed]) + (f"; and {num_omitted} more" if num_omitted > 0 else "")

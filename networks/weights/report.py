@@ -5,69 +5,88 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 MAPPED, RESHAPED, CREATED, DROPPED = "mapped", "reshaped", "created", "dropped"
+AS_INITIALIZED = "as initialized"  # the end of a created key's detail if the network keeps its own values
 
 
-@dataclass(frozen=True)
-class Row:
-    """`sources` (none if created) became `target` (empty if dropped); `how`, or why."""
+@dataclass(frozen=True, kw_only=True)
+class KeyRecord:
+    """The outcome for some keys of a checkpoint (`sources`, none if created): a key of the network (`target`, empty if
+    dropped). `detail` says how it was reshaped or created, or why it was dropped."""
 
-    what: str
-    sources: tuple[str, ...]
-    target: str
-    how: str = ""
+    status: str
+    sources: tuple[str, ...] = ()
+    target: str = ""
+    detail: str = ""
 
 
 @dataclass
-class Report:
-    """Every key of the network is in exactly one row, and every key of the file (a LayerScale in the two it scales)."""
+class KeyReport:
+    """Records of all keys: each key of the network is in exactly one, and so is each key of the file, except that a
+    LayerScale is in the records of the weight and the bias that it scales."""
 
     title: str
-    rows: list[Row] = field(default_factory=list)
+    records: list[KeyRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def count(self, what: str) -> int:
-        """Keys of the network with this fate; of the file, for dropped ones."""
-        return sum(len(row.sources) if what == DROPPED else 1 for row in self.rows if row.what == what)
+    def count(self, status: str) -> int:
+        """Return the number of keys with this status: keys of the file if dropped, of the network otherwise."""
+        return sum(len(record.sources) if status == DROPPED else 1 for record in self.with_status(status))
+
+    def with_status(self, status: str) -> list[KeyRecord]:
+        return [record for record in self.records if record.status == status]
+
+    def keys_as_initialized(self) -> list[str]:
+        """Return the keys of the network that kept the values of its initialization."""
+        return [record.target for record in self.with_status(CREATED) if record.detail.endswith(AS_INITIALIZED)]
 
     def summary(self) -> str:
-        return ", ".join(f"{self.count(what)} {what}" for what in (MAPPED, RESHAPED, CREATED, DROPPED))
+        return ", ".join(f"{self.count(status)} {status}" for status in (MAPPED, RESHAPED, CREATED, DROPPED))
 
     def text(self, every_key: bool = False) -> str:
-        """The summary, the notes, and a line for each kind of change, or for each key."""
+        """Return the summary, the notes, and one line per kind of change, or per key."""
         lines = [f"{self.title}: {self.summary()}", *(f"  note: {note}" for note in self.notes)]
-        if every_key:
-            for row in self.rows:
-                sources = " + ".join(row.sources) or "-"
-                how = f"  ({row.how})" if row.how else ""
-                lines.append(f"  {row.what:<8}  {sources} -> {row.target or '-'}{how}")
-            return "\n".join(lines)
-        kinds: dict[tuple[str, str], list[str]] = {}
-        for row in self.rows:
-            if row.what != MAPPED:
-                kinds.setdefault((row.what, row.how), []).extend(row.sources if row.what == DROPPED else [row.target])
-        for (what, how), keys in kinds.items():
-            lines.append(f"  {what:<8}  {len(keys):>3}  {how}: {', '.join(shared(keys))}")
+        lines += self.lines_per_key() if every_key else self.lines_per_change()
         return "\n".join(lines)
 
+    def lines_per_key(self) -> list[str]:
+        lines = []
+        for record in self.records:
+            sources = " + ".join(record.sources) or "-"
+            detail = f"  ({record.detail})" if record.detail else ""
+            lines.append(f"  {record.status:<8}  {sources} -> {record.target or '-'}{detail}")
+        return lines
 
-def shared(keys: Iterable[str], listed: int = 4) -> list[str]:
-    """Keys that differ in one number (a block's) as one: [a.0.b, a.1.b, a.2.b] -> [a.0-2.b]; the first few."""
-    families: dict[str, list[int]] = {}
+    def lines_per_change(self) -> list[str]:
+        changes: dict[tuple[str, str], list[str]] = {}
+        for record in self.records:
+            if record.status != MAPPED:
+                keys = record.sources if record.status == DROPPED else (record.target,)
+                changes.setdefault((record.status, record.detail), []).extend(keys)
+        return [
+            f"  {status:<8}  {len(keys):>3}  {detail}: {', '.join(group_keys(keys))}"
+            for (status, detail), keys in changes.items()
+        ]
+
+
+def group_keys(keys: Iterable[str], max_listed: int = 4) -> list[str]:
+    """Write keys that differ only in one number (the block's) as one, [a.0.b, a.1.b, a.2.b] -> [a.0-2.b], and list the
+    first few."""
+    groups: dict[str, list[int]] = {}
     for key in keys:
         number = re.search(r"(?<=[._])\d+(?=[./])", key)
-        family = key[: number.start()] + "{}" + key[number.end() :] if number else key
-        families.setdefault(family, []).extend([int(number[0])] if number else [])
-    names = [family.replace("{}", spans(numbers)) for family, numbers in families.items()]
-    left_out = len(names) - listed
-    return [*names[:listed], *([f"and {left_out} more like these"] if left_out > 0 else [])]
+        group = key[: number.start()] + "{}" + key[number.end() :] if number else key
+        groups.setdefault(group, []).extend([int(number[0])] if number else [])
+    names = [group.replace("{}", format_ranges(numbers)) for group, numbers in groups.items()]
+    num_omitted = len(names) - max_listed
+    return [*names[:max_listed], *([f"and {num_omitted} more like these"] if num_omitted > 0 else [])]
 
 
-def spans(numbers: Iterable[int]) -> str:
+def format_ranges(numbers: Iterable[int]) -> str:
     """[0, 1, 2, 5] -> "0-2,5"."""
-    runs: list[list[int]] = []
+    ranges: list[list[int]] = []
     for number in sorted(set(numbers)):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
         else:
-            runs.append([number, number])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+            ranges.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)

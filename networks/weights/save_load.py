@@ -10,44 +10,49 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from networks import build
-from networks.weights.read import CONFIG, WEIGHTS, read_json, read_safetensors, shorten
-from utils.files import replacing
+from networks.weights.read import WEIGHTS, read_json, read_safetensors, shorten
+from networks.weights.source_config import CONFIG
+from utils.files import atomic_path
 
 
-def save(
+def save_network(
     folder: str | Path,
     network: nn.Module,
     name: str,
     extra: Mapping[str, Any] | None = None,
     state: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes what `load` reads. `extra` (id2label, input normalisation, ...) goes beside name and kwargs; `state` are
-    the weights, where the network itself holds only some of them.
+    """Write the files that `load` reads.
 
-    Each file is written to a temporary name and renamed: an interrupted save leaves the old file, never half a new one.
+    `extra` (id2label, normalization of the input ...) is added to config.json beside name and kwargs. `state` are the
+    weights if the network itself holds only some of them. Each file is written to a temporary name and renamed, so an
+    interrupted save leaves the old file.
     """
     config = {"name": name, "kwargs": network.kwargs}
-    clash = sorted(config.keys() & (extra or {}).keys())
-    if clash:
-        raise ValueError(f"extra may not hold {', '.join(clash)}: save writes these itself")
+    reserved_keys = sorted(config.keys() & (extra or {}).keys())
+    if reserved_keys:
+        raise ValueError(f"extra may not contain {', '.join(reserved_keys)}: save writes these itself")
     write_folder(Path(folder), network.state_dict() if state is None else state, {CONFIG: config | dict(extra or {})})
 
 
 def write_folder(
-    folder: Path, state: Mapping[str, Tensor], texts: Mapping[str, Any], metadata: dict[str, str] | None = None
+    folder: Path,
+    state: Mapping[str, Tensor],
+    json_files: Mapping[str, Any],
+    metadata: dict[str, str] | None = None,
 ) -> None:
-    """model.safetensors and JSON files, each whole or not at all."""
-    contents = {name: json.dumps(text, indent=2, ensure_ascii=False) + "\n" for name, text in texts.items()}
+    """Write model.safetensors and JSON files, each completely or not at all."""
+    contents = {name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in json_files.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:  # renames all once all are written
-        new = {name: stack.enter_context(replacing(folder / name)) for name in (WEIGHTS, *contents)}
-        save_file({key: tensor.contiguous() for key, tensor in state.items()}, new[WEIGHTS], metadata)
+    with ExitStack() as stack:  # renames all files once all are written
+        paths = {name: stack.enter_context(atomic_path(folder / name)) for name in (WEIGHTS, *contents)}
+        save_file({key: tensor.contiguous() for key, tensor in state.items()}, paths[WEIGHTS], metadata)
         for name, content in contents.items():
-            new[name].write_text(content, encoding="utf-8")
+            paths[name].write_text(content, encoding="utf-8")
 
 
-def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """-> the network on the CPU in eval mode, and its config; id2label has its integer keys back, which JSON lacks."""
+def load_network(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the network on the CPU in eval mode, and its config, in which the keys of id2label are integers again."""
     config_path, weights_path = Path(folder) / CONFIG, Path(folder) / WEIGHTS
     config = read_config(config_path)
     try:
@@ -62,11 +67,11 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """config.json as `save` wrote it."""
+    """Read config.json as `save` writes it. Raises ValueError if a key is missing or has another type."""
     config = read_json(path)
-    for key, kind in (("name", str), ("kwargs", dict)):
-        if not isinstance(config.get(key), kind):
-            raise ValueError(f"{path}: key {key!r} is missing or not a {kind.__name__}")
+    for key, cls in (("name", str), ("kwargs", dict)):
+        if not isinstance(config.get(key), cls):
+            raise ValueError(f"{path}: key {key!r} is missing or not a {cls.__name__}")
     if "id2label" in config:
         try:
             config["id2label"] = {int(number): label for number, label in config["id2label"].items()}
@@ -76,18 +81,18 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Strict: `state` has every key of the network, in its shape, and no other; if not, nothing is loaded."""
-    own = network.state_dict()
+    """Load exactly the keys of the network in their shapes. Raises ValueError and loads nothing if `state` differs."""
+    target_state = network.state_dict()
     problems = {
-        "missing": [key for key in own if key not in state],
-        "unexpected": [key for key in state if key not in own],
+        "missing": [key for key in target_state if key not in state],
+        "unexpected": [key for key in state if key not in target_state],
         "wrong shape": [
-            f"{key} {tuple(state[key].shape)}, the network has {tuple(tensor.shape)}"
-            for key, tensor in own.items()
-            if key in state and state[key].shape != tensor.shape
+            f"{key} {tuple(state[key].shape)}, the network has {tuple(target.shape)}"
+            for key, target in target_state.items()
+            if key in state and state[key].shape != target.shape
         ],
     }
-    lines = [f"{len(found)} {what}: {shorten(found)}" for what, found in problems.items() if found]
+    lines = [f"{len(keys)} {problem}: {shorten(keys)}" for problem, keys in problems.items() if keys]
     if lines:
         raise ValueError("the weights do not fit the network\n  " + "\n  ".join(lines))
     network.load_state_dict(state)

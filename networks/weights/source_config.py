@@ -1,19 +1,66 @@
-"""What the config.json beside a checkpoint says: ours ("name" and "kwargs"), or transformers'."""
+"""The JSON files beside a checkpoint: config.json, of this project ("name" and "kwargs") or of transformers, and the
+preprocessor_config.json of transformers."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from networks.weights.read import CONFIG, Checkpoint
-
+CONFIG = "config.json"
 GELU = {"gelu": "exact", "gelu_python": "exact", "gelu_fast": "tanh", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+ARGUMENT_NAMES = {"num_attention_heads": "num_heads", "image_size": "image_size", "num_frames": "num_frames"}
 
 
-def is_whole(value: Any) -> bool:
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """The content of the files beside the weights; a field keeps its default where they tell nothing.
+
+    A folder of this project has a `name` and the `network_kwargs` that build its network. Of other projects, `kwargs`
+    are the constructor arguments that the config tells, and `grid` is the (t, h, w) of the position embeddings.
+    """
+
+    name: str = ""
+    network_kwargs: dict[str, Any] | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    grid: list[int] | None = None
+    id2label: dict[str, Any] = field(default_factory=dict)
+    labels: list[str] | None = None  # class names in order, None if they are only placeholders
+    input: dict[str, Any] = field(default_factory=dict)
+    mean: Any = None
+    std: Any = None
+
+    def normalization(self, default: Mapping[str, Any]) -> dict[str, Any]:
+        """Return mean and std of the input: those of the files, otherwise the default."""
+        return {"mean": self.mean or default.get("mean"), "std": self.std or default.get("std")}
+
+
+def parse_source_config(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> SourceConfig:
+    """Raises ValueError for a key that is read and has an unexpected value."""
+    check_types(config)
+    own_input = config.get("input", {})
+    fields: dict[str, Any] = {
+        "id2label": config.get("id2label", {}),
+        "labels": parse_labels(config.get("id2label", {})),
+        "input": own_input,
+        "mean": own_input.get("mean") or preprocessor.get("image_mean"),
+        "std": own_input.get("std") or preprocessor.get("image_std"),
+    }
+    if "kwargs" in config:
+        if "name" not in config:
+            raise ValueError(f"{CONFIG}: key 'name' is missing")
+        return SourceConfig(name=config["name"], network_kwargs=config["kwargs"], **fields)
+    return SourceConfig(kwargs=parse_kwargs(config), grid=parse_grid(config), **fields)
+
+
+# ---- types -----------------------------------------------------------------------------------------------------------
+
+
+def is_whole_number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def is_size(value: Any) -> bool:
-    return is_whole(value) or (isinstance(value, list) and len(value) in (2, 3) and all(map(is_whole, value)))
+    is_list = isinstance(value, list) and len(value) in (2, 3) and all(map(is_whole_number, value))
+    return is_whole_number(value) or is_list
 
 
 def is_object(value: Any) -> bool:
@@ -24,63 +71,60 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "name": (is_text, "text"), "kwargs": (is_object, "an object"), "id2label": (is_object, "an object"),
-    "input": (is_object, "an object"), "image_size": (is_size, "a whole number or a list of them"),
-    "tubelet_size": (is_size, "a whole number or a list of them"), "patch_size": (is_size, "a whole number"),
-    "num_frames": (is_whole, "a whole number"),
-    "num_attention_heads": (is_whole, "a whole number"), "hidden_act": (is_text, "text"),
-}  # fmt: skip
+TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": (is_text, "text"),
+    "kwargs": (is_object, "an object"),
+    "id2label": (is_object, "an object"),
+    "input": (is_object, "an object"),
+    "image_size": (is_size, "a whole number or a list of them"),
+    "tubelet_size": (is_size, "a whole number or a list of them"),
+    "patch_size": (is_whole_number, "a whole number"),
+    "num_frames": (is_whole_number, "a whole number"),
+    "num_attention_heads": (is_whole_number, "a whole number"),
+    "hidden_act": (is_text, "text"),
+}
 
 
-def check(config: Mapping[str, Any]) -> None:
-    """Raises ValueError for a key that we read and that is not what it should be."""
-    for key in sorted(CHECKS.keys() & config.keys()):
-        fits, expected = CHECKS[key]
-        if not fits(config[key]):
+def check_types(config: Mapping[str, Any]) -> None:
+    for key in sorted(TYPES.keys() & config.keys()):
+        has_type, expected = TYPES[key]
+        if not has_type(config[key]):
             raise ValueError(f"{CONFIG}: {key}={config[key]!r}: expected {expected}")
-    if "kwargs" in config and "name" not in config:
-        raise ValueError(f"{CONFIG}: key 'name' is missing")
 
 
-def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of our networks that transformers' config says, under our names."""
-    names = {"num_attention_heads": "heads", "image_size": "image_size", "num_frames": "num_frames"}
-    known = {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
+# ---- values ----------------------------------------------------------------------------------------------------------
+
+
+def parse_kwargs(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the constructor arguments that a config of transformers tells, under their names here."""
+    kwargs = {name: config[hf_name] for hf_name, name in ARGUMENT_NAMES.items() if hf_name in config}
     if "hidden_act" in config:
         if config["hidden_act"] not in GELU:
-            raise ValueError(f"{CONFIG}: hidden_act={config['hidden_act']!r}: the networks here have GELU alone")
-        known["gelu"] = GELU[config["hidden_act"]]
-    # VideoMAE's authors have 1e-6; transformers says 1e-12 for the same weights
+            expected = ", ".join(GELU)
+            raise ValueError(f"{CONFIG}: hidden_act={config['hidden_act']!r}: networks here use GELU only ({expected})")
+        kwargs["gelu"] = GELU[config["hidden_act"]]
+    # The authors of VideoMAE have 1e-6; transformers says 1e-12 for the same weights.
     if "layer_norm_eps" in config and config.get("model_type") != "videomae":
-        known["norm_eps"] = config["layer_norm_eps"]
-    return known
+        kwargs["norm_eps"] = config["layer_norm_eps"]
+    return kwargs
 
 
-def grid_of(config: Mapping[str, Any]) -> list[int] | None:
-    """(t, h, w) of the positions, if transformers' config says."""
+def parse_grid(config: Mapping[str, Any]) -> list[int] | None:
+    """Return the (t, h, w) of the position embeddings, if a config of transformers tells it."""
     if not {"image_size", "num_frames"} <= config.keys():
         return None
-    tubelet, patch = config.get("tubelet_size", 1), config.get("patch_size", 16)
-    if not isinstance(tubelet, int):  # ViViT's is of frames, rows and columns
-        tubelet, patch = tubelet[:2]
-    size = config["image_size"]
-    height, width = (size, size) if isinstance(size, int) else size[-2:]
-    return [config["num_frames"] // tubelet, height // patch, width // patch]
+    tubelet_size, patch_size = config.get("tubelet_size", 1), config.get("patch_size", 16)
+    if not isinstance(tubelet_size, int):  # that of ViViT is (frames, rows, columns)
+        tubelet_size, patch_size = tubelet_size[:2]
+    image_size = config["image_size"]
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size[-2:]
+    return [config["num_frames"] // tubelet_size, height // patch_size, width // patch_size]
 
 
-def input_of(checkpoint: Checkpoint, of_format: Mapping[str, Any]) -> dict[str, Any]:
-    """Mean and std of the input as the files beside the weights say, else as the format's project has them."""
-    own = checkpoint.config.get("input", {})
-    theirs = {key: checkpoint.preprocessor.get(f"image_{key}") for key in ("mean", "std")}
-    return {key: own.get(key) or theirs[key] or of_format.get(key) for key in ("mean", "std")}
-
-
-def labels_of(config: Mapping[str, Any]) -> list[str] | None:
-    """Class names in order, if it has real ones; transformers writes LABEL_0, LABEL_1 ... where it has none."""
-    id2label = config.get("id2label")
+def parse_labels(id2label: Mapping[str, Any]) -> list[str] | None:
+    """Return the class names in order, None for numbers and for the placeholders LABEL_0 ... of transformers."""
     try:
-        labels = [str(id2label[key]) for key in sorted(id2label, key=int)] if id2label else []
+        labels = [str(id2label[number]) for number in sorted(id2label, key=int)]
     except ValueError:
         raise ValueError(f"{CONFIG}: id2label must map class numbers to names") from None
     return None if not labels or labels[0] in ("LABEL_0", "0") else labels

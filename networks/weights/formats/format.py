@@ -1,0 +1,36 @@
+"""A checkpoint format: how to recognize it by its keys, and how its keys are renamed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from networks.weights.key_rules import Rules
+
+# Mean and std of the input that a project trains on.
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+INCEPTION = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+KINETICS = {"mean": [0.45, 0.45, 0.45], "std": [0.225, 0.225, 0.225]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """The checkpoints of one kind of network of one project.
+
+    A file has the format if each of `required_keys` matches one of its keys, none of `forbidden_keys` does, and its
+    patch kernel has `patch_kernel_ndim` dimensions (0: any number). Every key of the file must match one of `rules` or
+    of `dropped_keys`, which maps a pattern to the reason.
+    """
+
+    name: str
+    architecture: str  # timesformer, vivit, mvit, or image: a ViT, which can fill the first two
+    required_keys: tuple[str, ...]
+    forbidden_keys: tuple[str, ...] = ()
+    patch_kernel_ndim: int = 0
+    rules: Rules = field(default_factory=dict)
+    dropped_keys: Mapping[str, str] = field(default_factory=dict)
+    kwargs: Mapping[str, Any] = field(default_factory=dict)  # constructor arguments that the keys do not show
+    normalization: Mapping[str, list[float]] = field(default_factory=dict)
+    no_key_bias: bool = False  # the attention has biases of query and value only
+    pretraining: bool = False
+    missing_parts: tuple[str, ...] = ()  # parts of the network here that the project's network does not have
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,101 @@
+"""huggingface/transformers: TimeSformer, ViViT and VideoMAE.
+
+The names are those of the files on the hub, which every version reads and writes, and for ViViT also those that live
+modules have since version 5.
+"""
+
+from networks.weights.formats.format import IMAGENET, INCEPTION, KINETICS, Format
+from networks.weights.formats.videomae import ENCODER_ONLY, VIDEOMAE
+from networks.weights.key_rules import BEIT_DECODER, Rules, with_prefix
+
+HEAD: Rules = {"fc_norm.{param}": "norm.{param}", "classifier.{param}": "head.{param}"}
+EMBEDDINGS: Rules = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.patch_embeddings.projection.{param}": "patch_embed.proj.{param}",
+    "layernorm.{param}": "norm.{param}",
+}
+LAYERS: Rules = {
+    "encoder.layer.{n}.layernorm_before.{param}": "blocks.{n}.norm1.{param}",
+    "encoder.layer.{n}.attention.output.dense.{param}": "blocks.{n}.attn.proj.{param}",
+    "encoder.layer.{n}.layernorm_after.{param}": "blocks.{n}.norm2.{param}",
+    "encoder.layer.{n}.intermediate.dense.{param}": "blocks.{n}.mlp.fc1.{param}",
+    "encoder.layer.{n}.output.dense.{param}": "blocks.{n}.mlp.fc2.{param}",
+}
+SEPARATE_QKV: Rules = {
+    "encoder.layer.{n}.attention.attention.{qkv:query|key|value}.{param}": "blocks.{n}.attn.qkv.{param}#{qkv}",
+}
+
+TIMESFORMER: Rules = {
+    **EMBEDDINGS,
+    "embeddings.time_embeddings": "time_embed",
+    **LAYERS,
+    "encoder.layer.{n}.attention.attention.qkv.{param}": "blocks.{n}.attn.qkv.{param}",
+    "encoder.layer.{n}.temporal_layernorm.{param}": "blocks.{n}.temporal_norm1.{param}",
+    "encoder.layer.{n}.temporal_attention.attention.qkv.{param}": "blocks.{n}.temporal_attn.qkv.{param}",
+    "encoder.layer.{n}.temporal_attention.output.dense.{param}": "blocks.{n}.temporal_attn.proj.{param}",
+    "encoder.layer.{n}.temporal_dense.{param}": "blocks.{n}.temporal_fc.{param}",
+}
+VIVIT_5: Rules = {
+    **EMBEDDINGS,
+    "layers.{n}.layernorm_before.{param}": "blocks.{n}.norm1.{param}",
+    "layers.{n}.attention.{qkv:q|k|v}_proj.{param}": "blocks.{n}.attn.qkv.{param}#{qkv}",
+    "layers.{n}.attention.o_proj.{param}": "blocks.{n}.attn.proj.{param}",
+    "layers.{n}.layernorm_after.{param}": "blocks.{n}.norm2.{param}",
+    "layers.{n}.mlp.fc1.{param}": "blocks.{n}.mlp.fc1.{param}",
+    "layers.{n}.mlp.fc2.{param}": "blocks.{n}.mlp.fc2.{param}",
+}
+VIDEOMAE_RULES: Rules = {
+    **EMBEDDINGS,
+    **LAYERS,
+    **SEPARATE_QKV,
+    "encoder.layer.{n}.attention.attention.{qkv:q|v}_bias": "blocks.{n}.attn.qkv.bias#{qkv}",
+}
+
+FORMATS = (
+    Format(
+        name="transformers TimeSformer",
+        architecture="timesformer",
+        required_keys=("timesformer.encoder.layer.*",),
+        rules=HEAD | with_prefix("timesformer.", TIMESFORMER),
+        normalization=KINETICS,
+    ),
+    Format(
+        name="transformers ViViT",
+        architecture="vivit",
+        required_keys=("vivit.encoder.layer.*",),
+        rules=HEAD | with_prefix("vivit.", EMBEDDINGS | LAYERS | SEPARATE_QKV),
+        kwargs={"gelu": "tanh"},
+        normalization=INCEPTION,
+    ),
+    Format(
+        name="transformers ViViT, version 5",
+        architecture="vivit",
+        required_keys=("vivit.layers.*",),
+        rules=HEAD | with_prefix("vivit.", VIVIT_5),
+        kwargs={"gelu": "tanh"},
+        normalization=INCEPTION,
+    ),
+    Format(
+        name="transformers VideoMAE",
+        architecture="vivit",
+        required_keys=("videomae.encoder.layer.*",),
+        forbidden_keys=("decoder.*", "videomae.layernorm.*"),
+        rules=HEAD | with_prefix("videomae.", VIDEOMAE_RULES),
+        kwargs=VIDEOMAE,
+        normalization=IMAGENET,
+        no_key_bias=True,
+    ),
+    Format(
+        name="transformers VideoMAE pre-training",
+        architecture="vivit",
+        required_keys=("videomae.encoder.layer.*", "decoder.*"),
+        rules=HEAD | with_prefix("videomae.", VIDEOMAE_RULES),
+        dropped_keys=BEIT_DECODER,
+        kwargs=ENCODER_ONLY,
+        normalization=IMAGENET,
+        no_key_bias=True,
+        pretraining=True,
+        missing_parts=("norm",),
+    ),
+)

@@ -1,0 +1,32 @@
+"""MCG-NJU/VideoMAE."""
+
+from networks.weights.formats.format import IMAGENET, Format
+from networks.weights.key_rules import BEIT, BEIT_DECODER
+
+VIDEOMAE = {"gelu": "exact", "cls_token": False, "pos_embed": "sincos", "pooling": "fc_norm"}
+ENCODER_ONLY = VIDEOMAE | {"pooling": "mean"}  # the norm of the pre-training comes before the mean
+
+FORMATS = (
+    Format(
+        name="VideoMAE",
+        architecture="vivit",
+        required_keys=("blocks.{n}.attn.q_bias", "fc_norm.weight"),
+        patch_kernel_ndim=5,
+        rules=BEIT,
+        kwargs=VIDEOMAE,
+        normalization=IMAGENET,
+        no_key_bias=True,
+    ),
+    Format(
+        name="VideoMAE pre-training",
+        architecture="vivit",
+        required_keys=("encoder.blocks.{n}.attn.q_bias",),
+        patch_kernel_ndim=5,
+        rules=BEIT,
+        dropped_keys=BEIT_DECODER,
+        kwargs=ENCODER_ONLY,
+        normalization=IMAGENET,
+        no_key_bias=True,
+        pretraining=True,
+    ),
+)
