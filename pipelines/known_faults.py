@@ -1,4 +1,4 @@
-"""Remember which videos DALI refused and which nobody could read, so that each is found out about once."""
+"""Remember which videos DALI refused and which could not be read at all, so that each failure happens only once."""
 
 from __future__ import annotations
 
@@ -8,66 +8,71 @@ import numpy as np
 
 from utils.shared_list import SharedArray
 
-REFUSED, UNREADABLE = 0, 1  # by DALI: PyAV decodes it; by PyAV too: another video takes its place
+# Kinds of faults. DALI refused the video, so PyAV decodes it; PyAV failed too, so another video replaces it.
+REFUSED, UNREADABLE = 0, 1
 _NEVER = np.iinfo(np.int64).max
 
 
 class Fault(NamedTuple):
-    """Where in a run a fault was found."""
+    """The point of a run at which a fault was found."""
 
     epoch: int
-    step: int  # batches of that epoch before
+    batch_index: int  # within the epoch
     rank: int
 
 
 class Faults:
-    """The faults of a list's videos, in memory that the workers share; the process that made it writes.
+    """The faults of the videos of a list, in memory shared with the workers; only the process that made it writes.
 
-    A fault counts from the batch after the one in which it was found. Other ranks hear of it at some time, so for them
-    it counts from their next epoch: the stream of batches then depends neither on that time nor on where a run was
-    interrupted. Workers read ahead of what is found; the loader compares what they did with `is_known`.
+    A fault is known from the batch after the one in which it was found. Other ranks learn of it at an arbitrary time,
+    so for them it is known from their next epoch: the stream of batches then depends neither on that time nor on where
+    a run was interrupted. Workers read ahead; the loader compares what they did with `is_known`.
     """
 
-    def __init__(self, num_videos: int, steps: int, rank: int):
-        """Count positions in batches, of which an epoch has `steps`."""
-        self._steps, self._rank = steps, rank
-        self._since = SharedArray.full((num_videos, 2), _NEVER)
-        self._found: dict[tuple[int, int, int], Fault] = {}  # of (row, kind, rank)
+    def __init__(self, num_videos: int, num_batches: int, rank: int):
+        """Start without faults; `num_batches` is the number of batches per epoch on this rank."""
+        self._num_batches, self._rank = num_batches, rank
+        self._known_from = SharedArray.full((num_videos, 2), _NEVER)  # batch index over all epochs, per kind
+        self._first: dict[tuple[int, int, int], Fault] = {}  # (sample index, kind, rank) -> its first occurrence
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _of_worker, (self._since,)
+        return _for_worker, (self._known_from,)
 
-    def is_known(self, row: int, kind: int, step: int) -> bool:
-        """Tell whether a fault was found before a batch; `step` counts over all epochs."""
-        return bool(self._since.values[row, kind] <= step)
+    def is_known(self, index: int, kind: int, batch_index: int) -> bool:
+        """Return whether a fault of a video is known in a batch; `batch_index` counts over all epochs."""
+        return bool(self._known_from.values[index, kind] <= batch_index)
 
-    def add(self, row: int, kind: int, step: int) -> None:
-        """Note what this process found in a batch."""
-        self._add(row, kind, Fault(*divmod(step, self._steps), self._rank))
+    def add(self, index: int, kind: int, batch_index: int) -> None:
+        """Add a fault that this rank found in a batch; `batch_index` counts over all epochs."""
+        epoch, batch_in_epoch = divmod(batch_index, self._num_batches)
+        self._add(index, kind, Fault(epoch, batch_in_epoch, self._rank))
 
     def state(self) -> list[list[int]]:
-        """Return all faults, for a checkpoint or another rank: row, kind, epoch, step, rank of each."""
-        return [[row, kind, *fault] for (row, kind, _), fault in sorted(self._found.items())]
+        """Return [sample index, kind, epoch, batch index, rank] of every fault, for a checkpoint or other ranks."""
+        return [[index, kind, *fault] for (index, kind, _), fault in sorted(self._first.items())]
 
     def merge(self, state: list[list[int]]) -> None:
-        """Take over what state() returned, of this rank or of others."""
-        for row, kind, *fault in state:
-            if row < len(self._since.values):
-                self._add(row, kind, Fault(*fault))
+        """Add the faults that state() returned on this rank or on others; indices past the list are skipped."""
+        for index, kind, epoch, batch_index, rank in state:
+            if index < len(self._known_from.values):
+                self._add(index, kind, Fault(epoch, batch_index, rank))
 
-    def _add(self, row: int, kind: int, fault: Fault) -> None:
-        key = row, kind, fault.rank
-        if key in self._found and self._found[key] <= fault:
+    def _add(self, index: int, kind: int, fault: Fault) -> None:
+        key = index, kind, fault.rank
+        if key in self._first and self._first[key] <= fault:
             return
-        self._found[key] = fault
-        own = fault.rank == self._rank
-        step = min(fault.step, self._steps - 1)  # the run may have had more steps, on fewer processes
-        since = fault.epoch * self._steps + step + 1 if own else (fault.epoch + 1) * self._steps
-        self._since.values[row, kind] = min(self._since.values[row, kind], since)
+        self._first[key] = fault
+        if fault.rank == self._rank:
+            # On fewer processes than now, an epoch of the interrupted run had more batches.
+            batch_in_epoch = min(fault.batch_index, self._num_batches - 1)
+            known_from = fault.epoch * self._num_batches + batch_in_epoch + 1
+        else:
+            known_from = (fault.epoch + 1) * self._num_batches
+        self._known_from.values[index, kind] = min(self._known_from.values[index, kind], known_from)
 
 
-def _of_worker(since: SharedArray) -> Faults:
-    """Rebuild what a worker needs: it reads alone."""
+def _for_worker(known_from: SharedArray) -> Faults:
+    """Rebuild the faults in a worker, which only calls is_known()."""
     faults = Faults.__new__(Faults)
-    faults._since = since
+    faults._known_from = known_from
     return faults

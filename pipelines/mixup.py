@@ -1,28 +1,52 @@
-"""Random erasing, mixup and cutmix of a batch on its device: one box a clip for all its frames, any batch size.
+"""Random erasing, mixup and CutMix of a batch on its device, by kornia: one box per clip for all its frames.
 
-Drawn on the host for each clip from (seed, epoch, row), so that resuming changes nothing; the noise of erased boxes
-from the first clip's. Clip i is mixed with clip B - 1 - i of its own rank. No value is read back from the device.
-(kornia's mixing draws from torch's global generator, and its cutmix waits for the device.)
+Parameters are drawn on the host for each clip from (seed, epoch, sample_index), so resuming changes nothing, and are
+fed to kornia, whose own transforms draw from torch's global generator. Boxes become masks by kornia's functions, since
+its RandomCutMixV2 waits for the device; the noise of erased boxes comes from a generator seeded by the first clip. Clip
+i is mixed with clip B - 1 - i of its own rank. No value is read back from the device.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
+from kornia.augmentation import RandomMixUpV2
+from kornia.geometry.bbox import bbox_generator, bbox_to_mask
 
 from pipelines.loader import Batch
+from utils import random_streams
 
-AREA, ASPECT, TRIES = (0.02, 1 / 3), 0.3, 10  # of an erased box: share of the frame, narrowest height to width
+ERASE_AREA, ERASE_ASPECT = (0.02, 1 / 3), 0.3  # of an erased box: fraction of the frame, smallest height / width
+MAX_TRIES = 10  # to place an erased box
+NO_BOX = (0, 0, 0, 0)
+Box = tuple[int, int, int, int]  # top, left, bottom, right
+
+
+class Mixing(NamedTuple):
+    """The parameters drawn for a clip: the box to erase, the box to take from the other clip, and its part of the
+    label.
+
+    `lam` is the fraction of pixels with a box, otherwise the weight in the blend.
+    """
+
+    erase_box: Box
+    cut_box: Box
+    lam: float
 
 
 @dataclass(frozen=True)
-class Mixing:
-    """mixup, cutmix: alpha of the beta distribution of a clip's own share (0: never); with both, either for each clip
-    with probability 1/2. erase: probability that a box becomes noise (timm's mode "pixel", each frame its own)."""
+class BatchMixing:
+    """Mix and erase the clips of a batch.
+
+    mixup, cutmix: alpha of the beta distribution of each clip's lam (0: off); with both, each clip gets one of them
+    with probability 1/2. erase: probability that a box becomes noise, other noise in each frame (timm's mode "pixel").
+    """
 
     num_classes: int
     mixup: float = 0.0
@@ -33,77 +57,87 @@ class Mixing:
         return bool(self.mixup or self.cutmix or self.erase)
 
     def __call__(self, batch: Batch) -> Batch:
-        """video (B, C, T, H, W), label (B,) -> a batch of a new video; label (B, num_classes) float32 if mixed."""
+        """Return the batch with a new video (B, C, T, H, W) and, if clips are mixed, label (B, num_classes) float32."""
         video = batch.video
         height, width = video.shape[-2:]
         drawn = [self.draw(seed, height, width) for seed in batch.seeds]
-        erased, cut, own = (np.array(column) for column in zip(*drawn, strict=True))
+        erase_boxes, cut_boxes, lam = (np.array(values) for values in zip(*drawn, strict=True))
         if self.erase:
-            generator = torch.Generator(video.device).manual_seed(
-                int(np.random.default_rng(batch.seeds[0]).integers(2**62))
-            )
+            seed = int(np.random.default_rng(batch.seeds[0]).integers(2**62))
+            generator = torch.Generator(video.device).manual_seed(seed)
             noise = torch.empty_like(video).normal_(generator=generator)
-            video = torch.where(inside(erased, video), noise, video)
+            video = torch.where(box_mask(erase_boxes, video), noise, video)
         if not (self.mixup or self.cutmix):
             return batch._replace(video=video)
-        other = video.flip(0)
-        share = sent(own.astype(np.float32), video.device)
-        mixed = torch.where(inside(cut, video), other, video) if self.cutmix else video
-        blend = sent((cut[:, 2] == 0), video.device).view(-1, 1, 1, 1, 1)  # an empty box: blended instead
-        weight = torch.where(blend, share.view(-1, 1, 1, 1, 1), 1.0).to(video.dtype)
-        label = F.one_hot(batch.label, self.num_classes).float() * share[:, None]
-        label = label + F.one_hot(batch.label.flip(0), self.num_classes) * (1 - share[:, None])
-        return batch._replace(video=torch.lerp(other, mixed, weight), label=label)
+        mixed = video
+        if self.mixup:
+            partner_weight = np.where(cut_boxes[:, 2] == 0, 1 - lam, 0)  # a clip with a box is not blended too
+            mixed = blend(video, partner_weight)
+        if self.cutmix:
+            mixed = torch.where(box_mask(cut_boxes, video), video.flip(0), mixed)
+        lam_on_device = to_device(lam.astype(np.float32), video.device)[:, None]
+        label = F.one_hot(batch.label, self.num_classes).float() * lam_on_device
+        label = label + F.one_hot(batch.label.flip(0), self.num_classes) * (1 - lam_on_device)
+        return batch._replace(video=mixed, label=label)
 
-    def draw(self, seed: tuple[int, ...], height: int, width: int) -> tuple[list[int], list[int], float]:
-        """-> box to erase, box to take from the other clip (top, left, bottom, right; zeros: none), own share of the
-        label: of the pixels with a box, else of the blend."""
-        rng = np.random.default_rng([*seed, 3])  # 1 and 2 are the streams of the clip and of its mask
-        erased = [0, 0, 0, 0]
-        if rng.random() < self.erase:
-            erased = erasing_box(height, width, rng)
+    def draw(self, seed: tuple[int, ...], height: int, width: int) -> Mixing:
+        """Draw the parameters of a clip with frames of a size."""
+        rng = np.random.default_rng([*seed, random_streams.MIXING])
+        erase_box = erasing_box(height, width, rng) if rng.random() < self.erase else NO_BOX
         if not (self.mixup or self.cutmix):
-            return erased, [0, 0, 0, 0], 1.0
+            return Mixing(erase_box, NO_BOX, 1.0)
         use_cutmix = self.cutmix and (not self.mixup or rng.random() < 0.5)
-        own = float(rng.beta(*(self.cutmix if use_cutmix else self.mixup,) * 2))
+        alpha = self.cutmix if use_cutmix else self.mixup
+        lam = float(rng.beta(alpha, alpha))
         if not use_cutmix:
-            return erased, [0, 0, 0, 0], own
-        cut = cutmix_box(height, width, own, rng)
-        area = (cut[2] - cut[0]) * (cut[3] - cut[1])
-        return erased, cut if area else [0, 0, 0, 0], 1 - area / (height * width)
+            return Mixing(erase_box, NO_BOX, lam)
+        top, left, bottom, right = cutmix_box(height, width, lam, rng)
+        area = (bottom - top) * (right - left)
+        return Mixing(erase_box, (top, left, bottom, right) if area else NO_BOX, 1 - area / (height * width))
 
 
-def erasing_box(height: int, width: int, rng: np.random.Generator) -> list[int]:
-    """Random erasing (Zhong et al., 2017, algorithm 1): a box of random area and shape that fits, or zeros."""
-    for _ in range(TRIES):
-        area = rng.uniform(*AREA) * height * width
-        shape = math.exp(rng.uniform(math.log(ASPECT), -math.log(ASPECT)))
-        rows, columns = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+def blend(video: torch.Tensor, partner_weight: np.ndarray) -> torch.Tensor:
+    """Blend each clip (B, C, T, H, W) with its partner, which has a weight (B,): kornia's mixup."""
+    params = {
+        "mixup_pairs": torch.arange(len(video), device=video.device).flip(0),
+        "mixup_lambdas": to_device(partner_weight.astype(np.float32), video.device),
+    }
+    mixed = RandomMixUpV2().apply_transform(rearrange(video, "B C T H W -> B (C T) H W"), params)
+    return rearrange(mixed, "B (C T) H W -> B C T H W", C=video.shape[1])
+
+
+def erasing_box(height: int, width: int, rng: np.random.Generator) -> Box:
+    """Draw a box of random area and shape that fits (random erasing: Zhong et al., 2017, algorithm 1), or NO_BOX."""
+    for _ in range(MAX_TRIES):
+        area = rng.uniform(*ERASE_AREA) * height * width
+        aspect = math.exp(rng.uniform(math.log(ERASE_ASPECT), -math.log(ERASE_ASPECT)))
+        rows, columns = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < rows < height and 0 < columns < width:
             top, left = int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1))
-            return [top, left, top + rows, left + columns]
-    return [0, 0, 0, 0]
+            return top, left, top + rows, left + columns
+    return NO_BOX
 
 
-def cutmix_box(height: int, width: int, own: float, rng: np.random.Generator) -> list[int]:
-    """CutMix (Yun et al., 2019, section 3.1): sides of the frame's times sqrt(1 - own) around any place, cut off at the
-    frame's borders."""
-    rows, columns = int(height * math.sqrt(1 - own)), int(width * math.sqrt(1 - own))
+def cutmix_box(height: int, width: int, lam: float, rng: np.random.Generator) -> Box:
+    """Draw a box around any point, cut off at the borders, with sides sqrt(1 - lam) times those of the frame.
+
+    CutMix (Yun et al., 2019, section 3.1).
+    """
+    rows, columns = int(height * math.sqrt(1 - lam)), int(width * math.sqrt(1 - lam))
     row, column = int(rng.integers(height)), int(rng.integers(width))
     top, left = max(row - rows // 2, 0), max(column - columns // 2, 0)
-    return [top, left, min(row + rows // 2, height), min(column + columns // 2, width)]
+    return top, left, min(row + rows // 2, height), min(column + columns // 2, width)
 
 
-def inside(boxes: np.ndarray, video: torch.Tensor) -> torch.Tensor:
-    """(B, 4) -> (B, 1, 1, H, W) bool on the video's device: whether a pixel lies in its clip's box."""
+def box_mask(boxes: np.ndarray, video: torch.Tensor) -> torch.Tensor:
+    """Tell which pixels lie in the box (B, 4) of their clip: (B, 1, 1, H, W) bool on the video's device."""
     height, width = video.shape[-2:]
-    top, left, bottom, right = sent(boxes, video.device).view(-1, 4, 1, 1, 1, 1).unbind(1)
-    row = torch.arange(height, device=video.device).view(height, 1)
-    column = torch.arange(width, device=video.device)
-    return (row >= top) & (row < bottom) & (column >= left) & (column < right)
+    top, left, bottom, right = to_device(boxes.astype(np.float32), video.device).unbind(1)
+    corners = bbox_generator(left, top, right - left, bottom - top)
+    return bbox_to_mask(corners, width, height).bool()[:, None, None]
 
 
-def sent(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """To the device without waiting for it."""
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Copy an array to the device without waiting for it."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

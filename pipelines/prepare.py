@@ -2,19 +2,20 @@
 
     python -m pipelines.prepare SRC DST [key=value ...]
 
-    SRC          a list in any form that data.train takes, or a class folder;  root=FOLDER as data.root
-    DST          a folder: the videos under their old relative paths, as .mp4, and for a list DST/NAME.txt of them
-    short=256    short side; both sides are multiples of 16, so that NVDEC's decoders are reused
-    codec=h264   or hevc, vp9           crf=20   quality, lower is better; 28 is smaller
-    gop=32       a key frame every so many frames, closed
-    stride=4     one picture in so many is a reference, so a clip of this stride decodes little else; 1: no B-frames
-    fps=0        frames a second (0: the file's own); frames are repeated or dropped where a file's rate varies
-    encoder=auto     nvenc where a GPU has it, else x264, x265, libvpx      workers=0  processes (0: one a core)
+    SRC             a list in any format that data.train takes, or a class folder;  root=FOLDER as data.root
+    DST             a folder: the videos under their old relative paths, as .mp4, and for a list DST/NAME.txt
+    short_side=256  both sides become multiples of 16, so that NVDEC's decoders are reused
+    codec=h264      or hevc, vp9           crf=20   quality, lower is better; 28 is smaller
+    gop=32          frames from one key frame to the next; every group is closed
+    stride=4        every 4th frame is a reference, so a clip of this stride needs few other frames; 1: no B-frames
+    fps=0           frames per second (0: as in the file); frames are repeated or dropped where the rate varies
+    encoder=auto    nvenc if a GPU has it, else software: x264, x265, libvpx
+    workers=0       processes (0: one per core)
 
-Pictures are turned upright, colours BT.601 in limited range and tagged so, sound is left out. H.264 is coded without
-arithmetic coding (CAVLC): somewhat larger, but decoded by a CPU in much less time. Every file is decoded
-whole before it takes its name; what was done is kept in DST/prepared.jsonl, and the same command goes on where it
-stopped. The exit status is 1 if a video could not be prepared; those are named.
+Frames are rotated upright, colors are BT.601 in limited range and tagged so, sound is left out. H.264 is coded without
+arithmetic coding (CAVLC): the files are somewhat larger, but a CPU decodes them much faster. Every file is decoded
+completely before it gets its name. The results are kept in DST/prepared.jsonl, and the same command continues where it
+stopped. The exit status is 1 if a video could not be prepared; those videos are named.
 """
 
 from __future__ import annotations
@@ -24,30 +25,30 @@ import sys
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
 
 from pipelines import storage
-from pipelines.data.annotations import base_folder, plain_name, read_entries
-from pipelines.data.cache import Reading, refresh
+from pipelines.data.annotations import base_folder, cache_stem, read_entries
+from pipelines.data.cache import Scanner, update_cache
 from pipelines.data.dataset import read_list
-from pipelines.data.verify import examine
-from pipelines.decode.encoder import encode
+from pipelines.data.verify import check_video
+from pipelines.decode.encoder import encode_video
 from pipelines.decode.frame_table import count_decoded
 from pipelines.decode.prove import open_video
 from pipelines.decode.pyav_decoder import decode_views
 from pipelines.decode.resample import at_constant_rate
-from pipelines.decode.video_info import read_row
+from pipelines.decode.video_info import read_video_info
 from pipelines.sampling.spatial import view_boxes
 from pipelines.sampling.temporal import random_clip
-from utils.cli import parse
-from utils.files import replacing
+from utils.cli import parse_args, run_command
+from utils.files import atomic_path
 
 CODERS = {
     "h264": {"preset": "fast", "x264-params": "force-cfr=1:b-pyramid=none:cabac=0"},  # arithmetic decoding is slow
@@ -55,13 +56,17 @@ CODERS = {
     "vp9": {"deadline": "good", "cpu-used": "4"},
 }
 NVENC = {"h264": "h264_nvenc", "hevc": "hevc_nvenc"}
-SAMPLE, CLIP = 20, (16, 4)  # files, and frames and stride of a clip, that the closing table is measured on
+ENCODERS = ("auto", "nvenc", "software")
+REPORT_FILES, REPORT_CLIP = 20, (16, 4)  # the final report measures clips (num_frames, frame_stride) of so many files
+VERSION = 2  # of how a file is prepared
 
 
 @dataclass(frozen=True)
 class Settings:
+    """The settings of the command."""
+
     root: str = ""
-    short: int = 256
+    short_side: int = 256
     codec: str = "h264"
     crf: int = 20
     gop: int = 32
@@ -71,33 +76,34 @@ class Settings:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        for name, words in {"codec": tuple(CODERS), "encoder": ("auto", "nvenc", "software")}.items():
-            if getattr(self, name) not in words:
-                raise ValueError(f"{name}={getattr(self, name)}: expected one of {', '.join(words)}")
-        for name, least in dict(short=16, crf=0, gop=1, stride=1, fps=0, workers=0).items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
-        if self.short % 16:
-            raise ValueError(f"short={self.short}: expected a multiple of 16")
+        for name, choices in {"codec": tuple(CODERS), "encoder": ENCODERS}.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)}: expected one of {', '.join(choices)}")
+        for name, minimum in dict(short_side=16, crf=0, gop=1, stride=1, fps=0, workers=0).items():
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least {minimum}")
+        if self.short_side % 16:
+            raise ValueError(f"short_side={self.short_side}: expected a multiple of 16")
 
     @property
     def bframes(self) -> int:
+        """Return the number of B-frames between two reference frames."""
         return self.stride - 1 if self.codec != "vp9" else 0
 
     @property
     def version(self) -> int:
-        """Of what a prepared file is: other settings give other files."""
-        content = (2, self.short, self.codec, self.crf, self.gop, self.stride, self.fps)
+        """Return a number that changes with every setting that changes the prepared files."""
+        content = (VERSION, self.short_side, self.codec, self.crf, self.gop, self.stride, self.fps)
         return zlib.crc32(repr(content).encode())
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """One source file, and what became of it; `error` says why nothing did."""
+@dataclass(frozen=True, kw_only=True)
+class PreparedVideo:
+    """One source file and the file that was made of it; if there is none, `error` is the reason."""
 
     path: str
     size: int = 0
-    changed: int = 0
+    mtime_ns: int = 0
     target: str = ""
     target_size: int = 0
     num_frames: int = 0
@@ -105,58 +111,88 @@ class Prepared:
     version: int = 0
 
 
-def prepare_file(settings: Settings, targets: dict[str, str], path: str) -> Prepared:
-    """Write one video; never raises for a bad one."""
-    size, changed = storage.stamp(path)
+class Plan(NamedTuple):
+    """The files to write, and the list to write of them."""
+
+    targets: dict[str, str]  # source path -> path of the prepared file
+    lines: list[tuple[str, str]]  # (path below the target folder, label), in the order of the source list
+
+
+def plan_targets(source: str, folder: Path, root: str) -> Plan:
+    """Choose where each video of a list goes below `folder`: under its relative path, as .mp4."""
+    base = base_folder(source, root)
+    targets: dict[str, str] = {}
+    names: set[str] = set()
+    lines = []
+    for video, entry in zip(read_list(source, root), read_entries(source), strict=True):
+        relative = storage.relative_path(video.path, base)
+        if relative.startswith(".."):
+            relative = video.path.lstrip("/")
+        if video.path not in targets:
+            name = str(Path(relative).with_suffix(".mp4"))
+            if name in names:  # a.avi beside a.mp4
+                name = f"{relative}.mp4"
+            names.add(name)
+            targets[video.path] = str(folder / name)
+        lines.append((os.path.relpath(targets[video.path], folder), entry.label))
+    return Plan(targets, lines)
+
+
+def prepare_file(settings: Settings, targets: dict[str, str], path: str) -> PreparedVideo:
+    """Prepare one video. Never raises for a bad one."""
+    size, mtime_ns = storage.fingerprint(path)
     target = Path(targets[path])
     try:
         with open_video(path, any_size=True) as video:
             fps = Fraction(settings.fps).limit_denominator(1001) if settings.fps else video.fps or Fraction(30)
             target.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(target) as temporary:
-                frames = at_constant_rate(video, fps, settings.short)
-                encoder = NVENC[settings.codec] if settings.encoder == "nvenc" else ""
-                encode(temporary, frames, fps, settings.codec, settings.gop, settings.bframes, crf=settings.crf,
-                       coder=CODERS[settings.codec], encoder=encoder)  # fmt: skip
-                found = examine(str(temporary), draws=0)
-                if found.broken:
-                    raise ValueError(f"{path}: what was written is broken: {found.broken}")
-        size_after = target.stat().st_size
-        return Prepared(path, size, changed, str(target), size_after, found.num_frames, "", settings.version)
+            with atomic_path(target) as temporary:
+                encode_video(
+                    temporary,
+                    at_constant_rate(video, fps, settings.short_side),
+                    fps,
+                    codec=settings.codec,
+                    gop=settings.gop,
+                    bframes=settings.bframes,
+                    crf=settings.crf,
+                    options=CODERS[settings.codec],
+                    encoder=NVENC[settings.codec] if settings.encoder == "nvenc" else "",
+                )
+                result = check_video(str(temporary), draws=0)
+                if result.broken:
+                    raise ValueError(f"{path}: the prepared file is broken: {result.broken}")
+        return PreparedVideo(
+            path=path,
+            size=size,
+            mtime_ns=mtime_ns,
+            target=str(target),
+            target_size=target.stat().st_size,
+            num_frames=result.num_frames,
+            version=settings.version,
+        )
     except (ValueError, OSError, av.error.FFmpegError) as error:
         return failed(settings, path, str(error))
 
 
-def failed(settings: Settings, path: str, reason: str) -> Prepared:
-    return Prepared(path, *storage.stamp(path), error=reason.removeprefix(f"{path}: "), version=settings.version)
+def failed(settings: Settings, path: str, reason: str) -> PreparedVideo:
+    """Return the record of a video that could not be prepared."""
+    size, mtime_ns = storage.fingerprint(path)
+    error = reason.removeprefix(f"{path}: ")
+    return PreparedVideo(path=path, size=size, mtime_ns=mtime_ns, error=error, version=settings.version)
 
 
-def holds(targets: dict[str, str], fact: Prepared) -> bool:
-    """Whether the file is there and where it belongs; what failed is tried again, the disk may have been full."""
-    return not fact.error and fact.target == targets.get(fact.path) and storage.stamp(fact.target)[0] > 0
+def is_up_to_date(targets: dict[str, str], prepared: PreparedVideo) -> bool:
+    """Return whether a prepared file exists and is where it should be.
 
-
-def plan(source: str, target: Path, root: str) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """-> where each source file goes, and (path, label) lines of the new list in the old one's order."""
-    base = base_folder(source, root)
-    targets: dict[str, str] = {}
-    taken: set[str] = set()
-    lines = []
-    for clip, entry in zip(read_list(source, root), read_entries(source), strict=True):
-        relative = storage.relative(clip.path, base)
-        if relative.startswith(".."):
-            relative = clip.path.lstrip("/")
-        name = str(Path(relative).with_suffix(".mp4"))
-        if clip.path not in targets:
-            name = name if name not in taken else f"{relative}.mp4"  # a.avi beside a.mp4
-            taken.add(name)
-            targets[clip.path] = str(target / name)
-        lines.append((os.path.relpath(targets[clip.path], target), entry.label))
-    return targets, lines
+    Returns False for a failure, so that it is tried again: the disk may have been full.
+    """
+    if prepared.error or prepared.target != targets.get(prepared.path):
+        return False
+    return storage.fingerprint(prepared.target).size > 0
 
 
 def nvenc_works(codec: str) -> bool:
-    """Whether this machine has a GPU that encodes: a frame is tried."""
+    """Return whether a GPU of this machine encodes a codec, by encoding a frame."""
     if codec not in NVENC:
         return False
     try:
@@ -168,78 +204,98 @@ def nvenc_works(codec: str) -> bool:
         return False
 
 
-def compare(done: Sequence[Prepared], short: int) -> str:
-    """Size, decoded pictures a clip and clips/s on one core before and after, over some of the files.
+def size_report(prepared: Sequence[PreparedVideo], short_side: int) -> str:
+    """Compare the files before and after: size, and for some of them frames decoded per clip and clips/s of one core.
 
-    Left out are files that could not be used as they were, since their frame size changes.
+    Files that could not be used before are not measured, since PyAV cannot decode clips of them.
     """
-    chosen = [p for p in done if not p.error][:: max(len(done) // SAMPLE, 1)][:SAMPLE]
-    chosen = [p for p in chosen if not read_row(p.path).error]
-    if not chosen:
+    sample = prepared[:: max(len(prepared) // REPORT_FILES, 1)][:REPORT_FILES]
+    sample = [video for video in sample if not read_video_info(video.path).error]
+    if not sample:
         return "nothing to compare: the files could not be used before"
-    columns = []
-    for side in ("path", "target"):
-        pictures, seconds = 0, 0.0
-        for fact in chosen:
-            with open_video(getattr(fact, side)) as video:
-                count, width, height = video.frame_table.num_frames, video.width, video.height
-                clip = random_clip(count, *CLIP, "loop", np.random.default_rng(0))
-                pictures += count_decoded(video.frame_table, clip)
-            size = min(224, short)
-            before = time.perf_counter()
-            decode_views(getattr(fact, side), clip[None], view_boxes(width, height, size, size, 1), size)
-            seconds += time.perf_counter() - before
-        columns.append((pictures / len(chosen), len(chosen) / seconds))
-    sizes = [sum(getattr(p, key) for p in done if not p.error) / 1e6 for key in ("size", "target_size")]
-    rows = [
-        ("megabytes", f"{sizes[0]:.1f}", f"{sizes[1]:.1f}"),
-        (f"pictures decoded a {CLIP[0]}x{CLIP[1]} clip", *(f"{pictures:.1f}" for pictures, _ in columns)),
-        ("clips/s of PyAV on one core", *(f"{rate:.1f}" for _, rate in columns)),
+    size = min(224, short_side)
+    before = _measure_decoding([video.path for video in sample], size)
+    after = _measure_decoding([video.target for video in sample], size)
+    megabytes = [sum(video.size for video in prepared) / 1e6, sum(video.target_size for video in prepared) / 1e6]
+    num_frames, stride = REPORT_CLIP
+    table = [
+        ("", "before", "after"),
+        ("megabytes", *(f"{value:.1f}" for value in megabytes)),
+        (
+            f"frames decoded per {num_frames}x{stride} clip",
+            f"{before.decoded_frames:.1f}",
+            f"{after.decoded_frames:.1f}",
+        ),
+        ("clips/s of PyAV on one core", f"{before.clips_per_s:.1f}", f"{after.clips_per_s:.1f}"),
     ]
-    head = ("", "before", "after")
-    return "\n".join(f"{name:34} {before:>10} {after:>10}" for name, before, after in [head, *rows])
+    return "\n".join(f"{name:34} {left:>10} {right:>10}" for name, left, right in table)
+
+
+class DecodingCost(NamedTuple):
+    """The cost of decoding one clip of each of some files."""
+
+    decoded_frames: float  # mean per clip
+    clips_per_s: float
+
+
+def _measure_decoding(paths: Sequence[str], size: int) -> DecodingCost:
+    num_decoded, seconds = 0, 0.0
+    for path in paths:
+        with open_video(path) as video:
+            width, height = video.width, video.height
+            clip = random_clip(video.frame_table.num_frames, *REPORT_CLIP, "wrap", np.random.default_rng(0))
+            num_decoded += count_decoded(video.frame_table, clip)
+        start = time.perf_counter()
+        decode_views(path, clip[None], view_boxes(width, height, size, size, 1), size)
+        seconds += time.perf_counter() - start
+    return DecodingCost(num_decoded / len(paths), len(paths) / seconds)
+
+
+def write_list(path: Path, lines: Sequence[tuple[str, str]]) -> None:
+    """Write a list of paths and labels, separated by tabs."""
+    text = "".join(f"{video}\t{label}\n" for video, label in lines)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def prepare_list(arguments: Sequence[str]) -> int:
+    """Prepare the videos of a list and report on them; return 1 if one of them could not be prepared."""
+    (source, folder_name), settings = parse_args(Settings, arguments, ["SRC", "DST"])
+    folder = Path(folder_name)
+    targets, lines = plan_targets(source, folder, settings.root)
+    if settings.encoder == "auto":
+        settings = replace(settings, encoder="nvenc" if nvenc_works(settings.codec) else "software")
+    print(f"{len(targets)} videos, encoder: {settings.encoder} ({settings.codec})", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    scanner = Scanner(
+        name="prepared",
+        entry_type=PreparedVideo,
+        version=settings.version,
+        scan=partial(prepare_file, settings, targets),
+        failed=partial(failed, settings),
+        is_valid=partial(is_up_to_date, targets),
+        min_files_for_pool=2,
+    )
+    records = update_cache(list(targets), folder / "prepared.jsonl", scanner, settings.workers or None)
+    good = [records[path] for path in targets if not records[path].error]
+    bad = [records[path] for path in targets if records[path].error]
+    if not os.path.isdir(source):
+        list_path = folder / Path(cache_stem(os.path.basename(source))).with_suffix(".txt").name
+        names = {os.path.relpath(video.target, folder) for video in good}
+        write_list(list_path, [(name, label) for name, label in lines if name in names])
+        print(f"written: {list_path}")
+    for video in bad:
+        print(f"{video.path}: {video.error}")
+    print(f"{len(good)} prepared, {len(bad)} not")
+    if good:
+        print(size_report(good, settings.short_side))
+    return 1 if bad else 0
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command; returns its exit status."""
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0 if arguments else 2
-    try:
-        (source, folder), settings = parse(Settings, arguments, ["SRC", "DST"])
-        target = Path(folder)
-        targets, lines = plan(source, target, settings.root)
-        if settings.encoder == "auto":
-            kind = "nvenc" if nvenc_works(settings.codec) else "software"
-            settings = Settings(**{**settings.__dict__, "encoder": kind})
-        print(f"{len(targets)} videos, encoder: {settings.encoder} ({settings.codec})", flush=True)
-        target.mkdir(parents=True, exist_ok=True)
-        reading = Reading(
-            Prepared, settings.version, partial(prepare_file, settings, targets), partial(failed, settings), "prepared",
-            pool_from=2, holds=partial(holds, targets),
-        )  # fmt: skip
-        done = refresh(list(targets), target / "prepared.jsonl", reading, settings.workers or None)
-        good = {path: fact for path, fact in done.items() if path in targets and not fact.error}
-        if not os.path.isdir(source):
-            name = Path(plain_name(os.path.basename(source))).with_suffix(".txt").name
-            kept = {os.path.relpath(targets[path], target) for path in good}
-            text = "".join(f"{path}\t{label}\n" for path, label in lines if path in kept)
-            with replacing(target / name) as temporary:
-                temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
-            print(f"written: {target / name}")
-    except (ValueError, OSError) as error:
-        print(f"pipelines.prepare: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("pipelines.prepare: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    bad = [done[path] for path in targets if done[path].error]
-    for fact in bad:
-        print(f"{fact.path}: {fact.error}")
-    print(f"{len(good)} prepared, {len(bad)} not")
-    if good:
-        print(compare(list(good.values()), settings.short))
-    return 1 if bad else 0
+    """Run the command; return its exit status."""
+    interrupted = "interrupted; the same command continues from here"
+    return run_command("pipelines.prepare", __doc__, prepare_list, arguments, interrupted=interrupted)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""What the network sees: clips as strips of frames, with their labels, in one picture.
+"""Show what the network gets: clips as strips of frames with their labels, in one figure.
 
-python -m pipelines.preview configs/NAME.yaml [key=value ...] [out=clips.png]     the first training clips, each as it
-python -m pipelines.preview LIST [key=value ...] [out=clips.png]                  was decoded and as the network gets it
+    python -m pipelines.preview configs/demo/demo.yaml [key=value ...] [out=clips.png]
+    python -m pipelines.preview LIST [key=value ...] [out=clips.png]
+
+The first training clips are drawn, each as it was decoded and below as the network gets it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -15,48 +16,56 @@ from matplotlib.figure import Figure
 
 from configs import loading
 from configs.schema import Config
-from pipelines.data.dataset import class_names
-from pipelines.loader import build_loader
-from pipelines.mixup import Mixing
-from pipelines.sample_source import Unreadable
-from utils.distributed import World
-from utils.plotting import draw_strips, pixels
+from pipelines.build_loader import build_train_loader
+from pipelines.data.dataset import load_dataset
+from pipelines.device_augment import build_transforms
+from pipelines.sample_source import TooManyUnreadableVideos
+from utils.cli import run_command
+from utils.plotting import denormalize, draw_strips
 
 
-def before_and_after(cfg: Config, clips: int) -> Figure:
-    """The first training clips of a configuration: the whole frames that were taken, and what the network gets."""
-    classes = class_names(cfg.data.train, cfg.data.classes)
-    data = dataclasses.replace(cfg.data, crop="letterbox", flip=0.0, rand_augment="", colour_jitter=0.0, grey=0.0)
-    plain = dataclasses.replace(cfg, data=data)
-    before, after = (next(iter(build_loader(c, "train", classes, World(), torch.device("cpu")))) for c in (plain, cfg))
-    mix = Mixing(len(classes), cfg.data.mixup, cfg.data.cutmix, cfg.data.erase)
-    after = mix(after) if mix else after
-    pictures = torch.stack([before.video[:clips], after.video[:clips]], dim=1).flatten(0, 1)
-    titles = [
-        t
-        for number in after.classes[:clips].tolist()
-        for t in (f"{classes[number]}: the frames", "what the network gets")
-    ]
-    return draw_strips(pixels(pictures, cfg.data.mean, cfg.data.std), titles)
+def draw_before_and_after(cfg: Config, num_clips: int) -> Figure:
+    """Draw the first training clips of a configuration: the whole frames, and what the network gets of them."""
+    data, cpu = cfg.data, torch.device("cpu")
+    dataset = load_dataset(
+        data.train,
+        data.root,
+        class_names=data.class_names,
+        class_subset=data.class_subset,
+        max_per_class=data.max_per_class,
+    )
+    plain = {"crop": "letterbox", "hflip": 0.0, "rand_augment": "", "color_jitter": 0.0, "grayscale": 0.0}
+    before, after = (
+        next(iter(build_train_loader(dataset, d, device=cpu, seed=cfg.run.seed, global_batch_size=0)))
+        for d in (data.model_copy(update=plain), data)
+    )
+    for transform in build_transforms(data, len(dataset.classes)):
+        after = transform(after)
+    video = torch.stack([before.video[:num_clips], after.video[:num_clips]], dim=1).flatten(0, 1)
+    titles = []
+    for index in after.class_index[:num_clips].tolist():
+        titles += [f"{dataset.classes[index]}: the frames", "what the network gets"]
+    return draw_strips(denormalize(video, data.mean, data.std), titles)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command; returns its exit status."""
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0 if arguments else 2
-    source, *words = arguments
-    out = next((word.removeprefix("out=") for word in words if word.startswith("out=")), "clips.png")
-    overrides = [word for word in words if not word.startswith("out=")]
-    try:
-        recipe = source.endswith((".yaml", ".yml"))
-        cfg = loading.load(source, overrides) if recipe else loading.load(None, [f"data.train={source}", *overrides])
-        before_and_after(cfg, min(cfg.data.batch, 6)).savefig(out, dpi=90)
-    except (ValueError, OSError, Unreadable) as error:
-        print(f"pipelines.preview: {error}", file=sys.stderr)
-        return 2
+def preview(argv: Sequence[str]) -> int:
+    """Draw the figure and write it."""
+    source, *arguments = argv
+    out = next((argument.removeprefix("out=") for argument in arguments if argument.startswith("out=")), "clips.png")
+    overrides = [argument for argument in arguments if not argument.startswith("out=")]
+    if source.endswith((".yaml", ".yml")):
+        cfg = loading.load_config(source, overrides)
+    else:
+        cfg = loading.load_config(None, [f"data.train={source}", *overrides])
+    draw_before_and_after(cfg, min(cfg.data.batch_size, 6)).savefig(out, dpi=90)
     print(f"written: {out}")
     return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; return its exit status."""
+    errors = (ValueError, OSError, TooManyUnreadableVideos)
+    return run_command("pipelines.preview", __doc__ or "", preview, argv, errors=errors)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Where the bytes of a video lie: a file or a range of one (a member of a tar), here or at any address of fsspec's.
+"""Read the bytes of videos: whole files or byte ranges of tar files, local or at any address that fsspec opens.
 
-A path names them all:
+A video is named by a path, in one of these forms:
 
     /data/a.mp4 · s3://bucket/a.mp4                          a file
-    /data/train-0001.tar#abc/clip.mp4@1536+204800            a member: its name, where it begins, its bytes
+    /data/train-0001.tar#abc/clip.mp4@1536+204800            a tar member: its name, first byte and size in bytes
 """
 
 from __future__ import annotations
@@ -26,173 +26,194 @@ from fsspec.caching import BlockCache
 
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".ts", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp"}
 _MEMBER = re.compile(r"(.+?\.tar)#(.+)@(\d+)\+(\d+)", re.DOTALL)
-_BLOCK = 1 << 14  # bytes that are fetched from an address at least
-_MINUTE = 60  # seconds
-_CHANGES = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "md5Hash", "created")  # of an info
-_GAPS = {False: 1 << 12, True: 1 << 14}  # bytes between two ranges that are cheaper to read than to leave out
+_REMOTE_BLOCK = 1 << 14  # bytes per request when a remote file is read piece by piece
+_FINGERPRINT_LIFETIME = 60  # seconds for which the fingerprint of a remote file is not asked for again
+_VERSION_KEYS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "md5Hash", "created")
+_MAX_GAP_LOCAL, _MAX_GAP_REMOTE = 1 << 12, 1 << 14  # bytes between two ranges that are cheaper to read than to skip
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
+    """A parsed path: a byte range of a file; str() gives the path back."""
+
     file: str
     start: int = 0
-    size: int | None = None  # to the end
-    name: str = ""  # of a member
+    size: int | None = None  # None: to the end of the file
+    member: str = ""  # the name inside the tar; empty for a whole file
+
+    def __str__(self) -> str:
+        return f"{self.file}#{self.member}@{self.start}+{self.size}" if self.member else self.file
 
 
-def place_of(path: str) -> Place:
-    member = _MEMBER.fullmatch(path)
-    return Place(member[1], int(member[3]), int(member[4]), member[2]) if member else Place(path)
+class Fingerprint(NamedTuple):
+    """A size and a number that change when a file does; (0, 0) for a file that cannot be found."""
+
+    size: int  # bytes
+    mtime_ns: int  # of a remote file: a hash of the version that its file system reports
 
 
-def member_path(tar: str, name: str, start: int, size: int) -> str:
-    """The path of a tar's member."""
-    return f"{tar}#{name}@{start}+{size}"
+def parse_location(path: str) -> Location:
+    """Split a path into the file and the byte range that it names."""
+    match = _MEMBER.fullmatch(path)
+    if not match:
+        return Location(path)
+    return Location(file=match[1], start=int(match[3]), size=int(match[4]), member=match[2])
 
 
 def is_remote(path: str) -> bool:
-    """Whether it is an address of fsspec's: s3://bucket/file, or a chain of them."""
+    """Return whether a path is an fsspec address: s3://bucket/file, or a chain of them."""
     return "://" in path
 
 
-def join(base: str | Path, path: str) -> str:
-    """A path that is relative to a folder or address, or absolute; a member's is never relative."""
-    if is_remote(path) or place_of(path).name or (path.startswith("/") and is_remote(str(base))):
+def join_path(base: str | Path, path: str) -> str:
+    """Prefix a relative path with a folder or an address. Addresses, tar members and absolute paths are kept."""
+    if is_remote(path) or parse_location(path).member or (path.startswith("/") and is_remote(str(base))):
         return path
     return f"{str(base).rstrip('/')}/{path}" if is_remote(str(base)) else str(Path(base) / path)
 
 
-def relative(path: str, base: str) -> str:
-    """A path as seen from a folder or address; of a member TAR/NAME, as if the tar had been unpacked there."""
-    place = place_of(path)
-    file = place.file
-    if place.name:  # which may begin with ../ and must not lead out of the folder
-        file = file.removesuffix(".tar") + os.path.normpath(f"/{place.name}")
+def relative_path(path: str, base: str) -> str:
+    """Return a path relative to a folder or an address; a tar member is TAR/NAME, as if the tar had been unpacked."""
+    location = parse_location(path)
+    file = location.file
+    if location.member:  # a name may begin with ../ and must not lead out of the folder
+        file = file.removesuffix(".tar") + os.path.normpath(f"/{location.member}")
     return file.removeprefix(base).lstrip("/") if is_remote(file) else os.path.relpath(file, base or ".")
 
 
 def videos_below(folder: Path) -> list[Path]:
+    """Return all video files below a local folder, sorted."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
 
 
 def files_below(base: str) -> Iterator[str]:
-    """The paths of all files below a folder or address, sorted folder by folder; links are followed."""
+    """Yield the paths of all files below a folder or an address, sorted folder by folder; links are followed."""
     if is_remote(base):
-        with reported(base):
+        with as_value_error(base):
             fs, name = fsspec.core.url_to_fs(base)
             yield from sorted(fs.unstrip_protocol(file) for file in fs.find(name))
         return
-    seen = set()
-    for folder, folders, files in os.walk(base, followlinks=True):
-        here = os.path.realpath(folder)
-        if here in seen:  # a link to a folder above it
-            folders.clear()
+    visited = set()
+    for folder, subfolders, files in os.walk(base, followlinks=True):
+        real_folder = os.path.realpath(folder)
+        if real_folder in visited:  # a link to a folder above it
+            subfolders.clear()
             continue
-        seen.add(here)
-        folders.sort()
+        visited.add(real_folder)
+        subfolders.sort()
         yield from (os.path.join(folder, file) for file in sorted(files))
 
 
-def file_stamp(file: str) -> tuple[int, int]:
-    """(bytes, nanoseconds of its last change) of a file; at an address, another number that changes with the file.
-    (0, 0): there is none."""
-    with contextlib.suppress(ValueError), reported(file):
+def file_fingerprint(file: str) -> Fingerprint:
+    """Return the fingerprint of a file."""
+    with contextlib.suppress(ValueError), as_value_error(file):
         if is_remote(file):
-            return _remote_stamp(file, int(time.monotonic()) // _MINUTE)
+            return _remote_fingerprint(file, int(time.monotonic()) // _FINGERPRINT_LIFETIME)
         stat = os.stat(file)
-        return stat.st_size, stat.st_mtime_ns
-    return 0, 0
+        return Fingerprint(stat.st_size, stat.st_mtime_ns)
+    return Fingerprint(0, 0)
 
 
-@functools.lru_cache(4096)  # a list is read more than once at the start, and each file asked for through the network
-def _remote_stamp(file: str, minute: int) -> tuple[int, int]:
+@functools.lru_cache(4096)  # a list is read more than once at the start, and each request crosses the network
+def _remote_fingerprint(file: str, period: int) -> Fingerprint:
+    """Ask for the fingerprint of a remote file; `period` only makes the cache forget it."""
     fs, name = fsspec.core.url_to_fs(file)
     info = fs.info(name)
-    known = [str(info[key]) for key in _CHANGES if info.get(key)]
-    digest = hashlib.sha256("".join(known).encode()).digest()
-    return int(info["size"] or 0), int.from_bytes(digest[:7], "big")
+    versions = [str(info[key]) for key in _VERSION_KEYS if info.get(key)]
+    digest = hashlib.sha256("".join(versions).encode()).digest()
+    return Fingerprint(int(info["size"] or 0), int.from_bytes(digest[:7], "big"))
 
 
-def file_stamps(files: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """file_stamp() of many; of those at addresses side by side."""
-    distinct = list(dict.fromkeys(files))
-    far = [file for file in distinct if is_remote(file)]
+def fingerprint(path: str) -> Fingerprint:
+    """Return the fingerprint of a video; that of a tar member is the member's size and the tar's mtime."""
+    location = parse_location(path)
+    return _clip_to_member(location, file_fingerprint(location.file))
+
+
+def fingerprints(paths: Iterable[str]) -> dict[str, Fingerprint]:
+    """Return the fingerprint of each path. Each tar is looked at once, remote files in parallel."""
+    locations = {path: parse_location(path) for path in paths}
+    files = dict.fromkeys(location.file for location in locations.values())
+    remote_files = [file for file in files if is_remote(file)]
     with ThreadPoolExecutor(32) as pool:
-        stamps = dict(zip(far, pool.map(file_stamp, far), strict=True))
-    return stamps | {file: file_stamp(file) for file in distinct if file not in stamps}
+        of_file = dict(zip(remote_files, pool.map(file_fingerprint, remote_files), strict=True))
+    of_file |= {file: file_fingerprint(file) for file in files if file not in of_file}
+    return {path: _clip_to_member(location, of_file[location.file]) for path, location in locations.items()}
 
 
-def stamp(path: str, of_file: Callable[[str], tuple[int, int]] = file_stamp) -> tuple[int, int]:
-    """As file_stamp(), of what a path names; of a member it is the member's size and the tar's change."""
-    place = place_of(path)
-    size, changed = of_file(place.file)
-    return (size if place.size is None else min(place.size, size), changed)
+def _clip_to_member(location: Location, file: Fingerprint) -> Fingerprint:
+    return file if location.size is None else Fingerprint(min(location.size, file.size), file.mtime_ns)
 
 
-def read(path: str, ranges: Sequence[tuple[int, int]] | None = None) -> list[bytes]:
-    """The bytes (start, end) of each range, or all; neighbours are read together.
+def read_bytes(path: str) -> bytes:
+    """Read all bytes of a video. Raises ValueError for one that is missing or shorter than its path says."""
+    return read_ranges(path, [(0, size_of(path))])[0]
 
-    Raises ValueError for a file that is not there or ends before.
+
+def read_ranges(path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Read the bytes [start, end) of each range, in any order; ranges that are close together are read at once.
+
+    Raises ValueError for a video that is missing or that ends before a range does.
     """
-    place = place_of(path)
-    if ranges is None:
-        ranges = [(0, size_of(path))]
-    spans: list[list[int]] = []
-    within: dict[int, int] = {}  # where a range begins -> its span
-    gap, reached = _GAPS[is_remote(path)], -1 << 62
-    for start, end in sorted(ranges):  # pictures need not lie in the order in which they are decoded
-        if start - reached <= gap:
-            spans[-1][1] = reached = end if end > reached else reached
+    location = parse_location(path)
+    max_gap = _MAX_GAP_REMOTE if is_remote(path) else _MAX_GAP_LOCAL
+    spans: list[list[int]] = []  # ranges merged
+    span_of: dict[int, int] = {}  # start of a range -> index of its span
+    span_end = -1 << 62
+    for start, end in sorted(ranges):  # packets need not be stored in the order in which they are decoded
+        if start - span_end <= max_gap:
+            spans[-1][1] = span_end = max(end, span_end)
         else:
             spans.append([start, end])
-            reached = end
-        within[start] = len(spans) - 1
-    with reported(path):
-        blocks = _fetch(place, spans)
-    held: list[bytes] = []
+            span_end = end
+        span_of[start] = len(spans) - 1
+    with as_value_error(path):
+        blocks = _fetch(location, spans)
+    chunks: list[bytes] = []
     for start, end in ranges:
-        span = within[start]
-        first = spans[span][0]
-        part = blocks[span][start - first : end - first]
-        if len(part) != end - start:
-            raise ValueError(f"{path}: it ends before byte {end}")
-        held.append(part)
-    return held
+        index = span_of[start]
+        offset = spans[index][0]
+        chunk = blocks[index][start - offset : end - offset]
+        if len(chunk) != end - start:
+            raise ValueError(f"{path}: the file ends before byte {end}")
+        chunks.append(chunk)
+    return chunks
 
 
 @contextlib.contextmanager
 def random_reads(path: str) -> Iterator[Callable[[int, int], bytes]]:
-    """Open a local file or member for many small reads: from a place to another, fewer bytes at the end of it."""
-    place, size = place_of(path), size_of(path)
-    with reported(path), open(place.file, "rb", buffering=0) as file:
-        yield lambda start, end: _pread(file.fileno(), place.start + start, place.start + min(end, size))
+    """Open a local video for many small reads: yields read(start, end), which returns fewer bytes at the end of it."""
+    location, size = parse_location(path), size_of(path)
+    with as_value_error(path), open(location.file, "rb", buffering=0) as file:
+        yield lambda start, end: _pread(file.fileno(), location.start + start, location.start + min(end, size))
 
 
-def source(path: str, whole: bool) -> str | BinaryIO:
-    """What av.open() takes. `whole`: all of it is going to be read, so an address is fetched at once.
+def open_for_av(path: str, whole: bool) -> str | BinaryIO:
+    """Return what av.open() takes for a path. `whole` fetches a remote video at once, since all of it will be read.
 
     Raises ValueError as size_of(), and for an empty file.
     """
-    place = place_of(path)
-    size = size_of(path)
+    location, size = parse_location(path), size_of(path)
     if not size:
         raise ValueError(f"{path}: empty file")
     if is_remote(path):
-        return io.BytesIO(read(path)[0]) if whole else io.BufferedReader(Slice(path, size, _BLOCK), _BLOCK)
-    if place.name:
-        return f"subfile,,start,{place.start},end,{place.start + size},,:file:{place.file}"
-    return f"file:{place.file}"  # a:b.mp4 is no protocol
+        if whole:
+            return io.BytesIO(read_bytes(path))
+        return io.BufferedReader(RemoteFile(path, size, _REMOTE_BLOCK), _REMOTE_BLOCK)
+    if location.member:
+        return f"subfile,,start,{location.start},end,{location.start + size},,:file:{location.file}"
+    return f"file:{location.file}"  # without file:, FFmpeg would take the a of a:b.mp4 for a protocol
 
 
-class Slice(io.RawIOBase):
-    """A file at an address, or a member of a tar there, fetched in blocks as it is read."""
+class RemoteFile(io.RawIOBase):
+    """A remote file or a member of a remote tar, fetched block by block as it is read."""
 
     def __init__(self, path: str, size: int, block: int):
-        place = place_of(path)
-        self._size, self._at = size, 0
+        location = parse_location(path)
+        self._size, self._position = size, 0
 
         def fetch(start: int, end: int) -> bytes:
-            with reported(path):
-                return _fetch(place, [[start, end]])[0]
+            with as_value_error(path):
+                return _fetch(location, [[start, end]])[0]
 
         self._blocks = BlockCache(block, fetch, size)
 
@@ -203,43 +224,47 @@ class Slice(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        return self._at
+        return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        return self._at
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
-        data = self._blocks._fetch(self._at, min(self._at + len(buffer), self._size))
+        data = self._blocks._fetch(self._position, min(self._position + len(buffer), self._size))
         buffer[: len(data)] = data
-        self._at += len(data)
+        self._position += len(data)
         return len(data)
 
 
 def size_of(path: str) -> int:
-    """Bytes. Raises ValueError for what is missing, a folder, or a pipe, which would be waited for."""
-    place = place_of(path)
-    with reported(path):
-        if is_remote(place.file):
-            fs, name = fsspec.core.url_to_fs(place.file)
-            return place.size if place.size is not None else int(fs.info(name)["size"])
-        stat = os.stat(place.file)
+    """Return the size of a video in bytes.
+
+    Raises ValueError for what is missing and for what is not a regular file: reading a pipe would wait forever.
+    """
+    location = parse_location(path)
+    with as_value_error(path):
+        if is_remote(location.file):
+            fs, name = fsspec.core.url_to_fs(location.file)
+            return location.size if location.size is not None else int(fs.info(name)["size"])
+        stat = os.stat(location.file)
         if not S_ISREG(stat.st_mode):
-            raise ValueError(f"{path}: {'a folder' if S_ISDIR(stat.st_mode) else 'no regular file'}")
-        return place.size if place.size is not None else stat.st_size
+            raise ValueError(f"{path}: {'a folder' if S_ISDIR(stat.st_mode) else 'not a regular file'}")
+        return location.size if location.size is not None else stat.st_size
 
 
-def _fetch(place: Place, spans: Sequence[Sequence[int]]) -> list[bytes]:
-    starts, ends = ([place.start + span[side] for span in spans] for side in (0, 1))
-    if is_remote(place.file):
-        fs, name = fsspec.core.url_to_fs(place.file)
-        return fs.cat_ranges([name] * len(spans), starts, ends, on_error="raise")  # side by side, where it can
-    with open(place.file, "rb", buffering=0) as file:
+def _fetch(location: Location, spans: Sequence[Sequence[int]]) -> list[bytes]:
+    starts = [location.start + start for start, _ in spans]
+    ends = [location.start + end for _, end in spans]
+    if is_remote(location.file):
+        fs, name = fsspec.core.url_to_fs(location.file)
+        return fs.cat_ranges([name] * len(spans), starts, ends, on_error="raise")  # in parallel where fs can
+    with open(location.file, "rb", buffering=0) as file:
         return [_pread(file.fileno(), start, end) for start, end in zip(starts, ends, strict=True)]
 
 
 def _pread(file: int, start: int, end: int) -> bytes:
-    """Linux reads 2 GiB at a time at most."""
+    """Read the bytes [start, end) in several calls if needed: Linux reads at most 2 GiB per call."""
     parts = []
     while start < end and (part := os.pread(file, end - start, start)):
         parts.append(part)
@@ -248,15 +273,15 @@ def _pread(file: int, start: int, end: int) -> bytes:
 
 
 @contextlib.contextmanager
-def reported(path: str) -> Iterator[None]:
-    """Whatever a file system raises, as a ValueError with the path."""
+def as_value_error(path: str) -> Iterator[None]:
+    """Turn whatever a file system raises inside into a ValueError with the path."""
     try:
         yield
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or str(error) or type(error).__name__}") from None
-    except Exception as error:
+    except Exception as error:  # each remote file system raises exceptions of its own
         if not is_remote(path) or str(error).startswith(path):
             raise
-        raise ValueError(f"{path}: {type(error).__name__}: {error}") from None  # each file system has its own
+        raise ValueError(f"{path}: {type(error).__name__}: {error}") from None

@@ -1,17 +1,17 @@
-"""The list files people have, each read into entries: which video, which class, on which line.
+"""Read the list files that people have: which video, which class, on which line.
 
     path label · path,label             a whole number at the end of the line (SlowFast, VideoMAE, mmaction2, DALI)
-    path frames label                   two of them (AVION, older VideoMAE)
-    path<TAB>class name                 a tab; the name may hold spaces (VideoTransformer-pytorch)
-    label,youtube_id,time_start,...     Kinetics' CSV, official or CVDF's
+    path frames label                   two numbers (AVION, older VideoMAE)
+    path<TAB>class name                 a tab; the name may contain spaces (VideoTransformer-pytorch)
+    label,youtube_id,time_start,...     the CSV files of Kinetics, official or CVDF's
     [{"id": ..., "template": ...}]      Something-Something v2
-    Class/v_Class_g01_c01.avi [1]       UCF-101's trainlist and testlist
-    FOLDER/*_test_split1.txt:train      HMDB-51's split files, those for training (or :test)
-    FOLDER/class/video.mp4              a folder with one sub-folder a class
-    train-{0000..0099}.tar              shards (`pipelines.data.webdataset`); * and ? as well
+    Class/v_Class_g01_c01.avi [1]       trainlist and testlist of UCF-101
+    FOLDER/*_test_split1.txt:train      the split files of HMDB-51, with their training (or :test) videos
+    FOLDER/class/video.mp4              a folder with one subfolder per class
+    train-{0000..0099}.tar              shards (`pipelines.data.webdataset`); also with * and ?
 
-Told apart by what is there: the first line decides, and every other line must be like it. A line that begins with #
-is a comment. Lists and shards may lie at any address of fsspec's: s3://bucket/train-*.tar.
+The format is recognized by the first line, and every other line must follow it. Lines that begin with # are comments.
+Lists and shards may be at any fsspec address: s3://bucket/train-*.tar.
 """
 
 from __future__ import annotations
@@ -25,85 +25,93 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.data.webdataset import expand, is_sharded, read_shards
-from pipelines.storage import VIDEO_SUFFIXES, is_remote, place_of, read
+from pipelines.data.webdataset import expand_shards, is_shard_list, read_shards
+from pipelines.storage import VIDEO_SUFFIXES, is_remote, read_bytes
 
 _UCF = re.compile(r"(?:.*/)?(\w+)/v_\1_g\d+_c\d+\.\w+(?: +([1-9]\d*))?", re.IGNORECASE)
 _HMDB = re.compile(r"(.*_test_split\d\.txt):(train|test)")
+_HMDB_MARKS = {"train": "1", "test": "2"}  # 0: in neither part of the split
+_KINETICS_HEADER = re.compile(r"(^|,)\s*\"?youtube_id\"?\s*(,|$)")
 
 
 class Entry(NamedTuple):
-    file: str  # as the list has it
+    """One video of a list, as the list has it."""
+
+    file: str
     label: str
-    where: str  # file:line
-    stem: bool = False  # `file` is a name without folder and suffix, to be looked for
-    split: str = ""  # the folder to prefer when it is
+    line: str  # file:line, for messages
+    is_stem: bool = False  # `file` is a name without folder and suffix, and has to be searched for
+    split: str = ""  # the folder in which a stem is preferred
 
 
 def read_entries(path: str) -> list[Entry]:
-    """All videos of a list or folder. Raises ValueError with file:line for what is malformed, missing or empty."""
+    """Read all videos of a list or class folder. Raises ValueError with file:line for malformed or missing entries."""
     hmdb = _HMDB.fullmatch(path)
-    place = Path(path)
     if hmdb:
-        entries = list(_hmdb(hmdb[1], hmdb[2]))
-    elif is_sharded(path):
-        entries = [Entry(video, label, f"{place_of(video).file}#{place_of(video).name}")
-                   for video, label in read_shards(path, Path(f"{plain_name(path)}.shards.jsonl"))]  # fmt: skip
-    elif place.is_dir():
-        entries = [Entry(f"{f.parent.name}/{f.name}", f.parent.name, str(f)) for f in sorted(place.glob("*/*"))
-                   if f.suffix.lower() in VIDEO_SUFFIXES]  # fmt: skip
-        if not entries:
-            raise ValueError(f"{path}: no videos in it; expected {path}/CLASS/*.mp4 (of shards: '{path}/*.tar')")
+        entries = list(_read_hmdb(hmdb[1], hmdb[2]))
+    elif is_shard_list(path):
+        shards = read_shards(path, Path(f"{cache_stem(path)}.shards.jsonl"))
+        entries = [Entry(video, label, line) for video, label, line in shards]
+    elif Path(path).is_dir():
+        entries = _read_class_folder(Path(path))
     else:
         text = read_text(path)
-        start = text.lstrip()[:1]
-        entries = list(_something(path, text) if start in ("[", "{") else _lines(path, text))
+        is_json = text.lstrip()[:1] in ("[", "{")
+        entries = list(_read_something_something(path, text) if is_json else _read_lines(path, text))
     if not entries:
         raise ValueError(f"{path}: the list holds no videos")
     return entries
 
 
-def is_there(path: str) -> bool:
-    """Whether a list can be read, as far as that is known without reading it: of an address it is taken for granted."""
+def list_exists(path: str) -> bool:
+    """Return whether a list exists. Remote lists and patterns of HMDB-51 are assumed to exist."""
     try:
-        return is_remote(path) or bool(_HMDB.fullmatch(path)) or all(map(os.path.exists, expand(path)))
+        return is_remote(path) or bool(_HMDB.fullmatch(path)) or all(map(os.path.exists, expand_shards(path)))
     except ValueError:
         return False
 
 
 def base_folder(path: str, root: str | Path = "") -> str:
-    """The folder or address that relative paths are under: of a class folder itself; of shards their own; else
-    `root`, or the list's own folder, and above annotations/ if that is its name."""
+    """Return the folder or address that the relative paths of a list refer to.
+
+    A class folder is its own base, and shards refer to their folder. Other lists refer to `root` or else to their own
+    folder, or to the one above if that is called annotations.
+    """
     if Path(path).is_dir():
         return path
     folder = os.path.dirname(path)
-    if is_sharded(path):
+    if is_shard_list(path):
         return folder
-    return str(root) if root else os.path.dirname(folder) if os.path.basename(folder) == "annotations" else folder
+    if root:
+        return str(root)
+    return os.path.dirname(folder) if os.path.basename(folder) == "annotations" else folder
 
 
-def plain_name(path: str) -> str:
-    """A path for files that belong to a list: HMDB-51's FOLDER/*_test_split1.txt:train is no name for a file, and what
-    belongs to a list at an address lies in the user's cache folder."""
+def cache_stem(path: str) -> str:
+    """Return the path, without suffix, of files that are kept for a list.
+
+    They are beside the list under its name, without the * and : of patterns; for a remote list in the user's cache
+    folder.
+    """
     hmdb = _HMDB.fullmatch(path)
     if hmdb:
         return f"{hmdb[1].removesuffix('.txt').replace('*', 'all')}_{hmdb[2]}.txt"
     if is_remote(path):
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         return os.path.join(cache, "clipline", re.sub(r"[^\w.{}-]+", "_", path.replace("*", "all")))
-    return (path.replace("*", "all") if is_sharded(path) else path).rstrip("/")
+    return (path.replace("*", "all") if is_shard_list(path) else path).rstrip("/")
 
 
 def read_text(path: str | Path) -> str:
-    """Raises ValueError, with the nearest name for a missing file."""
+    """Read a text file. Raises ValueError, which suggests the nearest name for a missing file."""
     if is_remote(str(path)):
-        return _fetched(str(path))
+        return _read_remote_text(str(path))
     path = Path(path)
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        matches = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
+        hint = f"; did you mean {matches[0]}?" if matches else ""
         raise ValueError(f"{path}: no such list or folder{hint}") from None
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not a text file") from None
@@ -111,34 +119,52 @@ def read_text(path: str | Path) -> str:
         raise ValueError(f"{path}: {error.strerror}") from None
 
 
-def _fetched(address: str) -> str:
+def _read_remote_text(address: str) -> str:
     try:
-        return read(address)[0].decode("utf-8-sig")
+        return read_bytes(address).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{address}: not a text file") from None
 
 
-def _lines(path: str, text: str) -> Iterator[Entry]:
-    numbered = [(n, line.rstrip(" \r")) for n, line in enumerate(text.split("\n"), 1)]
-    numbered = [(n, line) for n, line in numbered if line.strip() and not line.startswith("#")]
+def _read_class_folder(folder: Path) -> list[Entry]:
+    entries = [
+        Entry(f"{file.parent.name}/{file.name}", label=file.parent.name, line=str(file))
+        for file in sorted(folder.glob("*/*"))
+        if file.suffix.lower() in VIDEO_SUFFIXES
+    ]
+    if not entries:
+        raise ValueError(f"{folder}: no videos in it; expected {folder}/CLASS/*.mp4 (for shards: '{folder}/*.tar')")
+    return entries
+
+
+def _read_lines(path: str, text: str) -> Iterator[Entry]:
+    numbered = [(number, line.rstrip(" \r")) for number, line in enumerate(text.split("\n"), 1)]
+    numbered = [(number, line) for number, line in numbered if line.strip() and not line.startswith("#")]
     if not numbered:
         return
-    first = numbered[0][1]
-    if re.search(r"(^|,)\s*\"?youtube_id\"?\s*(,|$)", first):
-        yield from _kinetics(path, text)
+    first_line = numbered[0][1]
+    if _KINETICS_HEADER.search(first_line):
+        yield from _read_kinetics(path, text)
         return
-    take = _ucf if _is_ucf([line for _, line in numbered]) else _tabbed if "\t" in first else _numbered(first)
+    parse = _choose_parser([line for _, line in numbered])
     for number, line in numbered:
-        file, label = take(line) or _either(line)
+        file, label = parse(line) or _parse_any(line)
         if not file.strip() or not label.strip():
             raise ValueError(
                 f"{path}:{number}: {line!r}: expected 'path label' with a whole number, or 'path<TAB>class name'"
             )
-        # A tab parts what may have spaces at its ends, in file names too.
+        # A file name before a tab may begin or end with spaces.
         yield Entry(file if "\t" in line else file.strip(), label.strip(), f"{path}:{number}")
 
 
-def _tabbed(line: str) -> tuple[str, str] | None:
+def _choose_parser(lines: list[str]) -> Callable[[str], tuple[str, str] | None]:
+    """Return the function that splits the lines of a list into file and label; None if a line does not fit."""
+    if _is_ucf(lines):
+        return _parse_ucf
+    return _parse_tabs if "\t" in lines[0] else _number_parser(lines[0])
+
+
+def _parse_tabs(line: str) -> tuple[str, str] | None:
     parts = line.split("\t")
     if len(parts) == 3 and parts[1].strip().isdecimal():
         return parts[0], parts[2]  # path, frames, label
@@ -146,67 +172,66 @@ def _tabbed(line: str) -> tuple[str, str] | None:
     return (file, label) if tab else None
 
 
-def _numbered(first: str) -> Callable[[str], tuple[str, str] | None]:
-    """For 'path label' or 'path frames label', with spaces or commas, as the first line has it."""
-    separator = r"\s*,\s*" if re.fullmatch(r".*,\s*\d+", first) else r" +"
+def _number_parser(first_line: str) -> Callable[[str], tuple[str, str] | None]:
+    """Return a parser of 'path label' or 'path frames label', separated by spaces or commas as in the first line."""
+    separator = r"\s*,\s*" if re.fullmatch(r".*,\s*\d+", first_line) else r" +"
     frames = ""
-    three = re.fullmatch(rf"(.*?){separator}\d+{separator}\d+", first)
-    if three and Path(three[1].strip()).suffix.lower() in VIDEO_SUFFIXES:  # and no path that ends in a number
+    with_frames = re.fullmatch(rf"(.*?){separator}\d+{separator}\d+", first_line)
+    # Without a suffix before the two numbers, the first number is the end of the path.
+    if with_frames and Path(with_frames[1].strip()).suffix.lower() in VIDEO_SUFFIXES:
         frames = rf"{separator}\d+"
     pattern = re.compile(rf"(.*?){frames}{separator}(\d+)")
 
-    def take(line: str) -> tuple[str, str] | None:
+    def parse(line: str) -> tuple[str, str] | None:
         match = pattern.fullmatch(line)
         return (match[1], match[2]) if match else None
 
-    return take
+    return parse
 
 
-def _either(line: str) -> tuple[str, str]:
-    """A tab in a list of numbers, or a number in one of tabs; ("", "") if it is neither."""
-    return _tabbed(line) or _numbered(line)(line) or ("", "")
+def _parse_any(line: str) -> tuple[str, str]:
+    """Parse a line that differs from the first one: with a tab, or with a number at its end; else ("", "")."""
+    return _parse_tabs(line) or _number_parser(line)(line) or ("", "")
 
 
 def _is_ucf(lines: list[str]) -> bool:
-    """Whether all lines are UCF-101's and its numbers (from 1 on; testlists have none) part them as folders do."""
-    matches = [_UCF.fullmatch(line) for line in lines[:1]]
-    if not matches[0]:
+    """Return whether all lines are UCF-101's, with numbers that divide the videos as their folders do.
+
+    UCF-101's numbers begin with 1; its test lists have none.
+    """
+    if not _UCF.fullmatch(lines[0]):
         return False
     matches = [_UCF.fullmatch(line) for line in lines]
     pairs = {(match[1].lower(), match[2]) for match in matches if match}
-    return (
-        all(matches)
-        and len(pairs) == len({folder for folder, _ in pairs})
-        and ({number for _, number in pairs} == {None} or len(pairs) == len({number for _, number in pairs}))
-    )
+    folders, numbers = {folder for folder, _ in pairs}, {number for _, number in pairs}
+    return all(matches) and len(pairs) == len(folders) and (numbers == {None} or len(pairs) == len(numbers))
 
 
-def _ucf(line: str) -> tuple[str, str] | None:
-    """The folder names the class."""
+def _parse_ucf(line: str) -> tuple[str, str] | None:
+    """Split a line of UCF-101 into the file and its class, which the folder names."""
     match = _UCF.fullmatch(line)
     return (line[: match.start(2)] if match[2] else line, match[1]) if match else None
 
 
-def _kinetics(path: str, text: str) -> Iterator[Entry]:
+def _read_kinetics(path: str, text: str) -> Iterator[Entry]:
     reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
     if "label" not in (reader.fieldnames or ()):
         raise ValueError(
             f"{path}:1: no column 'label' (a test list without answers?): {','.join(reader.fieldnames or ())}"
         )
     for row in reader:
-        where = f"{path}:{reader.line_num}"
+        line, content = f"{path}:{reader.line_num}", ",".join(map(str, row.values()))
         try:
             start, end = (round(float(row[key])) for key in ("time_start", "time_end"))
         except (KeyError, TypeError, ValueError):
-            raise ValueError(
-                f"{where}: no numbers for time_start and time_end: {','.join(map(str, row.values()))}"
-            ) from None
+            raise ValueError(f"{line}: no numbers for time_start and time_end: {content}") from None
         if not row["label"] or not row["youtube_id"]:
-            raise ValueError(f"{where}: expected a label and a youtube_id: {','.join(map(str, row.values()))}")
-        yield Entry(f"{row['youtube_id']}_{start:06d}_{end:06d}", row["label"], where, True, row.get("split") or "")
+            raise ValueError(f"{line}: expected a label and a youtube_id: {content}")
+        stem = f"{row['youtube_id']}_{start:06d}_{end:06d}"
+        yield Entry(stem, row["label"], line, is_stem=True, split=row.get("split") or "")
 
 
-def _something(path: str, text: str) -> Iterator[Entry]:
+def _read_something_something(path: str, text: str) -> Iterator[Entry]:
     try:
         videos = json.loads(text)
     except ValueError as error:
@@ -215,14 +240,13 @@ def _something(path: str, text: str) -> Iterator[Entry]:
         raise ValueError(f"{path}: expected a list of videos, each with id and template")
     for number, video in enumerate(videos, 1):
         try:
-            label = video["template"]
-            yield Entry(str(video["id"]), label.replace("[", "").replace("]", ""), f"{path}: video {number}", True)
+            label = video["template"].replace("[", "").replace("]", "")
+            yield Entry(str(video["id"]), label, f"{path}: video {number}", is_stem=True)
         except (AttributeError, KeyError, TypeError):
             raise ValueError(f"{path}: video {number} has no id and template (a test list without answers?)") from None
 
 
-def _hmdb(pattern: str, part: str) -> Iterator[Entry]:
-    """Marks in the files: 1 training, 2 test, 0 neither."""
+def _read_hmdb(pattern: str, part: str) -> Iterator[Entry]:
     files = sorted(Path(pattern).parent.glob(Path(pattern).name))
     if not files:
         raise ValueError(f"{pattern}: no such file")
@@ -232,5 +256,5 @@ def _hmdb(pattern: str, part: str) -> Iterator[Entry]:
             name, _, mark = line.strip().rpartition(" ")
             if line.strip() and (not name or mark not in ("0", "1", "2")):
                 raise ValueError(f"{file}:{number}: {line!r}: expected 'video.avi 1' (or 2, or 0)")
-            if name and mark == {"train": "1", "test": "2"}[part]:
+            if name and mark == _HMDB_MARKS[part]:
                 yield Entry(f"{label}/{name}", label, f"{file}:{number}")

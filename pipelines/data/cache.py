@@ -1,7 +1,7 @@
-"""Facts about files, a line of JSON each, kept in a file beside the list they were found for.
+"""Remember what was found out about each file of a list: one line of JSON per file, in a cache beside the list.
 
-What is read is kept as it comes, so that work that was killed goes on where it stopped; a file whose size or time of
-change differs is read again.
+Results are appended as they come, so a scan that was killed continues where it stopped. A file whose size or mtime has
+changed is scanned again.
 """
 
 from __future__ import annotations
@@ -20,85 +20,101 @@ from typing import Any, Generic, Protocol, TextIO, TypeVar
 
 from tqdm import tqdm
 
-from pipelines.storage import file_stamps, place_of, stamp
-from utils.files import replace_text
+from pipelines.storage import fingerprints
+from utils.files import atomic_write_text
 from utils.workers import worker_pool
 
+_MAX_WORKERS = 32
+_MAX_CHUNK = 32  # files per task of a worker
 
-class Fact(Protocol):
-    """A frozen dataclass of plain values that says of which state of which file it is."""
+
+class CacheEntry(Protocol):
+    """A frozen dataclass of plain values; path, size and mtime_ns tell which state of which file it describes."""
 
     @property
     def path(self) -> str: ...
     @property
     def size(self) -> int: ...
     @property
-    def changed(self) -> int: ...
+    def mtime_ns(self) -> int: ...
     @property
     def version(self) -> int: ...
 
 
-F = TypeVar("F", bound=Fact)
+EntryT = TypeVar("EntryT", bound=CacheEntry)
 
 
-@dataclass(frozen=True)
-class Reading(Generic[F]):
-    """How facts of a kind come about.
+def _always_valid(entry: CacheEntry) -> bool:
+    return True
 
-    `read` is a module's function that does not raise for a bad file, `failed(path, why)` the fact of one that brings a
-    fault to light or ends the process which reads it. `version` is of what a fact says, `name` names them in messages.
-    `holds`: whether what a fact says is still so, beside its file. `pool_from`: files from which processes pay.
+
+@dataclass(frozen=True, kw_only=True)
+class Scanner(Generic[EntryT]):
+    """Define one kind of cache entry: how a file is scanned and when its entry is out of date.
+
+    `scan` and `failed` are picklable functions. `scan` does not raise for a bad file; `failed(path, reason)` makes the
+    entry of a file on which it raises all the same or crashes its process.
     """
 
-    kind: type[F]
-    version: int
-    read: Callable[[str], F]
-    failed: Callable[[str, str], F]
-    name: str
-    pool_from: int = 200
-    holds: Callable[[F], bool] = bool
+    name: str  # of the cache, in messages
+    entry_type: type[EntryT]
+    version: int  # entries of another version are scanned again
+    scan: Callable[[str], EntryT]
+    failed: Callable[[str, str], EntryT]
+    is_valid: Callable[[EntryT], bool] = _always_valid  # of an entry whose file has not changed
+    min_files_for_pool: int = 200  # fewer are scanned in this process: starting workers takes seconds
 
 
-def refresh(paths: Sequence[str], cache: Path, reading: Reading[F], workers: int | None = None) -> dict[str, F]:
-    """A fact for each path: from `cache`, or read. `workers`: processes (None: one a core). What the cache says of
-    other files stays in it. A cache that cannot be written costs time at the next start, no more."""
+def update_cache(
+    paths: Sequence[str], cache: Path, scanner: Scanner[EntryT], workers: int | None = None
+) -> dict[str, EntryT]:
+    """Return the entry of each path; scan the files whose entry is missing in `cache` or out of date.
+
+    `workers` is the number of processes (None: one per core). Entries of other files stay in the cache. If it cannot be
+    written, a warning is printed and the files are scanned again the next time.
+    """
     distinct = list(dict.fromkeys(paths))
-    known = {fact.path: fact for fact in _read(cache, reading) if fact.version == reading.version}
+    entries = {entry.path: entry for entry in _read_cache(cache, scanner) if entry.version == scanner.version}
+    current = fingerprints(distinct)
 
-    stamps = file_stamps(place_of(path).file for path in distinct)  # many paths may be of one tar
+    def is_up_to_date(path: str) -> bool:
+        entry = entries.get(path)
+        return entry is not None and current[path] == (entry.size, entry.mtime_ns) and scanner.is_valid(entry)
 
-    def stands(path: str) -> bool:
-        fact = known.get(path)
-        return fact is not None and stamp(path, stamps.__getitem__) == (fact.size, fact.changed) and reading.holds(fact)
-
-    stale = [path for path in distinct if not stands(path)]
+    stale = [path for path in distinct if not is_up_to_date(path)]
     if stale:
         with contextlib.suppress(OSError):
             cache.parent.mkdir(parents=True, exist_ok=True)
-        name = cache.name.removesuffix(".jsonl").replace(f".{reading.name}", "")
-        facts = tqdm(
-            _map(reading, stale, workers or len(os.sched_getaffinity(0))), total=len(stale),
-            desc=f"{reading.name} {name}", unit="file", disable=not sys.stderr.isatty(),
-        )  # fmt: skip
-        known.update((fact.path, fact) for fact in _kept(cache, facts))
-        others = known.keys() - set(distinct)
-        write(cache, [known[path] for path in [*distinct, *sorted(others)]], reading.name)
-    return known
+        list_name = cache.name.removesuffix(".jsonl").replace(f".{scanner.name}", "")
+        scanned = tqdm(
+            _scan_all(scanner, stale, workers or len(os.sched_getaffinity(0))),
+            total=len(stale),
+            desc=f"{scanner.name} {list_name}",
+            unit="file",
+            disable=not sys.stderr.isatty(),
+        )
+        entries.update((entry.path, entry) for entry in _append_to_cache(cache, scanned))
+        other_paths = entries.keys() - set(distinct)
+        write_cache(cache, [entries[path] for path in [*distinct, *sorted(other_paths)]], scanner.name)
+    return entries
 
 
-def _map(reading: Reading[F], paths: Sequence[str], workers: int) -> Iterator[F]:
-    """The fact of each path, in order; a file that ends its process is found by reading its neighbours one by one."""
-    workers = min(workers, 32)
-    read = partial(_read_or_name, reading.read, reading.failed)
-    if workers < 2 or len(paths) < reading.pool_from:
-        yield from map(read, paths)
+def _scan_all(scanner: Scanner[EntryT], paths: Sequence[str], workers: int) -> Iterator[EntryT]:
+    """Yield the entry of each path, in order.
+
+    If a file crashes its worker process, it is found by scanning the files around it one by one.
+    """
+    workers = min(workers, _MAX_WORKERS)
+    scan = partial(_scan_or_report, scanner.scan, scanner.failed)
+    if workers < 2 or len(paths) < scanner.min_files_for_pool:
+        yield from map(scan, paths)
         return
-    chunk, done = max(min(32, len(paths) // (8 * workers)), 1), 0
+    chunk, done = max(min(_MAX_CHUNK, len(paths) // (8 * workers)), 1), 0
     with worker_pool(workers) as pool:
         try:
-            for fact in pool.map(read, paths, chunksize=chunk):
+            for entry in pool.map(scan, paths, chunksize=chunk):
                 done += 1
-                yield fact
+                yield entry
             return
         except BrokenProcessPool:
             pass
@@ -108,37 +124,37 @@ def _map(reading: Reading[F], paths: Sequence[str], workers: int) -> Iterator[F]
         with worker_pool(1) as pool:
             try:
                 while suspects:
-                    yield pool.submit(read, suspects[0]).result()
+                    yield pool.submit(scan, suspects[0]).result()
                     suspects.pop(0)
             except BrokenProcessPool:
-                yield reading.failed(suspects.pop(0), "reading it ends the process that does")
-    yield from _map(reading, paths[done:], workers)
+                yield scanner.failed(suspects.pop(0), "it crashes the process that reads it")
+    yield from _scan_all(scanner, paths[done:], workers)
 
 
-def _read_or_name(read: Callable[[str], F], failed: Callable[[str, str], F], path: str) -> F:
-    """Return the fact of a file; a fault of ours that it brings to light is its reason, and stops no others."""
+def _scan_or_report(scan: Callable[[str], EntryT], failed: Callable[[str, str], EntryT], path: str) -> EntryT:
+    """Scan a file; a bug that it reveals becomes the reason in its entry and does not stop the scan."""
     try:
-        return read(path)
+        return scan(path)
     except Exception as error:
-        return failed(path, f"{type(error).__name__}: {error} (a fault of Clipline's: please report it with this file)")
+        return failed(path, f"{type(error).__name__}: {error} (a bug in Clipline: please report it with this file)")
 
 
-def _kept(cache: Path, facts: Iterable[F]) -> Iterable[F]:
-    """The facts, each written to the end of the cache once it is there; if it cannot be, write() says so."""
+def _append_to_cache(cache: Path, entries: Iterable[EntryT]) -> Iterable[EntryT]:
+    """Yield the entries, each after it was appended to the cache if that is possible; write_cache() reports if not."""
     with contextlib.ExitStack() as stack:
         file: TextIO | None = None
         with contextlib.suppress(OSError):
             file = stack.enter_context(cache.open("a", buffering=1))
             file.write("\n")  # the last line may have been cut short
-        for fact in facts:
+        for entry in entries:
             if file:
                 with contextlib.suppress(OSError):
-                    file.write(_line(fact))
-            yield fact
+                    file.write(_to_line(entry))
+            yield entry
 
 
-def _read(cache: Path, reading: Reading[F]) -> list[F]:
-    facts: list[F] = []
+def _read_cache(cache: Path, scanner: Scanner[EntryT]) -> list[EntryT]:
+    entries: list[EntryT] = []
     problem = ""
     try:
         for line in filter(None, cache.read_text().splitlines()):
@@ -147,26 +163,28 @@ def _read(cache: Path, reading: Reading[F]) -> list[F]:
             except ValueError as error:
                 problem = str(error)  # a line that was being written when the process was killed
                 continue
-            facts.append(reading.kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}))
-        if problem and not facts:
+            entries.append(
+                scanner.entry_type(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+            )
+        if problem and not entries:
             raise ValueError(problem)
-        return facts
+        return entries
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        print(f"{cache}: not a readable {reading.name} ({error}); reading every file again", file=sys.stderr)
+        print(f"{cache}: not a readable {scanner.name} ({error}); reading every file again", file=sys.stderr)
         return []
 
 
-def _line(fact: Any) -> str:
-    return json.dumps(dataclasses.asdict(fact)) + "\n"
-
-
-def write(cache: Path, facts: Sequence[Fact], what: str) -> None:
-    """All facts of a cache; if it cannot be written, that is said, and no more."""
+def write_cache(cache: Path, entries: Sequence[CacheEntry], name: str) -> None:
+    """Replace the whole cache; if it cannot be written, print a warning. `name` says what is cached."""
     try:
-        replace_text(cache, "".join(map(_line, facts)))
+        atomic_write_text(cache, "".join(map(_to_line, entries)))
     except OSError as error:
         print(
-            f"{cache}: the {what} cannot be kept ({error.strerror}); it will be built again next time", file=sys.stderr
+            f"{cache}: the {name} cannot be saved ({error.strerror}); it will be built again next time", file=sys.stderr
         )
+
+
+def _to_line(entry: Any) -> str:
+    return json.dumps(dataclasses.asdict(entry)) + "\n"

@@ -1,20 +1,19 @@
-"""Class names and their numbers: shipped maps, files, what a list names, and subsets.
+"""Class names and their indices: shipped names, files of names, what a list names, and subsets.
 
-data.classes is one of
+data.class_names is one of
 
-    (empty)              the names or numbers found in the training list
-    k400 · k600 · k700   Kinetics' classes, in alphabetical order
-    FILE                 one name a line; 'number name' a line (UCF-101); JSON of names and numbers
-    10                   a subset: the first ten of the training list's
-    archery,bowling      a subset: these, in this order
+    (empty)              the names or numbers that occur in the training list
+    k400 · k600 · k700   the classes of Kinetics, in alphabetical order
+    FILE                 one name per line; 'number name' per line (UCF-101); JSON of names and numbers
+
+data.class_subset is empty for all of them, 10 for the first ten, or archery,bowling for these two in this order.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pipelines.data.annotations import read_text
@@ -22,34 +21,38 @@ from pipelines.data.annotations import read_text
 KINETICS = ("k400", "k600", "k700")
 
 
-def is_subset(setting: str) -> bool:
-    """Whether data.classes names some of the training list's classes, so that other videos are left out."""
-    return setting not in KINETICS and not os.path.exists(setting) and (setting.isdecimal() or "," in setting)
+def read_shipped_or_file(class_names: str) -> list[str]:
+    """Read the class names of Kinetics, which are shipped, or of a file. Raises ValueError as read_classes()."""
+    if class_names in KINETICS:
+        return read_classes(Path(__file__).parent / "class_names" / f"{class_names}.txt")
+    return read_classes(class_names)
 
 
-def choose_names(setting: str, of_list: Callable[[], list[str]]) -> list[str]:
-    """The names that data.classes stands for; `of_list` gives those of the training list where they are asked for."""
-    if setting in KINETICS:
-        return read_classes(Path(__file__).parent / "labels" / f"{setting}.txt")
-    if setting and not is_subset(setting):
-        return read_classes(setting)
-    names = of_list()
-    if setting.isdecimal():
-        if not 0 < int(setting) <= len(names):
-            raise ValueError(f"data.classes={setting}: the training list has {len(names)} classes")
-        return names[: int(setting)]
-    chosen = [part.strip() for part in setting.split(",") if part.strip()]
-    known = {folded(name) for name in names}
-    if len({folded(name) for name in chosen}) < len(chosen):
-        raise ValueError(f"data.classes={setting}: a class is named twice")
+def choose_subset(names: Sequence[str], class_subset: str) -> list[str]:
+    """Return the classes that data.class_subset selects. Raises ValueError for an unknown class."""
+    if not class_subset.strip():
+        return list(names)
+    if class_subset.isdecimal():
+        if not 0 < int(class_subset) <= len(names):
+            raise ValueError(f"data.class_subset={class_subset}: expected 1 to {len(names)}, the number of classes")
+        return list(names[: int(class_subset)])
+    chosen = [part.strip() for part in class_subset.split(",") if part.strip()]
+    available = {normalize_class_name(name) for name in names}
+    if len({normalize_class_name(name) for name in chosen}) < len(chosen):
+        raise ValueError(f"data.class_subset={class_subset}: a class is named twice")
     for name in chosen:
-        if folded(name) not in known:
-            raise ValueError(f"data.classes={setting}: '{name}' is no class of the training list{_near(name, names)}")
-    return chosen or names
+        if normalize_class_name(name) not in available:
+            raise ValueError(
+                f"data.class_subset={class_subset}: there is no class '{name}'{_did_you_mean(name, names)}"
+            )
+    return chosen
 
 
 def read_classes(path: str | Path) -> list[str]:
-    """Class names from a file; a name's position, or the number beside it, is the label."""
+    """Read class names from a file. The label of a class is the position of its name or the number beside it.
+
+    Raises ValueError with file:line for an empty line, a name that occurs twice and a file without names.
+    """
     text = read_text(path)
     if text.lstrip().startswith("{"):
         return _numbered_names(path, _json_pairs(path, text))
@@ -62,9 +65,9 @@ def read_classes(path: str | Path) -> list[str]:
     for number, name in enumerate(names, 1):
         if not name:
             raise ValueError(f"{path}:{number}: an empty line where a class name is expected")
-        first = [folded(n) for n in names].index(folded(name))
+        first = [normalize_class_name(n) for n in names].index(normalize_class_name(name))
         if first != number - 1:
-            raise ValueError(f"{path}:{number}: '{name}' stands in line {first + 1} already")
+            raise ValueError(f"{path}:{number}: '{name}' is already in line {first + 1}")
     if not names:
         raise ValueError(f"{path}: no class names in it")
     return names
@@ -84,46 +87,47 @@ def _numbered_names(path: str | Path, pairs: Sequence[tuple[str, int]]) -> list[
     return [name for name, _ in ordered]
 
 
-def named_by_list(labels: Iterable[str], numeric: bool = True) -> list[str]:
-    """The names, sorted, that labels are or, if all are numbers (and that is meant), the numbers up to the largest."""
+def classes_in_list(labels: Iterable[str], numeric: bool = True) -> list[str]:
+    """Return the distinct labels, sorted; if `numeric` and all are numbers, the numbers from 0 to the largest."""
     distinct = set(labels)
     if numeric and all(label.isdecimal() for label in distinct):
         return [str(number) for number in range(max(map(int, distinct), default=-1) + 1)]
     return sorted(distinct)
 
 
-def number_labels(
+def labels_to_indices(
     labels: Iterable[tuple[str, str]], classes: Sequence[str], numeric: bool = True, subset: bool = False
 ) -> dict[str, int]:
-    """-> the number of each label. `labels` are (label, where it stands); `numeric`: numbers may stand for themselves.
+    """Map each label to the index of its class. `labels` are (label, file:line); `numeric`: a number may be an index.
 
-    Where the classes are a subset, labels that it lacks are left out; else they are a ValueError that says where.
+    If the classes are a subset, other labels are left out; otherwise they raise a ValueError with their file:line.
     """
-    places: dict[str, str] = {}  # label -> where it stands first
-    for label, where in labels:
-        places.setdefault(label, where)
+    first_lines: dict[str, str] = {}  # label -> file:line of its first occurrence
+    for label, line in labels:
+        first_lines.setdefault(label, line)
     if not classes:
-        if numeric and all(label.isdecimal() for label in places):
-            return {label: int(label) for label in places}
-        return {label: number for number, label in enumerate(sorted(places))}
-    known = {folded(name): number for number, name in enumerate(classes)}
-    numbers = {}
-    for label, where in places.items():
-        if folded(label) in known:  # first: a class may be named by a number
-            numbers[label] = known[folded(label)]
+        if numeric and all(label.isdecimal() for label in first_lines):
+            return {label: int(label) for label in first_lines}
+        return {label: index for index, label in enumerate(sorted(first_lines))}
+    index_of_name = {normalize_class_name(name): index for index, name in enumerate(classes)}
+    indices = {}
+    for label, line in first_lines.items():
+        if normalize_class_name(label) in index_of_name:  # first: a class may be named by a number
+            indices[label] = index_of_name[normalize_class_name(label)]
         elif not subset and label.isdecimal() and int(label) < len(classes):
-            numbers[label] = int(label)
+            indices[label] = int(label)
         elif not subset:
-            raise ValueError(f"{where}: label '{label}' is none of the {len(classes)} classes{_near(label, classes)}")
-    return numbers
+            hint = _did_you_mean(label, classes)
+            raise ValueError(f"{line}: label '{label}' is none of the {len(classes)} classes{hint}")
+    return indices
 
 
-def folded(name: str) -> str:
-    """Names that differ in underscores, outer spaces and case alone are equal; numbers, in zeros before them."""
+def normalize_class_name(name: str) -> str:
+    """Return a name without the differences that do not count: underscores, case, outer spaces, leading zeros."""
     plain = name.replace("_", " ").strip().lower()
     return str(int(plain)) if plain.isdecimal() else plain
 
 
-def _near(name: str, names: Sequence[str]) -> str:
+def _did_you_mean(name: str, names: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean '{near[0]}'?" if near else ""

@@ -1,4 +1,4 @@
-"""Read a list or a class folder into samples: which file, which class.
+"""Read a list or a class folder into videos with class labels.
 
 The list formats are in `pipelines.data.annotations`, class names in `pipelines.data.classes`.
 """
@@ -11,76 +11,124 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.data.annotations import Entry, base_folder, read_entries
-from pipelines.data.classes import choose_names, named_by_list, number_labels
-from pipelines.storage import VIDEO_SUFFIXES, files_below, is_remote, join
+from pipelines.data.classes import choose_subset, classes_in_list, labels_to_indices, read_shipped_or_file
+from pipelines.storage import VIDEO_SUFFIXES, files_below, is_remote, join_path
 
 
-class Clip(NamedTuple):
+class VideoEntry(NamedTuple):
+    """One line of a list: the path of a video and the index of its class."""
+
     path: str
     label: int
 
 
-def read_list(path: str | Path, root: str | Path = "", classes: Sequence[str] = (), subset: bool = False) -> list[Clip]:
-    """The clips of a list file or a class folder, in its order (a folder: sorted).
+class Dataset(NamedTuple):
+    """A list that was read: its own path, its videos in their order, and the names of the classes."""
+
+    path: str
+    videos: list[VideoEntry]
+    classes: list[str]
+
+
+def load_dataset(
+    path: str | Path,
+    root: str | Path = "",
+    *,
+    class_names: str = "",
+    class_subset: str = "",
+    classes: Sequence[str] | None = None,
+    max_per_class: int = 0,
+) -> Dataset:
+    """Read a list or class folder once: its videos, their labels and the class names.
+
+    `class_names` and `class_subset` are those of the configuration; `classes`, for validation and test lists, are the
+    classes of the training list and win over both. Raises ValueError as read_list().
+    """
+    entries = read_entries(str(path))
+    if classes is None:
+        classes = _choose_classes(path, entries, class_names, class_subset)
+    videos = _label_entries(path, entries, root, classes, bool(class_subset))
+    return Dataset(str(path), limit_per_class(videos, max_per_class) if max_per_class else videos, list(classes))
+
+
+def read_list(
+    path: str | Path, root: str | Path = "", classes: Sequence[str] = (), subset: bool = False
+) -> list[VideoEntry]:
+    """Read the videos of a list file or a class folder, in its order (a folder: sorted).
 
     Relative paths are under `root`, a folder or address, or else the list's own folder; names without a folder
     (Kinetics' CSV, Something-Something) are looked for below it, and keep the path they should have if there is none.
     With `classes` every label must be a name of it (`_` and space count as equal) or a number below its length; with
-    `subset` clips of other classes are left out. Without, names are numbered in sorted order.
+    `subset` videos of other classes are left out. Without, names are numbered in sorted order.
     Raises ValueError with file:line for a malformed line, and for a list that is missing or empty.
     """
-    entries = read_entries(str(path))
-    numbers = number_labels([(entry.label, entry.where) for entry in entries], classes, not os.path.isdir(path), subset)
+    return _label_entries(path, read_entries(str(path)), root, classes, subset)
+
+
+def read_class_names(path: str | Path, class_names: str | Path = "", class_subset: str = "") -> list[str]:
+    """Return the names of all classes, from `class_names` or else from the training list at `path`."""
+    entries = [] if class_names else read_entries(str(path))
+    return _choose_classes(path, entries, str(class_names), class_subset)
+
+
+def limit_per_class(videos: Sequence[VideoEntry], number: int) -> list[VideoEntry]:
+    """Return the first `number` videos of each label, in the order of the list."""
+    counts: dict[int, int] = {}
+    chosen = []
+    for video in videos:
+        counts[video.label] = counts.get(video.label, 0) + 1
+        if counts[video.label] <= number:
+            chosen.append(video)
+    return chosen
+
+
+def _choose_classes(path: str | Path, entries: Sequence[Entry], class_names: str, class_subset: str) -> list[str]:
+    if class_names:
+        names = read_shipped_or_file(class_names)
+    else:
+        names = classes_in_list([entry.label for entry in entries], not os.path.isdir(path))
+    return choose_subset(names, class_subset)
+
+
+def _label_entries(
+    path: str | Path, entries: Sequence[Entry], root: str | Path, classes: Sequence[str], subset: bool
+) -> list[VideoEntry]:
+    labels = [(entry.label, entry.line) for entry in entries]
+    indices = labels_to_indices(labels, classes, not os.path.isdir(path), subset)
     base = base_folder(str(path), root)
-    found = _Finder(base or ".") if any(entry.stem for entry in entries) else None
-    clips = [
-        Clip(found(entry) if found else join(base, entry.file), numbers[entry.label])
-        for entry in entries if entry.label in numbers
-    ]  # fmt: skip
-    if not clips:
-        raise ValueError(f"{path}: no video of the {len(classes)} classes that data.classes names")
-    return clips
-
-
-def class_names(path: str | Path, classes: str | Path = "") -> list[str]:
-    """The names of all classes: as data.classes says, or else what the training list at `path` names or numbers."""
-
-    def of_list() -> list[str]:
-        return named_by_list([entry.label for entry in read_entries(str(path))], not os.path.isdir(path))
-
-    return choose_names(str(classes), of_list)
+    find = _Finder(base or ".") if any(entry.is_stem for entry in entries) else None
+    videos = [
+        VideoEntry(find(entry) if find else join_path(base, entry.file), indices[entry.label])
+        for entry in entries
+        if entry.label in indices
+    ]
+    if not videos:
+        raise ValueError(f"{path}: no video of the {len(classes)} classes that data.class_subset selects")
+    return videos
 
 
 class _Finder:
-    """Videos below a folder by their names without suffix; the folder is walked once."""
+    """Find videos below a folder by their names without suffix; the folder is walked once."""
 
     def __init__(self, base: str):
-        self.base = base = base.rstrip("/") if is_remote(base) else os.path.normpath(base)
-        self.paths: dict[str, list[str]] = {}
-        self.replacements: dict[str, str] = {}  # YouTube id -> file of CVDF's replacement/ folder
-        for path in files_below(base):
+        self.base = base.rstrip("/") if is_remote(base) else os.path.normpath(base)
+        self.paths: dict[str, list[str]] = {}  # stem -> paths
+        self.replacements: dict[str, str] = {}  # YouTube id -> path in CVDF's replacement folder
+        for path in files_below(self.base):
             folder, file = os.path.split(path)
             stem, suffix = os.path.splitext(file)
             if suffix.lower() in VIDEO_SUFFIXES:
                 self.paths.setdefault(stem, []).append(path)
-                if "replacement" in folder.removeprefix(base):
+                if "replacement" in folder.removeprefix(self.base):
                     self.replacements[stem[:11]] = path
 
     def __call__(self, entry: Entry) -> str:
-        if replaced := self.replacements.get(entry.file[:11]) if entry.split else None:
-            return replaced
+        """Return the path of an entry; if there is no such file, the path that it should have."""
+        if entry.split and (replacement := self.replacements.get(entry.file[:11])):
+            return replacement
         paths = self.paths.get(entry.file, [])
-        folder = f"{os.sep}{entry.split}{os.sep}"
-        preferred = [path for path in paths if folder in path.removeprefix(self.base)]
-        return (preferred or paths or [join(self.base, os.path.join(entry.split, f"{entry.file}.mp4"))])[0]
-
-
-def first_of_each_class(clips: Sequence[Clip], number: int) -> list[Clip]:
-    """The first `number` clips of each label, in the order of the list."""
-    seen: dict[int, int] = {}
-    kept = []
-    for clip in clips:
-        seen[clip.label] = seen.get(clip.label, 0) + 1
-        if seen[clip.label] <= number:
-            kept.append(clip)
-    return kept
+        split_folder = f"{os.sep}{entry.split}{os.sep}"
+        in_split = [path for path in paths if split_folder in path.removeprefix(self.base)]
+        if in_split or paths:
+            return (in_split or paths)[0]
+        return join_path(self.base, os.path.join(entry.split, f"{entry.file}.mp4"))

@@ -1,4 +1,4 @@
-"""What each file of a list holds, kept beside the list."""
+"""Build the index of a list: what each of its files contains, kept beside the list."""
 
 from __future__ import annotations
 
@@ -6,53 +6,61 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.data.annotations import plain_name
-from pipelines.data.cache import Reading, refresh
-from pipelines.data.dataset import Clip
-from pipelines.decode.video_info import VERSION, Row, bad_row, read_row
+from pipelines.data.annotations import cache_stem
+from pipelines.data.cache import Scanner, update_cache
+from pipelines.data.dataset import VideoEntry
+from pipelines.decode.video_info import VERSION, VideoInfo, read_video_info, unreadable_video_info
 from pipelines.storage import is_remote
 
 
-def build_index(clips: Sequence[Clip], cache: str | Path, workers: int | None = None) -> list[Row]:
-    """A row for each clip, in the list's order; reads what `cache` does not hold.
+def build_index(videos: Sequence[VideoEntry], cache: str | Path, workers: int | None = None) -> list[VideoInfo]:
+    """Return the metadata of each video, in the order of the list; read the files that `cache` does not have.
 
-    `workers`: processes (None: one a core).
+    `workers` is the number of processes (None: one per core).
     """
-    known = refresh([clip.path for clip in clips], Path(cache), reading(), workers)
-    return [known[clip.path] for clip in clips]
+    infos = update_cache([video.path for video in videos], Path(cache), video_scanner(), workers)
+    return [infos[video.path] for video in videos]
 
 
-def reading() -> Reading[Row]:
-    return Reading(Row, VERSION, read_row, bad_row, "index", holds=_stands)
+def video_scanner() -> Scanner[VideoInfo]:
+    """Return the scanner that reads VideoInfo from files."""
+    return Scanner(
+        name="index",
+        entry_type=VideoInfo,
+        version=VERSION,
+        scan=read_video_info,
+        failed=unreadable_video_info,
+        is_valid=_is_valid,
+    )
 
 
-def _stands(row: Row) -> bool:
-    """What could not be read from an address is tried again: the network may have been the reason."""
-    return not (row.error and is_remote(row.path))
+def _is_valid(info: VideoInfo) -> bool:
+    """Return False for a remote file that could not be read: the network may have been the reason."""
+    return not (info.error and is_remote(info.path))
 
 
 def cache_path(list_path: str | Path, kind: str = "index.jsonl") -> Path:
-    """Where the index of a list or class folder lies, or what else is kept of it."""
-    return Path(f"{plain_name(str(list_path))}.{kind}")
+    """Return where the index of a list or class folder is kept, or another `kind` of file about it."""
+    return Path(f"{cache_stem(str(list_path))}.{kind}")
 
 
-def coverage(rows: Sequence[Row]) -> str:
-    """How much of a list is there: its rows, files that were found or not, those of no use, hours, and how the frame
-    tables of the others were proven."""
-    missing, bad = sum(row.missing for row in rows), sum(bool(row.error) for row in rows)
-    hours = sum(row.num_frames / row.fps for row in rows if row.fps) / 3600
-    found = f"{len(rows) - missing} found, {missing} missing, {bad - missing} unusable"
-    proofs = Counter(row.proof for row in rows if not row.error)
+def coverage(infos: Sequence[VideoInfo]) -> str:
+    """Describe how much of a list can be used: videos found, missing and unusable, hours, proofs of frame tables."""
+    num_missing = sum(info.missing for info in infos)
+    num_bad = sum(bool(info.error) for info in infos)
+    hours = sum(info.num_frames / info.fps for info in infos if info.fps) / 3600
+    proofs = Counter(info.proof for info in infos if not info.error)
     proven = ", ".join(f"{proofs[proof]} {proof}" for proof in ("bitstream", "decoded", "sequential") if proofs[proof])
-    return f"{len(rows)} videos, {found}, {hours:.2f} hours" + (f", frame tables: {proven}" if proven else "")
-
-
-def summary(rows: Sequence[Row]) -> str:
-    """One line: coverage, frames, codecs, sizes."""
-    good = [row for row in rows if not row.error]
-    codecs = sorted({row.codec for row in good})
-    sizes = len({(row.width, row.height) for row in good})
     return (
-        f"{coverage(rows)}, {sum(r.num_frames for r in good)} frames, codecs: {', '.join(codecs) or 'none'}, "
-        f"{sizes} frame sizes"
+        f"{len(infos)} videos, {len(infos) - num_missing} found, {num_missing} missing, "
+        f"{num_bad - num_missing} unusable, {hours:.2f} hours" + (f", frame tables: {proven}" if proven else "")
     )
+
+
+def summary(infos: Sequence[VideoInfo]) -> str:
+    """Describe a list in one line: coverage, frames, codecs and frame sizes."""
+    usable = [info for info in infos if not info.error]
+    num_frames = sum(info.num_frames for info in usable)
+    codecs = sorted({info.codec for info in usable})
+    num_sizes = len({(info.width, info.height) for info in usable})
+    return f"{coverage(infos)}, {num_frames} frames, codecs: {', '.join(codecs) or 'none'}, {num_sizes} frame sizes"

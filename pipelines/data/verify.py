@@ -1,11 +1,10 @@
-"""Decode whole files, compare clips of them with it, and name what is broken or unusual about each file.
+"""Decode whole files, compare trimmed clips with them bit for bit, and report what is broken or unusual in each file.
 
-For `python -m pipelines.index LIST --verify`. `dali_verify` does the same for DALI's decoders.
+For `python -m pipelines.index LIST --verify`; `pipelines.dali_verify` does the same with DALI's decoders.
 """
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,148 +12,170 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.data.cache import Reading, refresh
-from pipelines.data.dataset import Clip
-from pipelines.decode.demuxer import Video
+from pipelines.data.cache import Scanner, update_cache
+from pipelines.data.dataset import VideoEntry
+from pipelines.decode.demuxer import VideoDemuxer
 from pipelines.decode.frames import decode_frames, frame_digest
 from pipelines.decode.prove import WholeDecode, decode_whole, open_video
 from pipelines.decode.trim import trim
 from pipelines.sampling.temporal import random_clip
-from pipelines.storage import stamp
+from pipelines.storage import fingerprint
+from utils.files import write_csv
 
-CLIPS = ((16, 4), (8, 32))  # frames and stride of clips that are compared, drawn like training's
-_DRAWS = 2  # of each
-VERSION = 2  # of what a finding says
+CLIPS = ((16, 4), (8, 32))  # num_frames and frame_stride of the clips that are compared
+_DRAWS = 2  # clips of each kind
+VERSION = 3  # of the fields of CheckResult
+_USUAL_PIX_FMTS = ("yuv420p", "yuvj420p")
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What a decode of the whole file showed: `broken` says why it cannot be used as it is, if it cannot.
+@dataclass(frozen=True, kw_only=True)
+class CheckResult:
+    """The result of decoding a whole file. `broken` is the reason why the file cannot be used, or empty.
 
-    A file is broken, too, if a clip of it is not bit for bit what the whole decode gave.
+    A file is also broken if a clip of it is not bit-identical to the same frames of the whole decode.
     """
 
     path: str
     size: int = 0
-    changed: int = 0
+    mtime_ns: int = 0
     broken: str = ""
     num_frames: int = 0
-    turns: int = 0
-    portrait: bool = False  # as it is shown
+    rotation: int = 0  # quarter turns, counterclockwise, by which players rotate the frames
+    portrait: bool = False  # after rotation
     variable_rate: bool = False
-    pixel_format: str = ""
+    pix_fmt: str = ""
     version: int = 0
 
-    def notes(self, short: int) -> list[str]:
-        """In words; `short`: frames below which a video is short."""
+    def notes(self, min_frames: int) -> list[str]:
+        """Describe what is broken or unusual; a video of fewer than `min_frames` frames is short."""
         if self.broken:
             return [f"broken: {self.broken}"]
-        found = {
-            f"short: {self.num_frames} frames": self.num_frames < short,
+        applies = {
+            f"short: {self.num_frames} frames": self.num_frames < min_frames,
             "variable rate": self.variable_rate,
-            f"rotated: {90 * self.turns} degrees": bool(self.turns),
+            f"rotated: {90 * self.rotation} degrees": bool(self.rotation),
             "portrait": self.portrait,
-            f"pixel format: {self.pixel_format}": self.pixel_format not in ("yuv420p", "yuvj420p"),
+            f"pixel format: {self.pix_fmt}": self.pix_fmt not in _USUAL_PIX_FMTS,
         }
-        return [words for words, applies in found.items() if applies]
+        return [note for note in applies if applies[note]]
 
 
-def verify(clips: Sequence[Clip], cache: str | Path, workers: int | None = None) -> list[Finding]:
-    """A finding for each clip, in the list's order; what `cache` holds of an earlier time is not decoded again."""
-    reading = Reading(Finding, VERSION, examine, broken, "verify", pool_from=8)
-    found = refresh([clip.path for clip in clips], Path(cache), reading, workers)
-    return [found[clip.path] for clip in clips]
+def verify(videos: Sequence[VideoEntry], cache: str | Path, workers: int | None = None) -> list[CheckResult]:
+    """Check each video, in the order of the list; files whose result is in `cache` are not decoded again."""
+    scanner = Scanner(
+        name="verify",
+        entry_type=CheckResult,
+        version=VERSION,
+        scan=check_video,
+        failed=failed_check,
+        min_files_for_pool=8,
+    )
+    results = update_cache([video.path for video in videos], Path(cache), scanner, workers)
+    return [results[video.path] for video in videos]
 
 
-def examine(path: str, draws: int = _DRAWS) -> Finding:
-    """Decode all of a file, and clips of it trimmed and whole; never raises for a bad one.
-
-    `draws` of each of CLIPS are compared.
-    """
-    size, changed = stamp(path)
+def check_video(path: str, draws: int = _DRAWS) -> CheckResult:
+    """Decode a whole file, and `draws` clips of each kind in CLIPS with and without trimming; never raises."""
+    size, mtime_ns = fingerprint(path)
     try:
         with open_video(path) as video:
             whole = decode_whole(video)
-            _compare_all(video, whole)
-            table, num_frames = video.table(), video.frame_table.num_frames
-            variable_rate, pixel_format = video.variable_rate, whole.first.format.name
-        for clip in drawn_clips(num_frames, draws):
+            _compare_all_frames(video, whole)
+            table, num_frames = video.packed_frame_table(), video.frame_table.num_frames
+            variable_rate = video.has_variable_frame_rate
+        for clip in draw_clips(num_frames, draws):
             _compare_clip(path, table, clip, whole.digests)
-        turns = round(whole.first.rotation / 90) % 4
-        width, height = whole.first.width, whole.first.height
-        portrait = height != width and (height > width) != (turns % 2 == 1)
-        return Finding(path, size, changed, "", num_frames, turns, portrait, variable_rate, pixel_format, VERSION)
     except ValueError as error:
-        return broken(path, str(error))
+        return failed_check(path, str(error))
+    first = whole.first_frame
+    rotation = round(first.rotation / 90) % 4
+    is_stored_upright = rotation % 2 == 0
+    return CheckResult(
+        path=path,
+        size=size,
+        mtime_ns=mtime_ns,
+        num_frames=num_frames,
+        rotation=rotation,
+        portrait=first.height > first.width if is_stored_upright else first.width > first.height,
+        variable_rate=variable_rate,
+        pix_fmt=first.format.name,
+        version=VERSION,
+    )
 
 
-def drawn_clips(num_frames: int, draws: int) -> list[np.ndarray]:
-    """Frame numbers of clips, drawn as in training."""
+def failed_check(path: str, reason: str) -> CheckResult:
+    """Return the result of a file that is broken."""
+    size, mtime_ns = fingerprint(path)
+    broken = reason.removeprefix(f"{path}: ")
+    return CheckResult(path=path, size=size, mtime_ns=mtime_ns, broken=broken, version=VERSION)
+
+
+def draw_clips(num_frames: int, draws: int) -> list[np.ndarray]:
+    """Draw `draws` clips of each kind in CLIPS as training does; return their frame numbers."""
     rng = np.random.default_rng(0)
-    return [random_clip(num_frames, *clip, "loop", rng) for clip in CLIPS for _ in range(draws)]
+    return [random_clip(num_frames, *clip, "wrap", rng) for clip in CLIPS for _ in range(draws)]
 
 
-def _compare_all(video: Video, whole: WholeDecode) -> None:
-    """ValueError if the frame table does not give the frames of the whole decode, or if some are damaged."""
-    if whole.change:
-        raise ValueError(f"{video.name}: {whole.change}")
+def _compare_all_frames(video: VideoDemuxer, whole: WholeDecode) -> None:
+    """Raise ValueError if the frame table does not give the frames of the whole decode, or if frames are damaged."""
+    if whole.format_change:
+        raise ValueError(f"{video.name}: {whole.format_change}")
     digests: dict[int, bytes] = {}
-    damaged: list[int] = []
-    with video.reopened() as (_, stream):
-        numbers = range(video.frame_table.num_frames)
-        for frame, (number,) in decode_frames(video, numbers, context=stream.codec_context):
+    damaged = set(whole.damaged_frames)
+    with video.reopen() as (_, stream):
+        all_numbers = range(video.frame_table.num_frames)
+        for frame, (number,) in decode_frames(video, all_numbers, context=stream.codec_context):
             digests[number] = frame_digest(frame)
-            damaged += [number] if frame.is_corrupt else []
-    if damaged or whole.damaged:
-        damaged = sorted({*damaged, *whole.damaged})
-        raise ValueError(f"{video.name}: {len(damaged)} frames are damaged, the first is frame {damaged[0]}")
-    if whole.num_failed:
-        raise ValueError(f"{video.name}: {whole.num_failed} of its packets cannot be decoded")
+            if frame.is_corrupt:
+                damaged.add(number)
+    if damaged:
+        raise ValueError(f"{video.name}: {len(damaged)} frames are damaged, the first is frame {min(damaged)}")
+    if whole.num_refused_packets:
+        raise ValueError(f"{video.name}: {whole.num_refused_packets} of its packets cannot be decoded")
     if len(digests) != len(whole.digests):
         raise ValueError(
-            f"{video.name}: it has {len(digests)} frames, a decode of the whole gives {len(whole.digests)}"
+            f"{video.name}: the frame table has {len(digests)} frames, a decode of the whole file gives "
+            f"{len(whole.digests)}"
         )
-    _report(video.name, "all", [number for number, digest in enumerate(whole.digests) if digests[number] != digest])
+    differing = [number for number, digest in enumerate(whole.digests) if digests[number] != digest]
+    _raise_if_differing(video.name, "all frames", differing)
 
 
 def _compare_clip(path: str, table: str, clip: np.ndarray, digests: Sequence[bytes]) -> None:
-    """ValueError if a clip is not that of the whole decode, as PyAV decodes it or in the file that DALI is given."""
+    """Raise ValueError if a clip differs from the whole decode: decoded by PyAV, or in the file that DALI is given."""
+    expected = [digests[min(number, len(digests) - 1)] for number in clip]
     for trimmed in (True, False):
-        with Video(path, table=table) as video:
+        with VideoDemuxer(path, table=table) as video:
             differing = [
-                int(clip[places[0]])
-                for frame, places in decode_frames(video, clip, trimmed)
-                if any(frame_digest(frame) != digests[min(clip[place], len(digests) - 1)] for place in places)
+                int(clip[positions[0]])
+                for frame, positions in decode_frames(video, clip, trimmed)
+                if any(frame_digest(frame) != expected[position] for position in positions)
             ]
-        _report(path, f"PyAV, {'trimmed' if trimmed else 'from the first'}", differing)
+        _raise_if_differing(path, f"PyAV, {'trimmed' if trimmed else 'from the first frame'}", differing)
     data, positions = trim(path, clip, table=table)
-    with Video(data) as small:
-        given = decode_whole(small).digests
-    _report(path, "the trimmed file", [
-        int(number) for number, position in zip(clip, positions, strict=True)
-        if position >= len(given) or given[position] != digests[min(number, len(digests) - 1)]
-    ])  # fmt: skip
+    with VideoDemuxer(data) as trimmed_file:
+        actual = decode_whole(trimmed_file).digests
+    differing = [
+        int(number)
+        for number, position, digest in zip(clip, positions, expected, strict=True)
+        if position >= len(actual) or actual[position] != digest
+    ]
+    _raise_if_differing(path, "the trimmed file", differing)
 
 
-def _report(path: str, way: str, differing: Sequence[int]) -> None:
+def _raise_if_differing(path: str, method: str, differing: Sequence[int]) -> None:
     if differing:
-        raise ValueError(f"{path}: {len(differing)} frames differ from those of a decode of the whole file "
-                         f"({way}), the first is frame {min(differing)}")  # fmt: skip
+        raise ValueError(
+            f"{path}: {len(differing)} frames differ from those of a decode of the whole file "
+            f"({method}), the first is frame {min(differing)}"
+        )
 
 
-def broken(path: str, reason: str) -> Finding:
-    return Finding(path, *stamp(path), reason.removeprefix(f"{path}: "), version=VERSION)
-
-
-def write_findings(findings: Sequence[Finding], short: int, path: str | Path) -> str:
-    """path,finding lines of the files that something is to be said of; returns how many of each kind in a line."""
-    counts: Counter[str] = Counter()
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["path", "finding"])
-        for finding in dict.fromkeys(findings):
-            for words in finding.notes(short):
-                counts[words.partition(":")[0]] += 1
-                table.writerow([finding.path, words])
-    shown = ", ".join(f"{number} {kind}" for kind, number in counts.most_common())
-    return f"{len(dict.fromkeys(findings))} files decoded: {shown or 'nothing to say'}"
+def write_results(results: Sequence[CheckResult], min_frames: int, path: str | Path) -> str:
+    """Write a CSV file with the notes about each file; return a line with the number of notes of each kind."""
+    distinct = list(dict.fromkeys(results))
+    notes = [(result.path, note) for result in distinct for note in result.notes(min_frames)]
+    write_csv(Path(path), ["path", "note"], notes)
+    counts = Counter(note.partition(":")[0] for _, note in notes)
+    described = ", ".join(f"{number} {kind}" for kind, number in counts.most_common())
+    return f"{len(distinct)} files decoded: {described or 'nothing unusual'}"

@@ -1,27 +1,34 @@
-"""Colors: how RGB that was made with BT.601's matrix becomes that of the matrix which a file names."""
+"""Correct RGB that was converted with BT.601's matrix for the matrix that the file states."""
 
 from __future__ import annotations
 
 import numpy as np
 
-BT601 = (0.299, 0.114)
-# The shares of red and blue in luma (ITU-T H.273, table 4), by the names of `Row.colorspace`.
-LUMA = {"bt709": (0.2126, 0.0722), "fcc": (0.30, 0.11), "smpte240m": (0.212, 0.087), "bt2020": (0.2627, 0.0593)}
+_BT601 = (0.299, 0.114)
+# Weights of red and blue in luma (ITU-T H.273, table 4), by the names of `VideoInfo.colorspace`.
+LUMA_WEIGHTS = {"bt709": (0.2126, 0.0722), "fcc": (0.30, 0.11), "smpte240m": (0.212, 0.087), "bt2020": (0.2627, 0.0593)}
 
 
-def rgb_of_luma(red: float, blue: float) -> np.ndarray:
-    """(3, 3): luma in 0..1 and two differences in -0.5..0.5 -> RGB in 0..1 (BT.601, section 2.5)."""
+def ycbcr_to_rgb(red: float, blue: float) -> np.ndarray:
+    """Return the (3, 3) matrix from luma in 0..1 and chroma in -0.5..0.5 to RGB in 0..1 (BT.601, section 2.5).
+
+    `red` and `blue` are their weights in luma.
+    """
     green = 1 - red - blue
-    return np.array([
-        [1, 0, 2 * (1 - red)],
-        [1, -2 * (1 - blue) * blue / green, -2 * (1 - red) * red / green],
-        [1, 2 * (1 - blue), 0],
-    ])  # fmt: skip
+    return np.array(
+        [
+            [1, 0, 2 * (1 - red)],
+            [1, -2 * (1 - blue) * blue / green, -2 * (1 - red) * red / green],
+            [1, 2 * (1 - blue), 0],
+        ]
+    )
 
 
 def correction(colorspace: str) -> np.ndarray:
-    """(3, 3) float32 that turns RGB made with BT.601's matrix into RGB made with the file's; it is the same for full
-    and limited range. Nothing to correct: exactly the identity."""
-    if colorspace not in LUMA:
+    """Return the (3, 3) float32 matrix from RGB converted with BT.601's matrix to RGB converted with the file's.
+
+    It is the same for full and limited range. Where nothing is to be corrected it is exactly the identity.
+    """
+    if colorspace not in LUMA_WEIGHTS:
         return np.eye(3, dtype=np.float32)
-    return (rgb_of_luma(*LUMA[colorspace]) @ np.linalg.inv(rgb_of_luma(*BT601))).astype(np.float32)
+    return (ycbcr_to_rgb(*LUMA_WEIGHTS[colorspace]) @ np.linalg.inv(ycbcr_to_rgb(*_BT601))).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Open a container, find the video stream in it, and give the packets that it stores."""
+"""Open a container, find its video stream and read its packets."""
 
 from __future__ import annotations
 
@@ -9,51 +9,54 @@ from typing import Any
 
 import av
 
-logging.getLogger("libav").setLevel(logging.CRITICAL)  # damage is reported as a ValueError, once, with the path
+logging.getLogger("libav").setLevel(logging.CRITICAL)  # damage is reported once, as a ValueError with the path
 av.logging.set_level(av.logging.PANIC)
 
-# Titles in other encodings than UTF-8 are no reason to refuse a video; PyAV 19 no longer asks.
+# A title in another encoding than UTF-8 is no reason to refuse a video. PyAV 19 has no such option any more.
 _ANY_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
-def open_container(where: Any, name: str) -> av.container.InputContainer:
-    """Open a path or a file object. Raises ValueError with `name` and the reason for what is no video."""
-    if isinstance(where, io.BytesIO) and not where.getbuffer().nbytes:
+def open_container(file: Any, name: str) -> av.container.InputContainer:
+    """Open a path or a file object. Raises ValueError with `name` and the reason if it is not a video."""
+    if isinstance(file, io.BytesIO) and not file.getbuffer().nbytes:
         raise ValueError(f"{name}: empty file")
     try:
-        return av.open(where, "r", **_ANY_METADATA)
+        return av.open(file, "r", **_ANY_METADATA)
     except av.error.FFmpegError as error:
         raise ValueError(f"{name}: not a readable video: {error.strerror}") from None
     except OSError as error:
         raise ValueError(f"{name}: {error.strerror}") from None
 
 
-def moving_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:
-    """Return a container's video stream; an album's cover is none. Raises ValueError with `name` if it has none."""
+def video_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:
+    """Return the first video stream, one that is not a cover picture if there is one.
+
+    Raises ValueError with `name` if there is no video stream or FFmpeg does not know its codec.
+    """
     if not container.streams.video:
         kinds = ", ".join(sorted({s.type for s in container.streams})) or "no streams at all"
         raise ValueError(f"{name}: no video stream (the file has: {kinds})")
-    pictures = av.stream.Disposition.attached_pic
-    moving = [s for s in container.streams.video if not s.disposition & pictures]
-    stream = (moving or container.streams.video)[0]
+    cover = av.stream.Disposition.attached_pic
+    without_covers = [stream for stream in container.streams.video if not stream.disposition & cover]
+    stream = (without_covers or container.streams.video)[0]
     if stream.codec_context is None:
-        raise ValueError(f"{name}: the video stream is of a codec that FFmpeg does not know")
-    # FFmpeg else moves what is cropped at the left, so that rows begin at addresses that it likes.
+        raise ValueError(f"{name}: FFmpeg does not know the codec of the video stream")
+    # Otherwise FFmpeg crops less at the left than the stream says, to keep rows aligned in memory.
     stream.codec_context.flags |= av.codec.context.Flags.unaligned
     return stream
 
 
-def stored_packets(container: av.container.InputContainer, stream: av.VideoStream, name: str) -> Iterator[av.Packet]:
-    """Yield the packets of a stream that hold something; of a file cut short those before the cut.
+def read_packets(container: av.container.InputContainer, stream: av.VideoStream, name: str) -> Iterator[av.Packet]:
+    """Yield the packets of a stream that are not empty; of a truncated file those before its end.
 
-    Raises ValueError with `name` and the reason if a fault leaves none.
+    Raises ValueError with `name` and the reason if reading fails before the first packet.
     """
-    some = False
+    has_packets = False
     try:
         for packet in container.demux(stream):
             if packet.size:
-                some = True
+                has_packets = True
                 yield packet
-    except (av.error.FFmpegError, IndexError) as error:  # an IndexError is PyAV's, of a stream that turned up midway
-        if not some:
+    except (av.error.FFmpegError, IndexError) as error:  # PyAV raises IndexError if a stream appears midway
+        if not has_packets:
             raise ValueError(f"{name}: unreadable: {getattr(error, 'strerror', error)}") from None

@@ -1,119 +1,128 @@
-"""Decide who decodes which video: DALI (NVDEC on a GPU), PyAV on the host's cores, or both at once."""
+"""Decide which decoder gets which video: DALI (NVDEC on a GPU), PyAV on CPU cores, or both at once."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from pipelines.decode import nvdec
-from pipelines.decode.video_info import Row
+from pipelines.decode.video_info import VideoInfo
+from utils import random_streams
 
-AUTO_SHARE = -1.0  # of data.pyav_share
-# Measured with bench.loading on two cores: frames of 340x256 pixels that a core decodes, crops and resizes in a second.
+# Measured with bench.loading on two cores: one core decodes, crops and resizes 3,700 frames of 340x256 per second.
 _PYAV_PIXELS_PER_S = 3_700 * 340 * 256
-# Published of an H100: NVDEC's frames a second are bounded by a cost for each frame (PyNvVideoCodec, 32 processes at
-# 340x256: 22,000 with 7 engines) and one for each pixel (170 streams of 1080p at 30 frames a second with 7 engines).
+# Published for an H100 with 7 engines: the frames per second of NVDEC are limited by a cost per frame (PyNvVideoCodec,
+# 32 processes at 340x256: 22,000 per second) and by a cost per pixel (170 streams of 1080p at 30 per second).
 _ENGINE_FRAMES_PER_S, _ENGINE_PIXELS_PER_S = 3_150, 170 * 30 * 1920 * 1080 / 7
 
 
-class Dali(NamedTuple):
-    """What DALI can decode on a device; if that is nothing, `problem` says why."""
+class DaliSupport(NamedTuple):
+    """The formats that DALI can decode on a device; `problem` says why there are none."""
 
     on_gpu: bool
     capabilities: nvdec.Capabilities
     problem: str = ""
 
     @property
-    def place(self) -> str:
+    def device_phrase(self) -> str:
         return "on this GPU" if self.on_gpu else "without a GPU"
 
 
 @dataclass(frozen=True)
-class Decoders:
-    """Which videos DALI can decode, and the share of those that PyAV decodes all the same."""
+class DecoderPlan:
+    """The formats that DALI decodes, and the share of videos of these formats that PyAV decodes anyway."""
 
-    capabilities: nvdec.Capabilities = field(default_factory=dict)  # of DALI; empty: PyAV decodes everything
+    capabilities: nvdec.Capabilities = field(default_factory=dict)  # DALI's; empty: PyAV decodes everything
     pyav_share: float = 1.0
-    needs_pyav: bool = True  # whether it decodes some of the videos
+    needs_pyav: bool = True  # PyAV decodes some of the videos
 
     @property
     def uses_dali(self) -> bool:
         return bool(self.capabilities) and self.pyav_share < 1
 
-    def chooses_pyav(self, row: Row, seed: int, epoch: int, number: int) -> bool:
-        """Tell whether PyAV decodes a video of the list in an epoch; drawn from (seed, epoch, number)."""
-        if not self.uses_dali or nvdec.reason_refused(row, self.capabilities):
+    def chooses_pyav(self, info: VideoInfo, seed: int, epoch: int, sample_index: int) -> bool:
+        """Return whether PyAV decodes a sample in an epoch; drawn from (seed, epoch, sample_index)."""
+        if not self.uses_dali or nvdec.reason_refused(info, self.capabilities):
             return True
-        # 4: [seed, epoch, number] with 1, 2 and 3 are other streams of the same clip.
-        return self.pyav_share > 0 and np.random.default_rng([seed, epoch, number, 4]).random() < self.pyav_share
+        # The constant 4 separates this stream of random numbers from the others of the same sample, which have 1 to 3.
+        return (
+            self.pyav_share > 0
+            and np.random.default_rng([seed, epoch, sample_index, random_streams.DECODER]).random() < self.pyav_share
+        )
 
 
-def choose_decoders(rows: Sequence[Row], wanted: str, share: float, dali: Dali, cores: int) -> Decoders:
-    """Turn data.decoder and data.pyav_share into who decodes what.
+def plan_decoders(
+    infos: Sequence[VideoInfo], decoder: str, pyav_share: float | Literal["auto"], dali: DaliSupport, cores: int
+) -> DecoderPlan:
+    """Plan which decoder gets which video, from data.decoder and data.pyav_share.
 
-    `rows` are the readable videos, `cores` those that decode beside an NVDEC. Raises ValueError if DALI is asked for
-    and can decode none of the videos.
+    `infos` are the readable videos, `cores` the number of CPU cores that decode beside NVDEC. Raises ValueError if
+    data.decoder requires DALI and DALI can decode none of the videos.
     """
-    if wanted == "host" or wanted == "auto" and not dali.on_gpu:
-        return Decoders()
-    decodable = [row for row in rows if not nvdec.reason_refused(row, dali.capabilities)]
-    if wanted in ("dali", "both") and not decodable:
-        reason = dali.problem or _count_reasons(rows, dali.capabilities)
-        none = f"DALI decodes none of the {_videos(len(rows))} {dali.place} ({reason})"
-        raise ValueError(f"data.decoder={wanted}: {none}; use data.decoder=auto or host")
+    if decoder == "pyav" or decoder == "auto" and not dali.on_gpu:
+        return DecoderPlan()
+    decodable = [info for info in infos if not nvdec.reason_refused(info, dali.capabilities)]
+    if decoder in ("dali", "both") and not decodable:
+        reason = dali.problem or _count_reasons(infos, dali.capabilities)
+        raise ValueError(
+            f"data.decoder={decoder}: DALI decodes none of the {_num_videos(len(infos))} {dali.device_phrase} "
+            f"({reason}); use data.decoder=auto or pyav"
+        )
     if not decodable:
-        return Decoders()
-    if wanted == "dali":
+        return DecoderPlan()
+    if decoder == "dali":
         share = 0.0
-    elif share == AUTO_SHARE:
-        balanced = pyav_share(decodable, dali.capabilities, cores)
-        undecodable = len(rows) - len(decodable)  # which are PyAV's already
-        share = round(max(0.0, balanced * len(rows) - undecodable) / len(decodable), 3)
-    return Decoders(dali.capabilities, share, needs_pyav=share > 0 or len(decodable) < len(rows))
+    elif pyav_share == "auto":
+        share_of_all = balanced_pyav_share(decodable, dali.capabilities, cores)
+        num_undecodable = len(infos) - len(decodable)  # PyAV decodes these in any case
+        share = round(max(0.0, share_of_all * len(infos) - num_undecodable) / len(decodable), 3)
+    else:
+        share = pyav_share
+    return DecoderPlan(dali.capabilities, pyav_share=share, needs_pyav=share > 0 or len(decodable) < len(infos))
 
 
-def pyav_share(rows: Sequence[Row], capabilities: nvdec.Capabilities, cores: int) -> float:
-    """Return the share of videos for PyAV at which `cores` and the card's engines are done at the same time.
+def balanced_pyav_share(infos: Sequence[VideoInfo], capabilities: nvdec.Capabilities, cores: int) -> float:
+    """Return the share of videos for PyAV at which `cores` and the card's engines finish at the same time.
 
-    Both are taken to decode the same frames of a clip, so their rates depend on the frames' size alone.
+    Both decode the same frames of a clip, so their speeds depend only on the frame size.
     """
-    pixels = float(np.mean([row.coded_width * row.coded_height for row in rows]))
+    pixels = float(np.mean([info.coded_width * info.coded_height for info in infos]))
     engines = max((limits.engines for limits in capabilities.values()), default=1)
-    by_pyav = cores * _PYAV_PIXELS_PER_S / pixels
-    by_nvdec = engines * min(_ENGINE_FRAMES_PER_S, _ENGINE_PIXELS_PER_S / pixels)
-    return min(round(by_pyav / (by_pyav + by_nvdec), 3), 0.999)  # 1 would leave NVDEC out
+    pyav_fps = cores * _PYAV_PIXELS_PER_S / pixels
+    nvdec_fps = engines * min(_ENGINE_FRAMES_PER_S, _ENGINE_PIXELS_PER_S / pixels)
+    return min(round(pyav_fps / (pyav_fps + nvdec_fps), 3), 0.999)  # with 1, NVDEC would not be used at all
 
 
-def describe_decoders(rows: Sequence[Row], decoders: Decoders, wanted: str, dali: Dali) -> str:
-    """Say in a line how many videos go where, and why."""
+def describe_plan(infos: Sequence[VideoInfo], plan: DecoderPlan, decoder: str, dali: DaliSupport) -> str:
+    """Return a line that says how many videos each decoder gets, and why."""
     name = f"DALI {'NVDEC' if dali.on_gpu else 'CPU'}"
-    if not decoders.uses_dali:
-        if wanted == "host":
-            return "PyAV, as data.decoder=host asks"
-        if wanted == "auto" and not dali.on_gpu:
+    if not plan.uses_dali:
+        if decoder == "pyav":
+            return "PyAV, as data.decoder=pyav asks"
+        if decoder == "auto" and not dali.on_gpu:
             return "PyAV, which is faster than DALI without a GPU"
-        if decoders.capabilities:
+        if plan.capabilities:
             return "PyAV, as data.pyav_share=1 asks"
-        reason = dali.problem or _count_reasons(rows, dali.capabilities)
+        reason = dali.problem or _count_reasons(infos, dali.capabilities)
         return f"PyAV, since {name} decodes none of the videos ({reason})"
-    decodable = [row for row in rows if not nvdec.reason_refused(row, decoders.capabilities)]
-    line = f"{name} for {_videos(len(decodable))} ({', '.join(sorted({row.codec for row in decodable}))})"
-    if decoders.pyav_share:
-        line += f", of which PyAV takes a share of {decoders.pyav_share:g}"
-    if len(decodable) < len(rows):
-        reasons = _count_reasons(rows, decoders.capabilities)
-        line += f"; PyAV for {len(rows) - len(decodable)} that DALI does not decode {dali.place} ({reasons})"
+    decodable = [info for info in infos if not nvdec.reason_refused(info, plan.capabilities)]
+    line = f"{name} for {_num_videos(len(decodable))} ({', '.join(sorted({info.codec for info in decodable}))})"
+    if plan.pyav_share:
+        line += f", of which PyAV takes a share of {plan.pyav_share:g}"
+    if len(decodable) < len(infos):
+        reasons = _count_reasons(infos, plan.capabilities)
+        line += f"; PyAV for {len(infos) - len(decodable)} that DALI does not decode {dali.device_phrase} ({reasons})"
     return line
 
 
-def _videos(count: int) -> str:
+def _num_videos(count: int) -> str:
     return "1 video" if count == 1 else f"{count} videos"
 
 
-def _count_reasons(rows: Sequence[Row], capabilities: nvdec.Capabilities) -> str:
-    reasons = Counter(reason for row in rows if (reason := nvdec.reason_refused(row, capabilities)))
+def _count_reasons(infos: Sequence[VideoInfo], capabilities: nvdec.Capabilities) -> str:
+    reasons = Counter(reason for info in infos if (reason := nvdec.reason_refused(info, capabilities)))
     return ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())

@@ -1,6 +1,6 @@
-"""Which packets of a video give which frames, and what of them a frame needs; as a short text, for an index to keep.
+"""Map frames to packets, tell which packets a frame depends on, and pack that map into a short text for an index.
 
-Frame numbers are positions in presentation order, from 0. Packets are numbered in decode order, as in the file.
+Frame numbers are positions in presentation order, from 0. Packet numbers are positions in decode order, as in the file.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import numpy as np
 
 _PROOFS = ("bitstream", "decoded", "sequential")
 _FLAGS = ("is_random_access", "is_closed", "is_reference", "is_output", "is_displayed")
-_HEAD = struct.Struct("<BBIQIII")  # proof, bits as below; packets, bytes of them all; frames, width, height
-_IS_COUNTED, _IN_RANGES, _IS_REMUXABLE = 1, 2, 4
-_MOST_REORDERED = 16  # frames, in H.264 and HEVC
-_MOST_LAGS = 64
+# Proof, bit field (see below), number of packets, bytes of all packets, number of frames, width, height.
+_HEADER = struct.Struct("<BBIQIII")
+_IS_COUNTED, _HAS_BYTE_RANGES, _IS_REMUXABLE = 1, 2, 4
+_MAX_REORDER_DEPTH = 16  # frames, in H.264 and HEVC
+_MAX_LAG = 64  # packets; above it, comparing every lag takes longer than sorted insertion
 COUNTED = "frames that have to be counted"
-UNFIT = "packets that make no file of their own"
+NOT_REMUXABLE = "packets that cannot be remuxed"
 
 
 def _no_flags() -> np.ndarray:
@@ -32,32 +33,33 @@ def _no_flags() -> np.ndarray:
 
 @dataclass(frozen=True)
 class FrameTable:
-    """What is known of each packet, in decode order: arrays (N,). Or, with `seek_points`, from where to count frames.
+    """Flags and presentation rank of each packet in decode order, arrays (N,); or, with `seek_points`, none of them.
 
-    `proof` says how the table was proven: "bitstream", from the headers of all packets; "decoded", compared with a
-    decode of the whole file; "sequential": it is decoded from its first packet, and its frames are counted.
+    `proof` is "bitstream" if the headers of all packets prove the table, "decoded" if it was compared with a decode of
+    the whole file, and "sequential" if the video must be decoded from its first packet and its frames counted.
     """
 
-    rank: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # in presentation order; of fields: equal
-    is_random_access: np.ndarray = field(default_factory=_no_flags)  # decoding can begin there
-    is_closed: np.ndarray = field(default_factory=_no_flags)  # what follows it needs nothing before it
-    is_reference: np.ndarray = field(default_factory=_no_flags)  # another picture may be predicted from it
-    is_output: np.ndarray = field(default_factory=_no_flags)  # a decoder gives a frame once it has it
-    is_displayed: np.ndarray = field(default_factory=_no_flags)  # and that frame is one of the video
-    seek_points: tuple[tuple[int, int], ...] = ()  # (packet, number of the first frame that comes of decoding there)
-    num_counted: int = 0  # frames, with `seek_points`
-    # Why not every packet is one frame that is shown, as a decoder that counts packets believes; not kept by pack().
+    rank: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # in presentation order; equal for fields
+    is_random_access: np.ndarray = field(default_factory=_no_flags)  # decoding can begin at this packet
+    is_closed: np.ndarray = field(default_factory=_no_flags)  # later packets depend on nothing before this one
+    is_reference: np.ndarray = field(default_factory=_no_flags)  # another picture may be predicted from this one
+    is_output: np.ndarray = field(default_factory=_no_flags)  # the decoder outputs a frame for this packet
+    is_displayed: np.ndarray = field(default_factory=_no_flags)  # and that frame is part of the video
+    seek_points: tuple[tuple[int, int], ...] = ()  # (packet, number of the first frame when decoding begins there)
+    num_counted: int = 0  # number of frames, if there are `seek_points`
+    # Why packets and displayed frames do not correspond one to one, as a decoder that counts packets assumes. It is
+    # not part of the packed text.
     irregularity: str = ""
     proof: str = "bitstream"
-    is_remuxable: bool = True  # whether some of the packets make a video of their own
+    is_remuxable: bool = True  # a subset of the packets can be written as a video
 
     @cached_property
     def num_frames(self) -> int:
         return self.num_counted if self.seek_points else int(self.is_displayed.sum())
 
     @cached_property
-    def frames(self) -> np.ndarray:
-        """(F,) the packet of each frame, by frame number."""
+    def packet_of_frame(self) -> np.ndarray:
+        """(F,) packet number of each frame, by frame number."""
         order = np.argsort(self.rank, kind="stable")
         return order[self.is_displayed[order]]
 
@@ -66,102 +68,120 @@ class FrameTable:
         """(K,) frame numbers at which decoding can begin, ascending."""
         if self.seek_points:
             return np.unique([frame for _, frame in self.seek_points])
-        return np.flatnonzero(self.is_random_access[self.frames])
+        return np.flatnonzero(self.is_random_access[self.packet_of_frame])
 
     @property
-    def depth(self) -> int:
-        """The most frames that are decoded before another one and shown after it; any number above 16 if it is more."""
-        place = np.argsort(np.argsort(self.rank[self.is_output], kind="stable"))
-        late = np.arange(len(place)) - place
-        deeper = np.zeros(len(place), np.int64)
-        lags = int(late.max(initial=0) - late.min(initial=0))  # none is overtaken from further away
-        if lags > _MOST_LAGS:
-            return _depth_one_by_one(place.tolist())
-        for lag in range(1, lags + 1):
-            deeper[lag:] += place[:-lag] > place[lag:]
-        return int(deeper.max(initial=0))
+    def reorder_depth(self) -> int:
+        """The largest number of frames that precede a frame in decode order and follow it in presentation order.
 
-    def thinned(self, most: int) -> FrameTable:
-        """The same with at most so many places to begin at."""
-        places = np.flatnonzero(self.is_random_access)
-        if len(places) <= most:
+        Above 16, which no codec allows, the number is only a lower bound.
+        """
+        position = np.argsort(np.argsort(self.rank[self.is_output], kind="stable"))
+        delay = np.arange(len(position)) - position
+        depth = np.zeros(len(position), np.int64)
+        max_lag = int(delay.max(initial=0) - delay.min(initial=0))  # frames further apart never change their order
+        if max_lag > _MAX_LAG:
+            return _reorder_depth_by_insertion(position.tolist())
+        for lag in range(1, max_lag + 1):
+            depth[lag:] += position[:-lag] > position[lag:]
+        return int(depth.max(initial=0))
+
+    def limit_entry_points(self, max_count: int) -> FrameTable:
+        """Return the table with evenly spaced entry points, at most `max_count` of them."""
+        entries = np.flatnonzero(self.is_random_access)
+        if len(entries) <= max_count:
             return self
-        kept = np.zeros(len(self.rank), bool)
-        kept[places[:: -(-len(places) // most)]] = True
-        return replace(self, is_random_access=kept)
+        is_entry = np.zeros(len(self.rank), bool)
+        is_entry[entries[:: -(-len(entries) // max_count)]] = True
+        return replace(self, is_random_access=is_entry)
 
 
-def _depth_one_by_one(places: Sequence[int]) -> int:
-    """The same for frames that go far; as soon as it is above what a codec allows, it ends."""
-    before: list[int] = []  # of the frames that were decoded, ascending
-    deepest = 0
-    for place in places:
-        earlier = bisect_right(before, place)
-        deepest = max(deepest, len(before) - earlier)
-        if deepest > _MOST_REORDERED:
+def _reorder_depth_by_insertion(positions: Sequence[int]) -> int:
+    """Return the reorder depth of presentation positions in decode order; stop once it exceeds what codecs allow."""
+    decoded_positions: list[int] = []  # ascending
+    max_depth = 0
+    for position in positions:
+        num_earlier = bisect_right(decoded_positions, position)
+        max_depth = max(max_depth, len(decoded_positions) - num_earlier)
+        if max_depth > _MAX_REORDER_DEPTH:
             break
-        before.insert(earlier, place)
-    return deepest
+        decoded_positions.insert(num_earlier, position)
+    return max_depth
 
 
 def frame_packets(table: FrameTable, frames: Sequence[int] | np.ndarray) -> np.ndarray:
-    """(len(frames),) the packet of each wanted frame; past the end means the last frame."""
-    return table.frames[checked_frames(table, frames)]
+    """Return the packet number of each requested frame, (len(frames),); past the end means the last frame."""
+    return table.packet_of_frame[clamp_frame_numbers(table, frames)]
 
 
-def checked_frames(table: FrameTable, frames: Sequence[int] | np.ndarray) -> np.ndarray:
-    """(len(frames),) the numbers of wanted frames, none past the last one. Raises ValueError for a negative one."""
+def clamp_frame_numbers(table: FrameTable, frames: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Return frame numbers, (len(frames),) int64, with those past the end replaced by the last frame's.
+
+    Raises ValueError for a negative number, for an empty list and for a table without frames.
+    """
     numbers = np.asarray(frames, np.int64)
     if numbers.size == 0 or numbers.min() < 0:
         raise ValueError(f"frames {numbers.tolist()}: expected at least one, none below 0")
     if not table.num_frames:
-        raise ValueError("no picture of the video is ever shown")
+        raise ValueError("the video has no displayed frames")
     return np.minimum(numbers, table.num_frames - 1)
 
 
 def required_packets(table: FrameTable, frames: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which packets must be decoded for the wanted frames: (K,) ascending, and positions.
+    """Return the packets that must be decoded for the requested frames, (K,) ascending, and the frames' positions.
 
     `positions` (len(frames),) int32 are frame numbers in a stream that consists of these packets alone.
     """
-    wanted = frame_packets(table, frames)
+    requested = frame_packets(table, frames)
     entries = np.flatnonzero(table.is_random_access)
     ends = np.append(entries[1:], len(table.rank))
-    last: dict[int, int] = {}  # group -> the last packet of it that must be decoded
-    for w in wanted.tolist():
-        group = int(np.searchsorted(entries, w, "right")) - 1
-        last[group] = max(last.get(group, -1), w)
-        if table.rank[w] < table.rank[entries[group]] and not table.is_closed[entries[group]] and group > 0:
-            last[group - 1] = int(ends[group - 1]) - 1  # a leading picture of an open group: it needs the group before
-    for group in sorted(last):
-        earlier = [g for g in last if g < group]
-        if earlier and not table.is_closed[entries[group]]:  # only a closed group may follow a gap
-            for between in range(max(earlier), group):
-                last[between] = int(ends[between]) - 1
-
-    keep = np.zeros(len(table.rank), bool)
-    for group, end in last.items():
-        chosen = np.arange(entries[group], end + 1)
-        useful = table.is_reference[chosen]
-        if group - 1 not in last and not table.is_closed[entries[group]]:
-            useful = useful & (table.rank[chosen] >= table.rank[entries[group]])  # nothing to decode the leading from
-        keep[chosen[useful]] = True
-    keep[wanted] = True
-    kept = np.flatnonzero(keep)
+    last_packet = _last_packet_per_group(table, requested, entries, ends)
+    is_kept = np.zeros(len(table.rank), bool)
+    for group, last in last_packet.items():
+        group_packets = np.arange(entries[group], last + 1)
+        is_useful = table.is_reference[group_packets]
+        if group - 1 not in last_packet and not table.is_closed[entries[group]]:
+            # The group that its leading pictures are predicted from is not decoded, so they are left out.
+            is_useful = is_useful & (table.rank[group_packets] >= table.rank[entries[group]])
+        is_kept[group_packets[is_useful]] = True
+    is_kept[requested] = True
+    kept = np.flatnonzero(is_kept)
     # A picture that the source decodes but does not show (before the start of an edit list) is shown by the small file.
-    shown = kept[table.is_output[kept]]
+    output = kept[table.is_output[kept]]
     position = np.zeros(len(table.rank), np.int32)
-    position[shown[np.argsort(table.rank[shown], kind="stable")]] = np.arange(len(shown))
-    return kept, position[wanted]
+    position[output[np.argsort(table.rank[output], kind="stable")]] = np.arange(len(output))
+    return kept, position[requested]
+
+
+def _last_packet_per_group(
+    table: FrameTable, requested: np.ndarray, entries: np.ndarray, ends: np.ndarray
+) -> dict[int, int]:
+    """Return the groups of pictures to decode, and the last packet of each that must be decoded.
+
+    `requested` are packet numbers; `entries` and `ends` are the first packet of each group and the one after its last.
+    """
+    last_packet: dict[int, int] = {}
+    for packet in requested.tolist():
+        group = int(np.searchsorted(entries, packet, "right")) - 1
+        last_packet[group] = max(last_packet.get(group, -1), packet)
+        if table.rank[packet] < table.rank[entries[group]] and not table.is_closed[entries[group]] and group > 0:
+            last_packet[group - 1] = int(ends[group - 1]) - 1  # leading pictures of an open group need the group before
+    for group in sorted(last_packet):
+        earlier_groups = [g for g in last_packet if g < group]
+        if earlier_groups and not table.is_closed[entries[group]]:  # only a closed group may follow a gap
+            for between in range(max(earlier_groups), group):
+                last_packet[between] = int(ends[between]) - 1
+    return last_packet
 
 
 def count_decoded(table: FrameTable, frames: Sequence[int] | np.ndarray) -> int:
-    """Return how many packets, or frames where they are counted, are decoded for the wanted frames."""
+    """Return how many packets are decoded for the requested frames; with `seek_points`, how many frames."""
     if not table.seek_points:
         return len(required_packets(table, frames)[0])
-    numbers, firsts = checked_frames(table, frames), np.array([frame for _, frame in table.seek_points])
-    group = np.searchsorted(firsts, numbers, "right") - 1
-    return sum(int(numbers[group == g].max() - firsts[g]) + 1 for g in np.unique(group))
+    numbers = clamp_frame_numbers(table, frames)
+    first_frames = np.array([frame for _, frame in table.seek_points])
+    group = np.searchsorted(first_frames, numbers, "right") - 1
+    return sum(int(numbers[group == g].max() - first_frames[g]) + 1 for g in np.unique(group))
 
 
 class StoredTable(NamedTuple):
@@ -169,34 +189,44 @@ class StoredTable(NamedTuple):
 
     table: FrameTable
     num_packets: int
-    size: int  # bytes of all packets, by which another file is told
-    in_ranges: bool  # whether the packets are those ranges of the file that its container lists
+    num_bytes: int  # of all packets; another value means that the file has changed
+    has_byte_ranges: bool  # the packets are exactly the byte ranges that the container's index lists
     frame_size: tuple[int, int]  # width, height
 
 
-def pack(table: FrameTable, num_packets: int, size: int, in_ranges: bool, frame_size: tuple[int, int]) -> str:
-    """A table as a text of some 100 characters."""
-    bits = _IS_COUNTED * bool(table.seek_points) | _IN_RANGES * in_ranges | _IS_REMUXABLE * table.is_remuxable
-    head = _HEAD.pack(_PROOFS.index(table.proof), bits, num_packets, size, table.num_frames, *frame_size)
+def pack_frame_table(stored: StoredTable) -> str:
+    """Return a table as a text of about 100 characters."""
+    table = stored.table
+    bits = (
+        _IS_COUNTED * bool(table.seek_points)
+        | _HAS_BYTE_RANGES * stored.has_byte_ranges
+        | _IS_REMUXABLE * table.is_remuxable
+    )
+    proof = _PROOFS.index(table.proof)
+    header = _HEADER.pack(proof, bits, stored.num_packets, stored.num_bytes, table.num_frames, *stored.frame_size)
     if table.seek_points:
         content = np.array(table.seek_points, "<u4").tobytes()
     else:
         flags = sum(getattr(table, name).astype(np.uint8) << bit for bit, name in enumerate(_FLAGS))
         content = (table.rank - np.arange(len(table.rank))).astype("<i4").tobytes()
         content += np.asarray(flags, np.uint8).tobytes()
-    return base64.b85encode(head + zlib.compress(content, 9)).decode()
+    return base64.b85encode(header + zlib.compress(content, 9)).decode()
 
 
-def unpack(text: str) -> StoredTable:
-    """-> what pack() was given. Raises ValueError for what it did not make."""
+def unpack_frame_table(text: str) -> StoredTable:
+    """Return the table that pack_frame_table() packed. Raises ValueError for any other text."""
     try:
         data = base64.b85decode(text)
-        proof, bits, num_packets, size, num_frames, width, height = _HEAD.unpack_from(data)
-        content = zlib.decompress(data[_HEAD.size :])
+        proof, bits, num_packets, num_bytes, num_frames, width, height = _HEADER.unpack_from(data)
+        content = zlib.decompress(data[_HEADER.size :])
         if bits & _IS_COUNTED:
             points = np.frombuffer(content, "<u4").reshape(-1, 2).tolist()
-            table = FrameTable(seek_points=tuple((packet, frame) for packet, frame in points), num_counted=num_frames,
-                               irregularity=COUNTED, proof=_PROOFS[proof])  # fmt: skip
+            table = FrameTable(
+                seek_points=tuple((packet, frame) for packet, frame in points),
+                num_counted=num_frames,
+                irregularity=COUNTED,
+                proof=_PROOFS[proof],
+            )
         else:
             count = len(content) // 5
             rank = np.frombuffer(content, "<i4", count).astype(np.int64) + np.arange(count)
@@ -205,4 +235,10 @@ def unpack(text: str) -> StoredTable:
             table = FrameTable(rank, **columns, proof=_PROOFS[proof], is_remuxable=bool(bits & _IS_REMUXABLE))
     except (ValueError, struct.error, zlib.error, IndexError) as error:
         raise ValueError(f"a damaged frame table: {error}") from None
-    return StoredTable(table, num_packets, size, bool(bits & _IN_RANGES), (width, height))
+    return StoredTable(
+        table=table,
+        num_packets=num_packets,
+        num_bytes=num_bytes,
+        has_byte_ranges=bool(bits & _HAS_BYTE_RANGES),
+        frame_size=(width, height),
+    )

@@ -1,6 +1,6 @@
-"""What DALI's decoders take: limits of size by codec, chroma and bit depth, of an NVIDIA card or of the CPU.
+"""Tell which videos DALI can decode: size limits by codec, chroma and bit depth, of an NVIDIA card or of the CPU.
 
-Everything but `query_capabilities` is a pure function of tables, so that a machine without a card can test it.
+Everything except `query_capabilities` is a pure function of tables, so that a machine without a card can test it.
 """
 
 from __future__ import annotations
@@ -12,103 +12,113 @@ from typing import NamedTuple
 
 import av
 
-from pipelines.decode.video_info import Row
+from pipelines.decode.video_info import VideoInfo
 
 
 class Limits(NamedTuple):
-    """Coded sizes that a decoder takes; 0 means unlimited. `engines` of a card decode at the same time, and sides have
-    to be multiples of `alignment`."""
+    """Coded sizes that a decoder takes; a maximum of 0 means unlimited."""
 
     min_width: int = 0
     min_height: int = 0
     max_width: int = 0
     max_height: int = 0
-    max_macroblocks: int = 0  # of 16x16 pixels
-    engines: int = 1
-    alignment: int = 1
+    max_macroblocks: int = 0  # of 16x16 video_format
+    engines: int = 1  # that decode at the same time
+    alignment: int = 1  # width and height must be multiples of it
 
 
 Format = tuple[str, str, int]  # FFmpeg's name of the codec, chroma ("4:2:0"), bit depth
 Capabilities = Mapping[Format, Limits]
 
-# DALI hands out 8-bit RGB and is known to read only this surface right: deeper or finer ones go to PyAV.
+# DALI outputs 8-bit RGB and is known to read only this surface format correctly; PyAV decodes all others.
 CHROMA, DEPTH = "4:2:0", 8
-# Codecs that DALI 2.4 gives to NVDEC and whose frames it numbers rightly, and what their sides must be multiples of.
-# MJPEG is refused there, whatever its documentation says; of AV1 every coded frame is taken for one that is shown, and
-# almost every file has hidden ones. NVDEC's surfaces have sides of multiples of 16, and DALI looks for chroma by the
-# size that is shown: other sizes may get wrong colors. H.264 and HEVC take any size, since `trim` has them show all.
+# Codecs that DALI 2.4 gives to NVDEC and whose frames it numbers correctly -> what width and height must be multiples
+# of. DALI refuses MJPEG on NVDEC, although its documentation lists it. It counts every coded frame of AV1 as displayed,
+# and almost every AV1 file has hidden frames. Sides of NVDEC's surfaces are multiples of 16, but DALI computes the
+# position of chroma from the displayed size: with other sizes colors may be wrong. H.264 and HEVC may have any size,
+# since `trim` removes their cropping.
 NVDEC_CODECS = {"h264": 1, "hevc": 1, "vp8": 16, "vp9": 16, "mpeg4": 16}
-# What DALI's own build for the CPU decodes, of any size.
+# DALI's build for the CPU decodes these codecs in any size.
 CPU: Capabilities = {(codec, CHROMA, DEPTH): Limits() for codec in ("vp8", "vp9", "mjpeg")}
-# A card that cannot be asked is taken for a Hopper, which has no AV1 decoder (NVDEC application note 13.0).
+# Assumed for a card whose driver does not answer. Hopper has no AV1 decoder (NVDEC application note 13.0).
 HOPPER: Capabilities = {
-    ("h264", CHROMA, DEPTH): Limits(48, 16, 4096, 4096, 65_536, engines=7),
-    ("hevc", CHROMA, DEPTH): Limits(144, 144, 8192, 8192, 262_144, engines=7),
-    ("vp8", CHROMA, DEPTH): Limits(48, 16, 4096, 4096, 65_536, engines=7, alignment=16),
-    ("vp9", CHROMA, DEPTH): Limits(128, 128, 8192, 8192, 262_144, engines=7, alignment=16),
-    ("mpeg4", CHROMA, DEPTH): Limits(48, 16, 2032, 2032, 8_192, engines=7, alignment=16),
+    ("h264", CHROMA, DEPTH): Limits(
+        min_width=48, min_height=16, max_width=4096, max_height=4096, max_macroblocks=65_536, engines=7
+    ),
+    ("hevc", CHROMA, DEPTH): Limits(
+        min_width=144, min_height=144, max_width=8192, max_height=8192, max_macroblocks=262_144, engines=7
+    ),
+    ("vp8", CHROMA, DEPTH): Limits(
+        min_width=48, min_height=16, max_width=4096, max_height=4096, max_macroblocks=65_536, engines=7, alignment=16
+    ),
+    ("vp9", CHROMA, DEPTH): Limits(
+        min_width=128, min_height=128, max_width=8192, max_height=8192, max_macroblocks=262_144, engines=7, alignment=16
+    ),
+    ("mpeg4", CHROMA, DEPTH): Limits(
+        min_width=48, min_height=16, max_width=2032, max_height=2032, max_macroblocks=8_192, engines=7, alignment=16
+    ),
 }
 
 _CODEC_IDS = {"mpeg4": 2, "h264": 4, "hevc": 8, "vp8": 9, "vp9": 10, "av1": 11}  # cudaVideoCodec
 _CHROMA_IDS = {"4:0:0": 0, "4:2:0": 1, "4:2:2": 2, "4:4:4": 3}  # cudaVideoChromaFormat
 
 
-def reason_refused(row: Row, capabilities: Capabilities) -> str:
-    """Say why DALI should not be given a video; empty if it decodes it.
+def reason_refused(info: VideoInfo, capabilities: Capabilities) -> str:
+    """Return why DALI cannot decode a video; empty if it can.
 
-    The reason names no sizes or other facts of the one file, so that files can be counted by it.
+    The reason does not mention values of the single file, so that files can be counted by reason.
     """
-    chroma, depth = chroma_and_depth(row.pix_fmt)
-    limits = capabilities.get((row.codec, chroma, depth))
-    if not any(codec == row.codec for codec, _, _ in capabilities):
-        return row.codec
+    chroma, depth = chroma_and_depth(info.pix_fmt)
+    limits = capabilities.get((info.codec, chroma, depth))
+    if not any(codec == info.codec for codec, _, _ in capabilities):
+        return info.codec
     if not depth:
-        return f"{row.codec} of unknown pixel format"
+        return f"{info.codec} of unknown pixel format"
     if (chroma, depth) != (CHROMA, DEPTH) or limits is None:
-        return f"{row.codec} {chroma} {depth} bit"
-    if row.irregularity:
-        return f"{row.codec} with {row.irregularity}"
-    if row.colorspace == "other":
-        return f"{row.codec} of an unusual color matrix"
-    if row.interlaced:
-        return f"interlaced {row.codec}"
-    if any(row.crop_offset):
-        return f"{row.codec} that is cropped at its top or left"
-    if not row.coded_width or not row.coded_height:
-        return f"{row.codec} of unknown coded size"
-    if row.coded_width < limits.min_width or row.coded_height < limits.min_height:
-        return f"{row.codec} below {limits.min_width}x{limits.min_height}"
-    macroblocks = -(-row.coded_width // 16) * -(-row.coded_height // 16)
+        return f"{info.codec} {chroma} {depth} bit"
+    if info.irregularity:
+        return f"{info.codec} with {info.irregularity}"
+    if info.colorspace == "other":
+        return f"{info.codec} of an unusual color matrix"
+    if info.interlaced:
+        return f"interlaced {info.codec}"
+    if any(info.crop_offset):
+        return f"{info.codec} that is cropped at its top or left"
+    if not info.coded_width or not info.coded_height:
+        return f"{info.codec} of unknown coded size"
+    if info.coded_width < limits.min_width or info.coded_height < limits.min_height:
+        return f"{info.codec} below {limits.min_width}x{limits.min_height}"
+    macroblocks = -(-info.coded_width // 16) * -(-info.coded_height // 16)
     if (
-        0 < limits.max_width < row.coded_width
-        or 0 < limits.max_height < row.coded_height
+        0 < limits.max_width < info.coded_width
+        or 0 < limits.max_height < info.coded_height
         or 0 < limits.max_macroblocks < macroblocks
     ):
-        return f"{row.codec} above {limits.max_width}x{limits.max_height}"
-    if row.coded_width % limits.alignment or row.coded_height % limits.alignment:
-        return f"{row.codec} whose sides are no multiples of {limits.alignment}"
+        return f"{info.codec} above {limits.max_width}x{limits.max_height}"
+    if info.coded_width % limits.alignment or info.coded_height % limits.alignment:
+        return f"{info.codec} whose sides are not multiples of {limits.alignment}"
     return ""
 
 
 @functools.cache
 def chroma_and_depth(pix_fmt: str) -> tuple[str, int]:
-    """Return how a pixel format samples chroma, as "4:2:0", and its bits per component; ("", 0) if it is unknown."""
+    """Return the chroma subsampling ("4:2:0") and bits per component of a pixel format; ("", 0) if it is unknown."""
     try:
-        pixels = av.VideoFormat(pix_fmt)
+        video_format = av.VideoFormat(pix_fmt)
     except ValueError:
         return "", 0
-    depth = max(component.bits for component in pixels.components)
-    if pixels.is_rgb:
+    depth = max(component.bits for component in video_format.components)
+    if video_format.is_rgb:
         return "RGB", depth
-    if len(pixels.components) < 3:
+    if len(video_format.components) < 3:
         return "4:0:0", depth
-    across, down = 16 // pixels.chroma_width(16), 16 // pixels.chroma_height(16)
+    horizontal, vertical = 16 // video_format.chroma_width(16), 16 // video_format.chroma_height(16)
     names = {(1, 1): "4:4:4", (2, 1): "4:2:2", (2, 2): "4:2:0", (1, 2): "4:4:0", (4, 1): "4:1:1", (4, 4): "4:1:0"}
-    return names.get((across, down), ""), depth
+    return names.get((horizontal, vertical), ""), depth
 
 
-def usable(capabilities: Capabilities) -> Capabilities:
-    """Keep what DALI can make use of: its codecs, in the one surface that it reads right."""
+def usable_capabilities(capabilities: Capabilities) -> Capabilities:
+    """Keep the formats that DALI can use: its codecs, in the only surface format that it reads correctly."""
     return {
         key: limits._replace(alignment=NVDEC_CODECS[key[0]])
         for key, limits in capabilities.items()
@@ -117,7 +127,7 @@ def usable(capabilities: Capabilities) -> Capabilities:
 
 
 class _DecodeCaps(ctypes.Structure):
-    """CUVIDDECODECAPS of NVIDIA's cuviddec.h: three numbers in, the others out."""
+    """CUVIDDECODECAPS of NVIDIA's cuviddec.h: the first three fields are the question, the others the answer."""
 
     _fields_ = [
         ("codec", ctypes.c_int),
@@ -132,40 +142,46 @@ class _DecodeCaps(ctypes.Structure):
         ("max_macroblocks", ctypes.c_uint),
         ("min_width", ctypes.c_ushort),
         ("min_height", ctypes.c_ushort),
-        ("_rest", ctypes.c_ubyte * 64),  # histograms, reserved; room for what later drivers add
+        ("_rest", ctypes.c_ubyte * 64),  # histograms, reserved fields, and room for fields of later drivers
     ]
 
 
 def query_capabilities(device_index: int = 0) -> dict[Format, Limits] | None:
-    """Ask a card's driver what its NVDEC decodes, deeper and finer formats too; None if it cannot be asked."""
-    import torch  # here: workers import this module, and not torch
+    """Return the limits of every format that a card's NVDEC decodes; None if the driver cannot be asked."""
+    import torch  # not at the top: worker processes import this module and must not load torch
 
     if not torch.cuda.is_available():
         return None
     try:
-        ask = ctypes.CDLL("libnvcuvid.so.1").cuvidGetDecoderCaps
+        get_decoder_caps = ctypes.CDLL("libnvcuvid.so.1").cuvidGetDecoderCaps
     except (OSError, AttributeError):
         return None
     with torch.cuda.device(device_index):
-        torch.cuda.synchronize()  # makes the device's context, if there is none yet
-        return _ask_all(ask)
+        torch.cuda.synchronize()  # creates the device's context if there is none yet
+        return query_all_formats(get_decoder_caps)
 
 
-def _ask_all(ask: Callable[..., int]) -> dict[Format, Limits] | None:
-    """Collect what cuvidGetDecoderCaps says of every format; None if it never answers."""
+def query_all_formats(get_decoder_caps: Callable[..., int]) -> dict[Format, Limits] | None:
+    """Call cuvidGetDecoderCaps for every format; return the limits of the supported ones, None if no call succeeds."""
     capabilities: dict[Format, Limits] = {}
-    answers = 0
-    for video_format, caps in _questions():
-        if ask(ctypes.byref(caps)) != 0:
+    num_answers = 0
+    for video_format, caps in _queries():
+        if get_decoder_caps(ctypes.byref(caps)) != 0:
             continue
-        answers += 1
+        num_answers += 1
         if caps.is_supported:
-            smallest, largest = (caps.min_width, caps.min_height), (caps.max_width, caps.max_height)
-            capabilities[video_format] = Limits(*smallest, *largest, caps.max_macroblocks, caps.engines or 1)
-    return capabilities if answers else None
+            capabilities[video_format] = Limits(
+                min_width=caps.min_width,
+                min_height=caps.min_height,
+                max_width=caps.max_width,
+                max_height=caps.max_height,
+                max_macroblocks=caps.max_macroblocks,
+                engines=caps.engines or 1,
+            )
+    return capabilities if num_answers else None
 
 
-def _questions() -> Iterator[tuple[Format, _DecodeCaps]]:
+def _queries() -> Iterator[tuple[Format, _DecodeCaps]]:
     for codec, codec_id in _CODEC_IDS.items():
         for chroma, chroma_id in _CHROMA_IDS.items():
             for depth in (8, 10, 12):

@@ -1,92 +1,93 @@
-"""What one video file holds, found by demuxing it and reading the headers of its packets."""
+"""Read the properties of one video file by demuxing it and reading the headers of its packets."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.decode.demuxer import Video
-from pipelines.decode.prove import prove
-from pipelines.storage import stamp
+from pipelines.decode.demuxer import VideoDemuxer
+from pipelines.decode.prove import prove_frame_table
+from pipelines.storage import fingerprint
 
+VERSION = 9  # of the fields of VideoInfo; an index with records of another version is read again
 NO_FILE = "no such file"
-SECONDS = 300  # that demuxing a file may take; proving its frame table has more for each packet
-
-
-VERSION = 8  # of what a row says
+INDEX_TIMEOUT = 300  # seconds for demuxing a file; proving its frame table has additional time per packet
 
 
 @dataclass(frozen=True)
-class Row:
-    """One file: its frames, and why it cannot be used if `error` is not empty (then num_frames is 0).
+class VideoInfo:
+    """Properties of one video file. If it cannot be used, `error` says why and num_frames is 0.
 
-    width and height are of the frame as it is shown: after `turns` quarter turns, anticlockwise, of the stored one.
+    width and height are those of the displayed frame, after `rotation` quarter turns, counterclockwise, of the stored
+    one.
     """
 
     path: str
-    size: int = 0  # bytes; with `changed`, tells whether the row still holds
-    changed: int = 0  # nanoseconds
+    size: int = 0  # bytes; this and mtime_ns tell whether the file has changed since
+    mtime_ns: int = 0
     num_frames: int = 0
     fps: float = 0.0
     width: int = 0
     height: int = 0
     codec: str = ""
-    keyframes: tuple[int, ...] = ()
-    turns: int = 0
+    keyframes: tuple[int, ...] = ()  # frame numbers at which decoding can begin
+    rotation: int = 0  # quarter turns
     pix_fmt: str = ""  # FFmpeg's name of the pixel format: chroma and bits per component
     profile: str = ""
-    interlaced: bool = False  # H.264: pictures may be coded as fields; else the first frame says so
-    coded_width: int = 0  # of the stored frame with what a decoder cuts off; 0: unknown
+    interlaced: bool = False  # H.264: pictures may be coded as fields; other codecs: the first frame is interlaced
+    coded_width: int = 0  # of the stored frame before a decoder crops it; 0: unknown
     coded_height: int = 0
-    crop_offset: tuple[int, ...] = (0, 0)  # left and top, of the part of the coded frame that is shown
-    irregularity: str = ""  # why its packets are not each one frame (`FrameTable.irregularity`)
-    colorspace: str = ""  # the matrix of its colors, if the file names another than BT.601's
-    proof: str = ""  # how its frame table was proven (`FrameTable.proof`)
-    table: str = ""  # which packets give which frames (`Video.table`)
+    crop_offset: tuple[int, ...] = (0, 0)  # left and top of the visible part of the coded frame
+    irregularity: str = ""  # why packets and frames do not correspond one to one (`FrameTable.irregularity`)
+    colorspace: str = ""  # the color matrix if the file states another than BT.601's
+    proof: str = ""  # how the frame table was proven (`FrameTable.proof`)
+    table: str = ""  # the packed frame table (`VideoDemuxer.packed_frame_table`)
     error: str = ""
-    version: int = 0  # of what a row says; of another version it is read again
+    version: int = 0  # VERSION of the code that read the file
 
     @property
     def missing(self) -> bool:
         return self.error == NO_FILE
 
 
-def bad_row(path: str, reason: str) -> Row:
-    """Of a file that cannot be used."""
-    return Row(path, *stamp(path), error=reason.removeprefix(f"{path}: ") or "unreadable", version=VERSION)
+def unreadable_video_info(path: str, reason: str) -> VideoInfo:
+    """Return the record of a file that cannot be used."""
+    size, mtime_ns = fingerprint(path)
+    error = reason.removeprefix(f"{path}: ") or "unreadable"
+    return VideoInfo(path, size=size, mtime_ns=mtime_ns, error=error, version=VERSION)
 
 
-def read_row(path: str) -> Row:
-    """The row of one file; never raises for a bad file: the reason is its `error`."""
-    size, changed = stamp(path)
+def read_video_info(path: str) -> VideoInfo:
+    """Read the properties of one file. A bad file raises nothing: `error` of the result says what is wrong with it."""
+    size, mtime_ns = fingerprint(path)
     try:
-        with Video(path, SECONDS) as video:
-            first = prove(video)
-            assert first, "only a stored table is not proven anew"
-            table, turns = video.frame_table, first.turns
+        with VideoDemuxer(path, timeout=INDEX_TIMEOUT) as video:
+            first_frame = prove_frame_table(video)
+            assert first_frame, "prove_frame_table() returns None only for a stored table"
+            table, rotation = video.frame_table, first_frame.rotation
             if not table.num_frames:
-                raise ValueError(f"{path}: no picture of the video is ever shown")
-            return Row(
-                path,
-                size,
-                changed,
+                raise ValueError(f"{path}: the video has no displayed frames")
+            return VideoInfo(
+                path=path,
+                size=size,
+                mtime_ns=mtime_ns,
                 num_frames=table.num_frames,
                 fps=round(float(video.fps), 4),
-                width=video.height if turns % 2 else video.width,
-                height=video.width if turns % 2 else video.height,
+                width=video.height if rotation % 2 else video.width,
+                height=video.width if rotation % 2 else video.height,
                 codec=video.codec,
                 keyframes=tuple(table.keyframes.tolist()),
-                turns=turns,
-                pix_fmt=first.pix_fmt,
+                rotation=rotation,
+                pix_fmt=first_frame.pix_fmt,
                 profile=video.stream.codec_context.profile or "",
-                interlaced=first.interlaced,
-                coded_width=first.coded_size[0],
-                coded_height=first.coded_size[1],
-                crop_offset=first.crop_offset,
+                interlaced=first_frame.interlaced,
+                coded_width=first_frame.coded_size[0],
+                coded_height=first_frame.coded_size[1],
+                crop_offset=first_frame.crop_offset,
                 irregularity=table.irregularity,
-                colorspace=first.colorspace,
+                colorspace=first_frame.colorspace,
                 proof=table.proof,
-                table=video.table(),
+                table=video.packed_frame_table(),
                 version=VERSION,
             )
     except ValueError as error:
-        return bad_row(path, str(error))
+        return unreadable_video_info(path, str(error))

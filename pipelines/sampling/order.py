@@ -1,4 +1,4 @@
-"""Which sample comes when, on which rank: pure functions of (seed, epoch, step, rank, world size)."""
+"""Decide which sample comes when on which rank: pure functions of (seed, epoch, batch, rank, world size)."""
 
 from __future__ import annotations
 
@@ -6,55 +6,64 @@ from functools import lru_cache
 
 import numpy as np
 
-
-def accumulation(total: int, batch: int, world_size: int) -> int:
-    """Batches of each rank that make an optimiser step of `total` clips (0: one). Raises ValueError if none do."""
-    each = batch * world_size
-    if total % each:
-        raise ValueError(
-            f"optim.batch={total}: expected a multiple of data.batch={batch} on {world_size} processes, that is {each}"
-        )
-    return total // each or 1
+from utils import random_streams
 
 
-def train_steps(num_samples: int, batch: int, world_size: int, accumulate: int = 1) -> int:
-    """Batches an epoch, a multiple of `accumulate`; the samples left over are left out (others each epoch)."""
-    return num_samples // (batch * world_size * accumulate) * accumulate
+def grad_accum_steps(global_batch_size: int, batch_size: int, world_size: int) -> int:
+    """Return how many batches per rank make an optimizer step of `global_batch_size` clips (0: one batch).
 
-
-def steps_done(seen: int, batch: int, world_size: int, accumulate: int = 1) -> int:
-    """After how many batches of an epoch none of its first `seen` samples comes again."""
-    return -(-seen // (batch * world_size * accumulate)) * accumulate
-
-
-def torch_seed(seed: int, epoch: int, step: int, rank: int) -> int:
-    """For what torch itself draws in a step (dropout); weights are drawn from `seed` itself."""
-    return int(np.random.SeedSequence([seed, epoch, step, rank, 2]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def eval_steps(num_samples: int, batch: int, world_size: int) -> int:
-    """Steps of one pass that scores every sample."""
-    return -(-num_samples // (batch * world_size))
-
-
-def position(step: int, slot: int, batch: int, rank: int, world_size: int) -> int:
-    """Place in the epoch's order of the sample in `slot` of a batch.
-
-    A step takes the next batch * world_size samples, a rank after the other, so the samples of a step depend on its
-    global batch only, not on how many ranks share it.
+    Raises ValueError if no number of batches does.
     """
-    return (step * world_size + rank) * batch + slot
+    clips = batch_size * world_size
+    if global_batch_size % clips:
+        raise ValueError(
+            f"optim.global_batch_size={global_batch_size}: expected a multiple of data.batch_size={batch_size} on "
+            f"{world_size} processes, that is {clips}"
+        )
+    return global_batch_size // clips or 1
 
 
-def train_sample(num_samples: int, seed: int, epoch: int, place: int) -> int:
-    """The row that stands at `place` in the shuffled order of an epoch."""
-    return int(_permutation(num_samples, seed, epoch)[place])
+def batches_per_epoch(
+    num_samples: int, batch_size: int, world_size: int, *, train: bool, grad_accum_steps: int = 1
+) -> int:
+    """Count the batches per epoch and rank: in training whole steps only, otherwise enough to score every sample.
+
+    The samples that fill no step are left out in training, others in each epoch.
+    """
+    if train:
+        return num_samples // (batch_size * world_size * grad_accum_steps) * grad_accum_steps
+    return -(-num_samples // (batch_size * world_size))
 
 
-def generator(seed: int, epoch: int, sample: int, attempt: int = 0) -> np.random.Generator:
-    """The source of every random draw for one sample of one epoch, and for each attempt to replace it."""
+def batches_done(seen: int, batch_size: int, world_size: int, grad_accum_steps: int = 1) -> int:
+    """Return after how many batches of an epoch none of its first `seen` samples comes again."""
+    return -(-seen // (batch_size * world_size * grad_accum_steps)) * grad_accum_steps
+
+
+def torch_seed(seed: int, epoch: int, batch_index: int, rank: int) -> int:
+    """Return the seed of what torch draws in a batch (dropout). Weights are drawn from `seed` itself."""
+    sequence = np.random.SeedSequence([seed, epoch, batch_index, rank, random_streams.MASK])
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
+
+
+def epoch_position(batch_index: int, slot: int, batch_size: int, rank: int, world_size: int) -> int:
+    """Return the position in the epoch's order of the sample in `slot` of a batch.
+
+    All ranks together take the next batch_size * world_size samples, one rank after the other, so the samples of a
+    step depend on its global batch only, not on how many ranks share it.
+    """
+    return (batch_index * world_size + rank) * batch_size + slot
+
+
+def shuffled_index(num_samples: int, seed: int, epoch: int, position: int) -> int:
+    """Return the sample at a position of the epoch's shuffled order."""
+    return int(_permutation(num_samples, seed, epoch)[position])
+
+
+def sample_rng(seed: int, epoch: int, sample: int, attempt: int = 0) -> np.random.Generator:
+    """Return the generator of every random draw for one sample of one epoch, and for each attempt to replace it."""
     # The 1: [seed, epoch, 0] alone is the stream of the order.
-    return np.random.default_rng([seed, epoch, sample, 1, attempt] if attempt else [seed, epoch, sample, 1])
+    return np.random.default_rng([seed, epoch, sample, random_streams.SAMPLE, *([attempt] if attempt else [])])
 
 
 @lru_cache(maxsize=2)  # the current epoch and the next, into which workers read ahead

@@ -1,8 +1,9 @@
-"""Where the network looks: crop boxes and flips. Pure; nothing here touches a pixel.
+"""Choose what part of a frame the network sees: crop boxes and flips. Pure functions; nothing here touches a pixel.
 
 A box is (top, left, bottom, right) in pixels of the decoded frame, bottom and right exclusive. It is resized to the
-network's input in one pass, so a crop of a resized frame is a box of the original one. Boxes lie on even pixels, where
-4:2:0 video has its colours: DALI, which crops RGB, and the host, which crops YUV, then see the same picture.
+network's input in one pass, so a crop of a resized frame is expressed as a box of the original one. Boxes begin and end
+on even pixels, where 4:2:0 video has its chroma samples: DALI, which crops RGB, and PyAV, which crops YUV, then cut out
+the same pixels.
 """
 
 from __future__ import annotations
@@ -11,91 +12,103 @@ import math
 
 import numpy as np
 
+_TRIES = 10  # of random_resized_crop
+
 
 def random_resized_crop(
     width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> np.ndarray:
-    """(4,) float32: a box of random area (`scale`, share of the frame) and shape (`ratio`, width / height).
+    """Draw a box (4,) float32 of random area (`scale`, fraction of the frame) and aspect ratio (width / height).
 
-    The shape is log-uniform. Ten tries to fit it into the frame, then the largest centred box whose shape is allowed.
+    The ratio is drawn log-uniformly. If ten boxes do not fit into the frame, the result is the largest centered box
+    whose ratio is in range.
     """
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    for _ in range(10):
+    log_min, log_max = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(_TRIES):
         area = rng.uniform(*scale) * width * height
-        shape = math.exp(rng.uniform(low, high))
-        box_width, box_height = math.sqrt(area * shape), math.sqrt(area / shape)
+        aspect = math.exp(rng.uniform(log_min, log_max))
+        box_width, box_height = math.sqrt(area * aspect), math.sqrt(area / aspect)
         if box_width <= width and box_height <= height:
-            across, down = _even(box_width, width), _even(box_height, height)
-            top, left = rng.integers((height - down) // 2 + 1), rng.integers((width - across) // 2 + 1)
-            return _box(2 * int(top), 2 * int(left), down, across)
-    shape = min(max(width / height, ratio[0]), ratio[1])
-    across, down = _even(min(width, height * shape), width), _even(min(height, width / shape), height)
-    return _box(_along(0.5, height, down), _along(0.5, width, across), down, across)
+            return _random_box(width, height, _even(box_width, width), _even(box_height, height), rng)
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    crop_width, crop_height = _even(min(width, height * aspect), width), _even(min(height, width / aspect), height)
+    return _box(_even_start(0.5, height, crop_height), _even_start(0.5, width, crop_width), crop_height, crop_width)
 
 
-def jittered_crop(
-    width: int, height: int, size: int, short_sides: tuple[float, float], rng: np.random.Generator
+def scale_jittered_crop(
+    width: int, height: int, size: int, short_side_range: tuple[float, float], rng: np.random.Generator
 ) -> np.ndarray:
-    """(4,) float32: a square anywhere, size x size pixels once the short side is resized to a length drawn."""
-    short = min(width, height)
-    side = _even(short * size / rng.uniform(*short_sides), short)
-    top, left = rng.integers((height - side) // 2 + 1), rng.integers((width - side) // 2 + 1)
-    return _box(2 * int(top), 2 * int(left), side, side)
+    """Draw a square box (4,) float32 that is size x size pixels once the short side is resized to a random length."""
+    short_side = min(width, height)
+    side = _even(short_side * size / rng.uniform(*short_side_range), short_side)
+    return _random_box(width, height, side, side, rng)
 
 
-def whole_frame(width: int, height: int) -> np.ndarray:
-    """(4,) float32: all of it, for letterboxing."""
+def full_frame(width: int, height: int) -> np.ndarray:
+    """Return the box (4,) float32 of the whole frame, for letterboxing."""
     return _box(0, 0, height, width)
 
 
-def fitted(width: int, height: int, size: int) -> tuple[int, int]:
-    """(height, width) of a frame made as large as fits into size x size."""
+def letterbox_size(width: int, height: int, size: int) -> tuple[int, int]:
+    """Return the (height, width) of a frame resized to fit into size x size."""
     scale = size / max(width, height)
     return max(round(height * scale), 1), max(round(width * scale), 1)
 
 
-def view_boxes(width: int, height: int, size: int, short_side: int, crops: int) -> np.ndarray:
-    """(crops, 4) float32: squares that are size x size pixels once the frame's short side is resized to short_side.
+def view_boxes(width: int, height: int, size: int, short_side: int, num_crops: int) -> np.ndarray:
+    """Return square boxes (num_crops, 4) float32 that are size x size once the short side is resized to `short_side`.
 
-    One crop: the centre. Three: start, middle and end of the longer side, centred on the shorter one, so that with
-    short_side = size they cover a frame of up to 3:1, portrait or landscape, but for an odd last row or column.
+    One crop is in the center. Three are at the start, middle and end of the longer side, centered on the shorter one.
+    With short_side = size they cover a frame of an aspect ratio up to 3:1, except for an odd last row or column.
     """
-    short = min(width, height)
-    side = _even(short * size / short_side, short)
-    along = [0.5] if crops == 1 else [i / (crops - 1) for i in range(crops)]
-    return np.stack([
-        _box(
-            _along(place if height > width else 0.5, height, side),
-            _along(0.5 if height > width else place, width, side), side, side,
-        )
-        for place in along
-    ])  # fmt: skip
+    frame_short_side = min(width, height)
+    side = _even(frame_short_side * size / short_side, frame_short_side)
+    boxes = []
+    for crop in range(num_crops):
+        along = crop / (num_crops - 1) if num_crops > 1 else 0.5
+        top = _even_start(along if height > width else 0.5, height, side)
+        left = _even_start(0.5 if height > width else along, width, side)
+        boxes.append(_box(top, left, side, side))
+    return np.stack(boxes)
 
 
-def stored(boxes: np.ndarray, width: int, height: int, turns: int) -> np.ndarray:
-    """(n, 4) boxes of the frame as it is shown (width x height) -> the same pixels in the frame as it is stored.
+def to_stored_orientation(boxes: np.ndarray, width: int, height: int, rotation: int) -> np.ndarray:
+    """Convert boxes (n, 4) of the displayed frame (width x height) into boxes of the same pixels in the stored frame.
 
-    The shown frame is the stored one after `turns` quarter turns, anticlockwise.
+    Players rotate the stored frame by `rotation` quarter turns counterclockwise.
     """
-    for _ in range(turns):  # undo one: what is the top row when shown is the last column before
+    for _ in range(rotation):  # undo one quarter turn: the top row as displayed is the last column before it
         top, left, bottom, right = boxes.T
         boxes, width, height = np.stack([left, height - bottom, right, height - top], axis=1), height, width
     return boxes
 
 
 def flip(probability: float, rng: np.random.Generator) -> bool:
-    """Whether the clip is mirrored left to right."""
+    """Draw whether a clip is mirrored left to right."""
     return bool(rng.random() < probability)
 
 
-def _even(length: float, most: int) -> int:
-    """The nearest even number of pixels, at least 2 and within the frame (a frame of one pixel stays one)."""
-    return most if most < 2 else min(max(2 * round(length / 2), 2), most - most % 2)
+def short_side_pixels(short_side: int | str, image_size: int) -> int:
+    """Turn eval.short_side into pixels."""
+    if isinstance(short_side, int):
+        return short_side
+    return image_size * 8 // 7 if short_side == "8/7" else image_size
 
 
-def _along(place: float, frame: int, box: int) -> int:
-    """The even start nearest to `place` (0 start, 1 end) of the places that a box has in a frame."""
-    return 2 * math.floor((frame - box) // 2 * place + 0.5)
+def _even(length: float, limit: int) -> int:
+    """Round to an even number of pixels, at least 2 and at most `limit` (a frame of one pixel keeps it)."""
+    return limit if limit < 2 else min(max(2 * round(length / 2), 2), limit - limit % 2)
+
+
+def _even_start(fraction: float, frame: int, box: int) -> int:
+    """Return the even start of a box that is nearest to a fraction (0: first, 1: last) of its possible starts."""
+    return 2 * math.floor((frame - box) // 2 * fraction + 0.5)
+
+
+def _random_box(width: int, height: int, box_width: int, box_height: int, rng: np.random.Generator) -> np.ndarray:
+    top = 2 * int(rng.integers((height - box_height) // 2 + 1))
+    left = 2 * int(rng.integers((width - box_width) // 2 + 1))
+    return _box(top, left, box_height, box_width)
 
 
 def _box(top: int, left: int, height: int, width: int) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""Which frames of a video make a clip. Pure; frame numbers only.
+"""Choose the frames of a clip. Pure functions of frame numbers; nothing here touches a file.
 
-num_frames=12, frames=4, stride=3      . = a frame of the video, x = a frame of the clip
+video_frames=12, num_frames=4, frame_stride=3      . = a frame of the video, x = a frame of the clip
 
-. x . . x . . x . . x .                clip: span = (4 - 1) * 3 + 1 = 10, start in 0..2
-. x . . . x x . . . . x                segments: one frame of each quarter (TSN); stride does not matter
+. x . . x . . x . . x .                dense: span = (4 - 1) * 3 + 1 = 10, the start is 0, 1 or 2
+. x . . . x x . . . . x                segments: one frame from each quarter (TSN); there is no stride
 """
 
 from __future__ import annotations
@@ -12,51 +12,54 @@ from collections.abc import Sequence
 
 import numpy as np
 
-PLACES = ("spread", "start", "centre")
+CLIP_PLACEMENTS = ("uniform", "from_start", "segment_center")
 
 
-def random_clip(num_frames: int, frames: int, stride: float, short: str, rng: np.random.Generator) -> np.ndarray:
-    """(frames,) int64: a clip whose start is drawn uniformly from all places where it fits."""
-    return _clip(int(rng.integers(_last_start(num_frames, frames, stride) + 1)), num_frames, frames, stride, short)
+def random_clip(
+    video_frames: int, num_frames: int, frame_stride: float, pad_policy: str, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw a clip whose start is uniform over all starts at which it fits: (num_frames,) int64."""
+    start = int(rng.integers(_last_start(video_frames, num_frames, frame_stride) + 1))
+    return _clip(start, video_frames, num_frames, frame_stride, pad_policy)
 
 
 def uniform_clips(
-    num_frames: int, frames: int, stride: float, clips: int, short: str, place: str = "spread"
+    video_frames: int, num_frames: int, frame_stride: float, num_clips: int, pad_policy: str, placement: str = "uniform"
 ) -> np.ndarray:
-    """(clips, frames) int64: clips at fixed places, by one of three conventions.
+    """Place clips at fixed starts by one of three conventions: (num_clips, num_frames) int64.
 
-    spread: evenly from the first place to the last, a single one in the middle (VideoMAE, ViViT, MViT). start: the
-    first at frame 0, the others evenly after it, none at the end (TimeSformer, older SlowFast). centre: the video in
-    as many equal parts, each clip in the middle of its own (mmaction2).
+    uniform: evenly from the first possible start to the last; a single clip in the middle (VideoMAE, ViViT, MViT).
+    from_start: the first at frame 0, the others evenly after it, none at the end (TimeSformer, older SlowFast).
+    segment_center: the video in num_clips equal segments, each clip in the middle of its own (mmaction2).
     """
-    last = _last_start(num_frames, frames, stride)
-    number = np.arange(clips)
+    last = _last_start(video_frames, num_frames, frame_stride)
+    number = np.arange(num_clips)
     # In whole numbers. Halves round up, so that the middle of three clips is the single clip.
-    if place == "start":
-        starts = last * number // clips
-    elif place == "centre" or clips == 1:
-        starts = (last + 1) * (2 * number + 1) // (2 * clips)
+    if placement == "from_start":
+        starts = last * number // num_clips
+    elif placement == "segment_center" or num_clips == 1:
+        starts = (last + 1) * (2 * number + 1) // (2 * num_clips)
     else:
-        starts = (2 * last * number // (clips - 1) + 1) // 2
-    return np.stack([_clip(start, num_frames, frames, stride, short) for start in starts.tolist()])
+        starts = (2 * last * number // (num_clips - 1) + 1) // 2
+    clips = [_clip(start, video_frames, num_frames, frame_stride, pad_policy) for start in starts.tolist()]
+    return np.stack(clips)
 
 
-def random_segments(num_frames: int, frames: int, rng: np.random.Generator) -> np.ndarray:
-    """(frames,) int64: a frame drawn from each of as many equal parts of the video (TSN, section 3.1)."""
-    if num_frames < 1:
-        raise ValueError(f"num_frames={num_frames}: a clip needs a video of at least one frame")
-    edges = num_frames * np.arange(frames + 1) // frames
+def random_segments(video_frames: int, num_frames: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw one frame from each of num_frames equal segments (TSN, section 3.1): (num_frames,) int64."""
+    _check_not_empty(video_frames)
+    edges = video_frames * np.arange(num_frames + 1) // num_frames
     return edges[:-1] + rng.integers(np.maximum(np.diff(edges), 1))
 
 
-def uniform_segments(num_frames: int, frames: int, clips: int) -> np.ndarray:
-    """(clips, frames) int64: of each part its middle; with several clips places evenly inside it."""
-    inside = (np.arange(clips)[:, None] + 0.5) / clips
-    return np.floor(num_frames * (np.arange(frames) + inside) / frames).astype(np.int64)
+def uniform_segments(video_frames: int, num_frames: int, num_clips: int) -> np.ndarray:
+    """Take the middle of each segment; several clips lie evenly inside it: (num_clips, num_frames) int64."""
+    within = (np.arange(num_clips)[:, None] + 0.5) / num_clips
+    return np.floor(video_frames * (np.arange(num_frames) + within) / num_frames).astype(np.int64)
 
 
-def snap(frames: np.ndarray, keyframes: Sequence[int], reach: float) -> np.ndarray:
-    """Each frame moved to the nearest key frame that is at most `reach` away (the earlier of two), else left."""
+def snap_to_keyframes(frames: np.ndarray, keyframes: Sequence[int], reach: float) -> np.ndarray:
+    """Move each frame to the nearest key frame that is at most `reach` away, the earlier of two; leave the others."""
     keys = np.asarray(keyframes)
     if not len(keys):
         return frames
@@ -66,38 +69,42 @@ def snap(frames: np.ndarray, keyframes: Sequence[int], reach: float) -> np.ndarr
     return np.where(np.abs(nearest - frames) <= reach, nearest, frames)
 
 
-def stride_at(stride: float, fps: float, file_fps: float) -> float:
-    """A stride in frames at `fps`, in frames of a file of another rate; 0 in either means as the file has it."""
-    return stride * file_fps / fps if fps and file_fps else stride
+def stride_in_frames(frame_stride: float, fps: float, file_fps: float) -> float:
+    """Convert a stride at `fps` into frames of a file of another rate; an fps of 0 means the rate of the file."""
+    return frame_stride * file_fps / fps if fps and file_fps else frame_stride
 
 
-def span(frames: int, stride: float) -> int:
-    """Frames of the video from the first to the last frame of a clip."""
-    return int(_offsets(frames, stride)[-1]) + 1
+def span(num_frames: int, frame_stride: float) -> int:
+    """Count the frames of the video from the first to the last frame of a clip, both included."""
+    return int(_offsets(num_frames, frame_stride)[-1]) + 1
 
 
-def loop(wanted: np.ndarray, num_frames: int) -> np.ndarray:
-    """num_frames=3: 0 1 2 3 4 5 -> 0 1 2 0 1 2"""
-    return wanted % num_frames
+def wrap(frames: np.ndarray, video_frames: int) -> np.ndarray:
+    """Start over. video_frames=3: 0 1 2 3 4 5 -> 0 1 2 0 1 2"""
+    return frames % video_frames
 
 
-def edge(wanted: np.ndarray, num_frames: int) -> np.ndarray:
-    """num_frames=3: 0 1 2 3 4 5 -> 0 1 2 2 2 2"""
-    return np.minimum(wanted, num_frames - 1)
+def repeat_last(frames: np.ndarray, video_frames: int) -> np.ndarray:
+    """Repeat the last frame. video_frames=3: 0 1 2 3 4 5 -> 0 1 2 2 2 2"""
+    return np.minimum(frames, video_frames - 1)
 
 
-SHORT = {"loop": loop, "edge": edge}
+PAD_POLICIES = {"wrap": wrap, "repeat_last": repeat_last}  # what follows after the last frame of a short video
 
 
-def _offsets(frames: int, stride: float) -> np.ndarray:
-    return np.floor(stride * np.arange(frames) + 0.5).astype(np.int64)
+def _offsets(num_frames: int, frame_stride: float) -> np.ndarray:
+    return np.floor(frame_stride * np.arange(num_frames) + 0.5).astype(np.int64)
 
 
-def _last_start(num_frames: int, frames: int, stride: float) -> int:
-    return max(num_frames - span(frames, stride), 0)
+def _last_start(video_frames: int, num_frames: int, frame_stride: float) -> int:
+    return max(video_frames - span(num_frames, frame_stride), 0)
 
 
-def _clip(start: int, num_frames: int, frames: int, stride: float, short: str) -> np.ndarray:
-    if num_frames < 1:
-        raise ValueError(f"num_frames={num_frames}: a clip needs a video of at least one frame")
-    return SHORT[short](start + _offsets(frames, stride), num_frames)
+def _clip(start: int, video_frames: int, num_frames: int, frame_stride: float, pad_policy: str) -> np.ndarray:
+    _check_not_empty(video_frames)
+    return PAD_POLICIES[pad_policy](start + _offsets(num_frames, frame_stride), video_frames)
+
+
+def _check_not_empty(video_frames: int) -> None:
+    if video_frames < 1:
+        raise ValueError(f"video_frames={video_frames}: expected a video of at least one frame")

@@ -8,12 +8,12 @@ import numpy as np
 
 
 class BitReader:
-    """The bits of some bytes, from a place on. Every method raises ValueError at their end."""
+    """A reader of the bits of some bytes. Every method raises ValueError at their end."""
 
-    def __init__(self, data: bytes, skipped: int = 0):
+    def __init__(self, data: bytes, skip_bits: int = 0):
         self._value, self._left = int.from_bytes(data, "big"), 8 * len(data)
-        if skipped:
-            self.read(skipped)
+        if skip_bits:
+            self.read(skip_bits)
 
     def read(self, count: int = 1) -> int:
         """Read an unsigned number of `count` bits."""
@@ -35,19 +35,19 @@ class BitReader:
         return (number + 1) // 2 if number % 2 else -number // 2
 
 
-class BitColumns:
-    """The first 8 bytes of many headers, read side by side; every number is (N,) int64."""
+class BatchBitReader:
+    """A reader of the first 8 bytes of many headers at once; every number that it returns is (N,) int64."""
 
-    def __init__(self, rows: Sequence[bytes]):
-        sizes = np.fromiter(map(len, rows), np.int64, len(rows))
-        is_long = bool((sizes >= 8).all())  # as they are but for damage
-        data = b"".join([row[:8] if is_long else row[:8].ljust(8, b"\0") for row in rows])
+    def __init__(self, headers: Sequence[bytes]):
+        sizes = np.fromiter(map(len, headers), np.int64, len(headers))
+        needs_no_padding = bool((sizes >= 8).all())  # true unless a file is damaged
+        data = b"".join([header[:8] if needs_no_padding else header[:8].ljust(8, b"\0") for header in headers])
         self._values = np.frombuffer(data, ">u8").astype(np.uint64)
         self._left = 8 * np.minimum(sizes, 8)
 
     @property
     def is_readable(self) -> np.ndarray:
-        """(N,) bool: whether nothing was read from behind the end."""
+        """(N,) bool: False where more was read than the header has."""
         return self._left >= 0
 
     def read(self, count: int | np.ndarray = 1) -> np.ndarray:
@@ -58,13 +58,13 @@ class BitColumns:
         self._left = self._left - count
         return number.astype(np.int64)
 
-    def golomb(self, where: np.ndarray | None = None) -> np.ndarray:
-        """Read unsigned Exp-Golomb numbers; 0, and nothing is read, except `where` they stand."""
-        # A number of at most 32 bits is exact as a float, whose exponent is then its length.
+    def golomb(self, mask: np.ndarray | None = None) -> np.ndarray:
+        """Read unsigned Exp-Golomb numbers; where `mask` is False nothing is read and the number is 0."""
+        # float64 holds numbers of up to 32 bits exactly, and its exponent is their length in bits.
         zeros = 32 - np.frexp((self._values >> np.uint64(32)).astype(np.float64))[1].astype(np.int64)
         length = 2 * zeros + 1
-        if where is not None:
-            length = np.where(where, length, 0)
+        if mask is not None:
+            length = np.where(mask, length, 0)
         number = self.read(np.minimum(length, 64))
         self._left = np.where(length > 63, -1, self._left)
         return np.where(length > 0, number - 1, 0)

@@ -1,4 +1,4 @@
-"""Find out from a container what its packets do not tell: encryption, and signs that they are not the frames shown."""
+"""Look in a container for what its packets do not show: encryption, and signs that not all packets are displayed."""
 
 from __future__ import annotations
 
@@ -8,44 +8,46 @@ from typing import NamedTuple
 
 import numpy as np
 
-_TREE = {b"moov", b"trak", b"edts", b"mdia", b"minf", b"stbl"}  # boxes that hold boxes (ISO/IEC 14496-12)
-_ENCRYPTED = {b"encv", b"drmi"}  # sample entries: common encryption, and that of bought videos
-_ASF_ENCRYPTION = bytes.fromhex("fbb3112223bdd211b4b700a0c955fc6e")  # of the Content Encryption Object
+_PARENT_BOXES = {b"moov", b"trak", b"edts", b"mdia", b"minf", b"stbl"}  # boxes that contain boxes (ISO/IEC 14496-12)
+_ENCRYPTED_ENTRIES = {b"encv", b"drmi"}  # sample entries: common encryption, and that of purchased videos
+_ASF_ENCRYPTION = bytes.fromhex("fbb3112223bdd211b4b700a0c955fc6e")  # GUID of the Content Encryption Object
 _ASF_EXTENDED_ENCRYPTION = bytes.fromhex("14e68a29c2264c17b935dae07ee9289c")
 _TS_PACKET, _TS_SYNC = 188, b"\x47"
-_TS_READ = 1 << 24  # bytes of a transport stream that are looked at
-_SAMPLE_AES = 0xDB  # stream type of H.264 whose samples are encrypted in part
-_MOST_BOXES = 1 << 16
-_DEEPEST = 10  # boxes within boxes
+_TS_MAX_BYTES = 1 << 24  # bytes that are inspected of a transport stream
+_SAMPLE_AES = 0xDB  # stream type of H.264 with partly encrypted samples
+_MAX_BOXES = 1 << 16
+_MAX_BOX_DEPTH = 10  # levels of boxes within boxes
 
-ReadBytes = Callable[[int, int], bytes]  # the bytes from a place of the file to another; fewer at its end
+ReadBytes = Callable[[int, int], bytes]  # (start, end) -> these bytes of the file, fewer at its end
 
 
 class ContainerSigns(NamedTuple):
-    """What was found; `doubt` says why the packets may not be the frames, empty: nothing was seen."""
+    """Signs in a container; `doubt` says why packets may not correspond to displayed frames, empty if they seem to."""
 
     is_encrypted: bool = False
-    in_fragments: bool = False  # of an MP4: its packets are listed bit by bit all over the file
+    is_fragmented: bool = False  # an MP4 that lists its packets in fragments all over the file
     doubt: str = ""
 
 
 def inspect_container(format_name: str, read: ReadBytes, metadata: Mapping[str, str], stream_id: int) -> ContainerSigns:
-    """Look for signs in a container; `format_name` is FFmpeg's, the others are of the video stream."""
+    """Look for signs in a container; `format_name` is FFmpeg's, `metadata` and `stream_id` are the video stream's."""
     if "mp4" in format_name:
         return _inspect_mp4(read)
     if "matroska" in format_name:
-        return ContainerSigns("enc_key_id" in {key.lower() for key in metadata})
+        return ContainerSigns(is_encrypted="enc_key_id" in {key.lower() for key in metadata})
     if format_name == "asf":
         head = read(0, 1 << 16)
-        return ContainerSigns(_ASF_ENCRYPTION in head or _ASF_EXTENDED_ENCRYPTION in head)
+        return ContainerSigns(is_encrypted=_ASF_ENCRYPTION in head or _ASF_EXTENDED_ENCRYPTION in head)
     if format_name == "mpegts":
-        return ContainerSigns(is_scrambled(read(0, _TS_READ), stream_id))
+        return ContainerSigns(is_encrypted=is_scrambled(read(0, _TS_MAX_BYTES), stream_id))
     return ContainerSigns()
 
 
 def is_scrambled(data: bytes, pid: int) -> bool:
-    """Tell whether the stream `pid` of an MPEG transport stream is encrypted (ISO/IEC 13818-1, 2.4.3.2): its packets,
-    or, as HTTP Live Streaming does it, parts of its samples."""
+    """Return whether the stream `pid` of an MPEG transport stream is encrypted (ISO/IEC 13818-1, 2.4.3.2).
+
+    Either its packets are, or, in HTTP Live Streaming, parts of its samples.
+    """
     start = data.find(_TS_SYNC)
     count = (len(data) - start) // _TS_PACKET
     if start < 0 or not count:
@@ -56,71 +58,73 @@ def is_scrambled(data: bytes, pid: int) -> bool:
     if (is_synced & (pids == pid) & (packets[:, 3] >> 6 != 0)).any():
         return True
 
-    def section(of: int) -> bytes:
-        """The first section of a stream, as far as one packet holds it."""
-        found = np.flatnonzero(is_synced & (pids == of) & (packets[:, 1] >> 6 & 1 == 1))
-        if not len(found):
+    def first_section(section_pid: int) -> bytes:
+        """Return the first section of a stream, as far as one packet contains it."""
+        matches = np.flatnonzero(is_synced & (pids == section_pid) & (packets[:, 1] >> 6 & 1 == 1))
+        if not len(matches):
             return b""
-        packet = packets[found[0]].tobytes()
+        packet = packets[matches[0]].tobytes()
         payload = packet[5 + packet[4] :] if packet[3] & 0x20 else packet[4:]
         return payload[1 + payload[0] :] if payload else b""
 
-    programs = section(0)
-    for at in range(8, min(len(programs), 3 + _length(programs, 1)) - 4, 4):
-        streams = section(_length(programs, at + 2, 0x1FFF))
-        end = min(len(streams), 3 + _length(streams, 1)) - 4
-        at_stream = 12 + _length(streams, 10)
-        while at_stream + 5 <= end:
-            if _length(streams, at_stream + 1, 0x1FFF) == pid:
-                return streams[at_stream] == _SAMPLE_AES
-            at_stream += 5 + _length(streams, at_stream + 3)
+    programs = first_section(0)
+    for program in range(8, min(len(programs), 3 + _read_length(programs, 1)) - 4, 4):
+        streams = first_section(_read_length(programs, program + 2, 0x1FFF))
+        end = min(len(streams), 3 + _read_length(streams, 1)) - 4
+        stream = 12 + _read_length(streams, 10)
+        while stream + 5 <= end:
+            if _read_length(streams, stream + 1, 0x1FFF) == pid:
+                return streams[stream] == _SAMPLE_AES
+            stream += 5 + _read_length(streams, stream + 3)
     return False
 
 
-def _length(data: bytes, at: int, mask: int = 0xFFF) -> int:
-    return int.from_bytes(data[at : at + 2], "big") & mask
+def _read_length(data: bytes, offset: int, mask: int = 0xFFF) -> int:
+    return int.from_bytes(data[offset : offset + 2], "big") & mask
 
 
 def _inspect_mp4(read: ReadBytes) -> ContainerSigns:
-    at, signs, has_movie = 0, ContainerSigns(), False
-    for _ in range(_MOST_BOXES):
-        head = read(at, at + 16)
-        if len(head) < 8:
+    """Look at the top-level boxes of an MP4 up to its first fragment."""
+    offset, signs, has_movie = 0, ContainerSigns(), False
+    for _ in range(_MAX_BOXES):
+        header = read(offset, offset + 16)
+        if len(header) < 8:
             break
-        size, kind = struct.unpack_from(">I4s", head)
-        if size == 1 and len(head) == 16:
-            (size,) = struct.unpack_from(">Q", head, 8)
+        size, kind = struct.unpack_from(">I4s", header)
+        if size == 1 and len(header) == 16:
+            (size,) = struct.unpack_from(">Q", header, 8)
         if kind == b"moof":
-            return signs._replace(in_fragments=True, doubt=signs.doubt or "fragments")
-        if kind == b"moov" and not has_movie:  # FFmpeg passes over a second one
+            return signs._replace(is_fragmented=True, doubt=signs.doubt or "fragments")
+        if kind == b"moov" and not has_movie:  # FFmpeg ignores a second one
             has_movie = True
-            signs = _inspect_movie(read(at, at + size if size else at + (1 << 40)))
-        if size < 8:  # it goes on to the end
+            signs = _inspect_movie(read(offset, offset + size if size else offset + (1 << 40)))
+        if size < 8:  # 0: the box extends to the end of the file
             break
-        at += size
+        offset += size
     return signs
 
 
 def _inspect_movie(moov: bytes) -> ContainerSigns:
     """Look at the video tracks of a moov box."""
-    encrypted, doubt = False, ""
+    is_encrypted, doubt = False, ""
     for kind, start, end in _boxes(moov, 8, len(moov)):
         if kind != b"trak":
             continue
-        boxes = {name: moov[first:last] for name, first, last in _tree(moov, start, end)}
+        boxes = {name: moov[first:last] for name, first, last in _nested_boxes(moov, start, end)}
         if boxes.get(b"hdlr", b"")[8:12] != b"vide":
             continue
         descriptions = boxes.get(b"stsd", b"")
-        encrypted = encrypted or any(kind in _ENCRYPTED for kind, _, _ in _boxes(descriptions, 8, len(descriptions)))
+        entries = _boxes(descriptions, 8, len(descriptions))
+        is_encrypted = is_encrypted or any(entry_kind in _ENCRYPTED_ENTRIES for entry_kind, _, _ in entries)
         if int.from_bytes(descriptions[4:8], "big") > 1:
             doubt = doubt or "several sample descriptions"
         if not _is_plain_offset(boxes.get(b"elst", b"")):
             doubt = doubt or "an edit list"
-    return ContainerSigns(encrypted, False, doubt)
+    return ContainerSigns(is_encrypted=is_encrypted, doubt=doubt)
 
 
 def _is_plain_offset(elst: bytes) -> bool:
-    """Tell whether an edit list only says when the first frame is shown (8.6.6)."""
+    """Return whether an edit list only states when the first frame is shown (8.6.6)."""
     if len(elst) < 8:
         return True
     entry = struct.Struct(">QqI" if elst[0] == 1 else ">IiI")
@@ -131,21 +135,22 @@ def _is_plain_offset(elst: bytes) -> bool:
 
 
 def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """The boxes of a range: kind, where the content begins, where it ends."""
+    """Yield kind, start and end of the content of each box in a range."""
     while start + 8 <= end:
         size, kind = struct.unpack_from(">I4s", data, start)
-        head = 8
+        header_size = 8
         if size == 1 and start + 16 <= end:
-            (size,), head = struct.unpack_from(">Q", data, start + 8), 16
-        last = min(start + size, end) if size else end
-        if last < start + head:
+            (size,), header_size = struct.unpack_from(">Q", data, start + 8), 16
+        box_end = min(start + size, end) if size else end
+        if box_end < start + header_size:
             return
-        yield kind, start + head, last
-        start = last
+        yield kind, start + header_size, box_end
+        start = box_end
 
 
-def _tree(data: bytes, start: int, end: int, depth: int = 0) -> Iterator[tuple[bytes, int, int]]:
+def _nested_boxes(data: bytes, start: int, end: int, depth: int = 0) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the boxes of a range and, after each, the boxes within it."""
     for kind, first, last in _boxes(data, start, end):
         yield kind, first, last
-        if kind in _TREE and depth < _DEEPEST:
-            yield from _tree(data, first, last, depth + 1)
+        if kind in _PARENT_BOXES and depth < _MAX_BOX_DEPTH:
+            yield from _nested_boxes(data, first, last, depth + 1)
