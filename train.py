@@ -1,302 +1,267 @@
 """Train a video network.
 
-    python train.py configs/demo/demo.yaml                              a recipe
-    python train.py configs/demo/demo.yaml optim.lr=1e-3 data.batch=8   the same with other values
-    python train.py --help                                         every key, its default and meaning
-    torchrun --standalone --nproc-per-node 8 train.py configs/X.yaml
+    python train.py configs/demo/demo.yaml                                    train a recipe
+    python train.py configs/demo/demo.yaml optim.lr=1e-3 data.batch_size=8    the same with other values
+    python train.py --help                                                    every key, its default and meaning
+    python train.py --schema                                                  all of it as JSON schema, for editors
+    torchrun --standalone --nproc-per-node 8 train.py configs/k400/NAME.yaml  on eight GPUs
 
 The same command again continues where the run stopped. Ctrl-C and SIGTERM save a checkpoint first.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from configs import loading
+from configs.schema import Config
 from evaluation.evaluate import evaluate, progress
 from networks import weights
-from pipelines.data.dataset import class_names
-from pipelines.decode.decoder_choice import AUTO_SHARE
-from pipelines.loader import Batch, VideoLoader, build_loader
-from pipelines.mixup import Mixing
-from pipelines.sample_source import Unreadable
+from pipelines.device_augment import build_transforms
+from pipelines.loader import Batch
+from pipelines.sample_source import TooManyUnreadableVideos
 from pipelines.sampling.order import torch_seed
-from training.figures import draw_attention, draw_hog
-from training.history import is_best, read_metrics, summary
-from training.metrics import Meter, log_line
-from training.optimizers import clip_gradients
-from training.parallel import is_sharded, network_state, synchronised, whole
-from training.profiler import profiled
-from training.run_dir import LAST, PREVIOUS, RunFolder, find_checkpoint, run_path
+from training.figures import draw_attention, draw_hog, draw_predictions
+from training.history import is_best, read_metrics, summarize_run
+from training.metrics import StepMetrics, log_line
+from training.parallel import is_sharded, network_state, sync_gradients
+from training.profiler import profile_steps
+from training.session import Training, resume, save_checkpoint, set_up, steps_left
 from training.setup import (
-    build_learner,
-    build_network,
-    build_task,
-    describe,
+    describe_network,
     describe_step,
-    freeze,
-    initialise,
-    peak_rate,
-    set_rates,
+    model_card,
 )
-from training.signals import Stop
-from training.state import Learner
-from training.tasks import MaskFeat, mean_loss
-from utils.checkpoint_io import load_checkpoint
-from utils.device import autocast, choose_device, choose_dtype
+from training.signals import GracefulStop
+from training.tasks import MaskFeatTask, mean_loss
+from utils.cli import USER_ERROR, run_command
+from utils.device import autocast
 from utils.distributed import World
-from utils.plotting import draw_strips, pixels
-from utils.timer import Clock
+from utils.timer import IntervalTimer
 
-LESS_MEMORY = (
-    "What takes less: a smaller data.batch (optim.batch=N keeps the clips of a step, in several batches), "
-    "model.args.checkpoint_blocks=N, run.amp=bf16, fewer data.frames, or on several GPUs run.shard=full."
+OOM_HINT = (
+    "What takes less memory: a smaller data.batch_size (optim.global_batch_size=N keeps the clips per step, in several "
+    "batches), model.args.checkpoint_blocks=N, run.precision=bf16, fewer data.num_frames, or on several GPUs "
+    "run.parallel=fsdp."
 )
 
 
-def train(cfg: loading.Config) -> int:
-    """Train as configured, from the last checkpoint if there is one; returns the exit status (not 0 if stopped)."""
+class LastBatch(NamedTuple):
+    """The last batch of an epoch and what the task made of it."""
+
+    batch: Batch
+    out: dict[str, Tensor]
+
+
+def train(cfg: Config) -> int:
+    """Train as configured, from the last checkpoint if there is one. Returns the exit status (not 0 if stopped)."""
     world = World.from_env()
-    device = choose_device(cfg.run.device, world.local_rank)
-    dtype = choose_dtype(cfg.run.amp, device)
-    torch.set_num_threads(cfg.run.threads or max(1, len(os.sched_getaffinity(0)) - 1))
-    if not torch.distributed.is_initialized():
-        world.connect(device.type)
-
-    classes = world.first(lambda: class_names(cfg.data.train, cfg.data.classes))
-    half = dtype is not torch.float32
-    resumed = find_checkpoint(cfg) if world.is_first else None
-    if (path := world.first(lambda: resumed and resumed[0])) and not resumed:
-        resumed = path, load_checkpoint(path)
-    if resumed and cfg.data.pyav_share == AUTO_SHARE:  # as chosen when the run began
-        cfg = with_share(cfg, loading.load_text(resumed[1].get("config", "")).data.pyav_share)
-    loader = build_loader(cfg, "train", classes, world, device, half)
-    if cfg.data.decoder in ("auto", "both") and loader.source.decoders.uses_dali:
-        cfg = with_share(cfg, loader.source.decoders.pyav_share)
-    val_loader = build_loader(cfg, "val", classes, world, device, half) if cfg.data.val else None
-
-    torch.manual_seed(cfg.run.seed)
-    network = build_network(cfg, len(classes))
-    if cfg.model.freeze:
-        freeze(network, cfg.model.freeze)
-    report = initialise(network, cfg, classes) if cfg.model.init and not resumed else ""
-    learner, compiled = build_learner(cfg, network.to(device), world.size, dtype, loader.source.accumulate)
-    task = build_task(cfg, network, compiled)
-    mix = Mixing(len(classes), cfg.data.mixup, cfg.data.cutmix, cfg.data.erase)
-
-    folder = RunFolder(cfg) if world.is_first else None
-    say = folder.say if folder else lambda line: None
-    step = 0
-    if resumed:
-        step = restore(resumed, learner, loader, cfg, folder)
-    elif folder:
-        folder.start_over()
-        folder.board.add_text("config", f"```yaml\n{loading.dump(cfg)}```")
+    torch.set_num_threads(cfg.run.cpu_threads or max(1, len(os.sched_getaffinity(0)) - 1))
+    t, checkpoint, report = set_up(cfg, world)
+    if checkpoint:
+        resume(t, checkpoint)
+    else:
+        t.run_dir.reset(t.cfg)
         if report:
-            say(f"weights of {cfg.model.init}\n{report}")
+            t.run_dir.log(f"weights of {cfg.model.pretrained}\n{report}")
+    total_steps = t.step + steps_left(t)
+    if t.step < total_steps or not checkpoint:
+        t.run_dir.write_config(t.cfg)
+    t.run_dir.log(f"{describe_network(cfg.model.name, t.state.network, t.dtype)}; run folder {t.run_dir.path}")
+    accumulate = t.train_loader.source.grad_accum_steps
+    step_text = describe_step(t.schedule, cfg.data.batch_size, world.size, accumulate)
+    t.run_dir.log(f"{t.schedule.steps_per_epoch} steps per epoch, each of {step_text}")
 
-    o, accumulate = cfg.optim, loader.source.accumulate
-    epoch_steps, clips = len(loader) // accumulate, (cfg.data.batch, world.size, accumulate)
-    peak = peak_rate(o, clips)
-    total_steps = step + (o.epochs - loader.epoch) * epoch_steps - loader.step // accumulate
-    if folder and (step < total_steps or not resumed):
-        folder.write_config(cfg)
-    say(f"{describe(cfg, network, dtype)}; run folder {run_path(cfg)}")
-    say(f"{epoch_steps} steps an epoch, each of {describe_step(o, clips)}")
-
-    def save() -> None:
-        loader.share_faults()
-        state = {**learner.state(), "loader": loader.state_dict(), "step": step, "config": loading.dump(cfg)}
-        if folder:
-            folder.save_last(state)
-            folder.write_bad_videos((loader.source.clips[row].path, why) for row, why in sorted(loader.bad.items()))
-
-    def validate() -> None:
-        if val_loader and isinstance(task, MaskFeat):
-            loss, baseline, _ = mean_loss(learner.best, task, val_loader, val_loader.device, dtype)
-            val_loader.release_memory()
-            say(f"epoch {loader.epoch}  val: loss {loss:.4f}  mean HOG {baseline:.4f}")
-            found = {"loss": loss, "baseline": baseline}
-        elif val_loader:
-            scores = evaluate(learner.best, val_loader, world, dtype, cfg.eval.average)
-            say(f"epoch {loader.epoch}  val: top-1 {100 * scores.topk(1):.2f} %  top-5 {100 * scores.topk(5):.2f} %  "
-                f"loss {scores.loss:.4f}  {scores.coverage()}")  # fmt: skip
-            found = {"loss": scores.loss, "top1": scores.topk(1), "top5": scores.topk(5)}
-        else:
-            found = {}
-        if world.first(lambda: not found or is_best(found, read_metrics(run_path(cfg)))):
-            state = network_state(learner.best)  # asked of all processes, where each holds a part
-            if folder:
-                about = description(cfg, classes)
-                folder.save_best(lambda place: weights.save(place, learner.best, cfg.model.name, about, state))
-        if folder and found:
-            folder.record("val", step, epoch=loader.epoch, **found)
-
-    stop, clock = Stop(alone=world.size == 1), Clock(cfg.run.save_minutes)
-    with stop, profiled(cfg.run.profile, folder and folder.path / "profile", say) as profiler_step:
-        if resumed and step and not loader.step and not world.gather(validated(folder, step))[0]:
-            validate()  # the run was stopped between the end of the epoch and its validation
-        meter = Meter(device)
-        for epoch in range(loader.epoch, o.epochs):
-            meter.restart()
-            for batch in meter.waiting(progress(loader, f"epoch {epoch + 1}/{o.epochs}", world)):
-                # --- the training step ----------------------------------------------------------------------------
-                torch.manual_seed(torch_seed(cfg.run.seed, epoch, loader.step, world.rank))  # dropout
-                last = loader.step % accumulate == 0
-                batch = mix(batch) if mix else batch
-                with synchronised(learner.model, last), autocast(device, dtype):
-                    out = task(learner.model, batch)
-                    learner.scaler.scale(out["loss"] / accumulate).backward()
-                norm = None
-                if last:
-                    at = epoch * epoch_steps + loader.step // accumulate - 1
-                    rate = set_rates(learner.optimizer, o, at, epoch_steps, peak)
-                    learner.scaler.unscale_(learner.optimizer)
-                    norm = whole(clip_gradients(network.parameters(), o.clip_grad, o.clip == "each"))
-                    learner.update(norm)
-                    step += 1
-                # --------------------------------------------------------------------------------------------------
-                meter.add(out, batch, norm)
-                if not last:
-                    continue
-                profiler_step()
-                due = meter.steps == cfg.run.log_every or loader.step == len(loader)
-                if due:
-                    row = {"lr": rate, **meter.read(world.size)}
-                    loader.share_faults()
-                    if folder:
-                        folder.record("train", step, epoch=epoch + 1, **row)
-                    say(f"epoch {epoch + 1}  step {step}/{total_steps}  " + log_line(row))
-                    if row["bad_in_a_row"] > cfg.run.max_bad_steps:
-                        raise ValueError(
-                            f"the loss was not finite for {row['bad_in_a_row']:.0f} steps in a row "
-                            f"(run.max_bad_steps={cfg.run.max_bad_steps}); lower optim.lr"
-                        )
-                if due or world.size == 1 or meter.steps % meter.every == 0:  # torchrun kills after 30 s
-                    if stop.agreed(world.gather):
-                        break
-                    if world.gather(clock.due())[0]:
-                        save()
-            save()
+    metrics, timer = StepMetrics(t.device), IntervalTimer(cfg.run.checkpoint_minutes)
+    transforms = build_transforms(cfg.data, len(t.classes))
+    profile_dir = t.run_dir.path / "profile" if world.is_main else None
+    stop = GracefulStop(single_process=world.size == 1)
+    with stop, profile_steps(cfg.run.profile_steps, profile_dir, t.run_dir.log) as after_step:
+        if checkpoint and t.step and not t.train_loader.batch_index and not world.broadcast(lambda: is_validated(t)):
+            validate(t)  # the run was stopped between the end of the epoch and its validation
+        for epoch in range(t.train_loader.epoch, cfg.optim.epochs):
+            last = train_epoch(t, epoch, total_steps, metrics, transforms, stop, timer, after_step)
+            save_checkpoint(t)
             if stop.signal:
                 break
-            shown = cfg.task.show_epochs if isinstance(task, MaskFeat) else max(1, o.epochs // 5)
-            if folder and (epoch + 1 == o.epochs or epoch % shown == 0):
-                pictures(folder, cfg, network, batch, out, classes, step)
-            with stop.at_once():
-                validate()
-            if folder:
-                folder.draw_curves()
-    return finish(folder, loader, stop, step, world)
+            if last and world.is_main and (epoch + 1 == cfg.optim.epochs or epoch % figure_interval(t) == 0):
+                save_figures(t, last)
+            with stop.interruptible():
+                validate(t)
+            t.run_dir.draw_curves()
+    return finish(t, stop)
 
 
-def with_share(cfg: loading.Config, share: float) -> loading.Config:
-    """The configuration with data.pyav_share as a number that a resumed run keeps."""
-    return dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, pyav_share=share))
+def train_epoch(  # noqa: PLR0913  # the objects that live longer than an epoch
+    t: Training,
+    epoch: int,
+    total_steps: int,
+    metrics: StepMetrics,
+    transforms: Sequence[Callable[[Batch], Batch]],
+    stop: GracefulStop,
+    timer: IntervalTimer,
+    after_step: Callable[[], None],
+) -> LastBatch | None:
+    """Train to the end of an epoch, or until a signal arrives. Returns the last batch."""
+    cfg, loader, state, schedule, world = t.cfg, t.train_loader, t.state, t.schedule, t.world
+    accumulate = loader.source.grad_accum_steps
+    metrics.reset()
+    batches = metrics.timed(progress(loader, f"epoch {epoch + 1}/{cfg.optim.epochs}", world))
+    last = None
+    for step_in_epoch in range(loader.batch_index // accumulate, schedule.steps_per_epoch):
+        # --- the training step ----------------------------------------------------------------------------------------
+        for i in range(accumulate):
+            batch = next(batches)
+            torch.manual_seed(torch_seed(cfg.run.seed, epoch, loader.batch_index, world.rank))  # of dropout
+            for transform in transforms:
+                batch = transform(batch)
+            with sync_gradients(state.model, i + 1 == accumulate), autocast(t.device, t.dtype):
+                out = t.task(state.model, batch)
+                state.scaler.scale(out["loss"] / accumulate).backward()
+            metrics.update(out, batch)
+        lr = schedule.apply(state.optimizer, epoch * schedule.steps_per_epoch + step_in_epoch)
+        grad_norm = state.optimizer_step(cfg.optim.clip_grad_norm, cfg.optim.clip_mode == "per_param")
+        # --------------------------------------------------------------------------------------------------------------
+        metrics.update_step(grad_norm)
+        t.step += 1
+        last = LastBatch(batch, out)
+        after_step()
+        is_due = metrics.num_steps == cfg.run.log_interval or loader.batch_index == len(loader)
+        asks_others = is_due or metrics.num_steps % metrics.sync_every == 0
+        if is_due:
+            log_metrics(t, {"lr": lr, **metrics.compute_and_reset(world.size)}, epoch, total_steps)
+        # All ranks must stop together: torchrun sends SIGKILL 30 s after the first one exits.
+        if asks_others or world.size == 1:
+            if stop.sync(world.gather):
+                break
+            if world.gather(timer.due())[0]:
+                save_checkpoint(t)
+    else:
+        next(batches, None)  # there is none: the loader turns to the next epoch
+    return last
 
 
-def description(cfg: loading.Config, classes: Sequence[str]) -> dict:
-    """What somebody needs beside the weights to use them: class names and how the input is made."""
-    return {
-        "id2label": {str(number): name for number, name in enumerate(classes)},
-        "input": {"frames": cfg.data.frames, "stride": cfg.data.stride, "size": cfg.data.size,
-                  "mean": list(cfg.data.mean), "std": list(cfg.data.std)},
-    }  # fmt: skip
+def log_metrics(t: Training, row: dict[str, float], epoch: int, total_steps: int) -> None:
+    """Write a row of metrics. Raises ValueError if the loss has not been finite for too long."""
+    t.train_loader.share_faults()
+    t.run_dir.record("train", t.step, epoch=epoch + 1, **row)
+    t.run_dir.log(f"epoch {epoch + 1}  step {t.step}/{total_steps}  {log_line(row)}")
+    if row["nonfinite_streak"] > t.cfg.run.max_nonfinite_steps:
+        raise ValueError(
+            f"the loss was not finite for {row['nonfinite_streak']:.0f} consecutive steps "
+            f"(run.max_nonfinite_steps={t.cfg.run.max_nonfinite_steps}): lower optim.lr"
+        )
 
 
-def restore(
-    found: tuple[Path, dict], learner: Learner, loader: VideoLoader, cfg: loading.Config, folder: RunFolder | None
-) -> int:
-    """Go on from a checkpoint; returns how many steps were made."""
-    path, state = found
-    try:
-        if missing := {"loader", "step", "config"} - state.keys():
-            raise ValueError(f"not the checkpoint of a training run: it lacks {', '.join(sorted(missing))}")
-        if (other := loading.load_text(state["config"]).optim.name) != cfg.optim.name:
-            raise ValueError(f"it is of optim.name={other}, not {cfg.optim.name}; go on with that, or run.resume=no")
-        learner.load(state)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    loader.load_state_dict(state["loader"])
-    if folder:
-        if path == folder.path / PREVIOUS:  # and not the unreadable one becomes the next that is kept
-            (folder.path / LAST).unlink(missing_ok=True)
-        folder.say(f"resumed from {path}: epoch {loader.epoch}, step {state['step']}")
-        for line in loading.changes(loading.load_text(state["config"]), cfg):
-            folder.say(f"  changed since: {line}")
-        folder.forget_after(state["step"])
-    return state["step"]
+def validate(t: Training) -> None:
+    """Score the validation list, and save the network to best/ if it is the best so far."""
+    metrics = score_validation(t) if t.val_loader else {}
+    if t.world.broadcast(lambda: not metrics or is_best(metrics, read_metrics(t.run_dir.path))):
+        weights_to_save = network_state(t.state.eval_model)  # collective: with FSDP every rank holds a shard
+        card = model_card(t.cfg, t.classes)
+        name = t.cfg.model.name
+        t.run_dir.save_best(lambda path: weights.save_network(path, t.state.eval_model, name, card, weights_to_save))
+    if metrics:
+        t.run_dir.record("val", t.step, epoch=t.train_loader.epoch, **metrics)
 
 
-def pictures(
-    folder: RunFolder, cfg: loading.Config, network: nn.Module, batch: Batch, out: dict[str, Tensor],
-    classes: Sequence[str], step: int,
-) -> None:  # fmt: skip
-    """clips.png: the last batch, and what the network made of it; attention.png: what it looked at."""
-    mean, std = cfg.data.mean, cfg.data.std
+def score_validation(t: Training) -> dict[str, float]:
+    """Return loss and accuracy, or MaskFeat's loss and baseline, over the validation list."""
+    assert t.val_loader
+    epoch = t.train_loader.epoch
+    if isinstance(t.task, MaskFeatTask):
+        loss, baseline, _ = mean_loss(t.state.eval_model, t.task, t.val_loader, t.device, t.dtype)
+        t.val_loader.release_memory()
+        t.run_dir.log(f"epoch {epoch}  val: loss {loss:.4f}  mean HOG {baseline:.4f}")
+        return {"loss": loss, "baseline": baseline}
+    scores = evaluate(t.state.eval_model, t.val_loader, t.world, t.dtype, average=t.cfg.eval.average)
+    top1, top5 = scores.topk(1), scores.topk(5)
+    accuracy = f"top-1 {100 * top1:.2f} %  top-5 {100 * top5:.2f} %"
+    t.run_dir.log(f"epoch {epoch}  val: {accuracy}  loss {scores.loss:.4f}  {scores.coverage()}")
+    return {"loss": scores.loss, "top1": top1, "top5": top5}
+
+
+def is_validated(t: Training) -> bool:
+    """Tell whether metrics.jsonl has a validation of the current step."""
+    return any(row["kind"] == "val" and row["step"] == t.step for row in read_metrics(t.run_dir.path))
+
+
+def figure_interval(t: Training) -> int:
+    """Return how many epochs lie between two figures: five or so in all, or as MaskFeat's configuration says."""
+    return t.cfg.task.figure_epochs if isinstance(t.task, MaskFeatTask) else max(1, t.cfg.optim.epochs // 5)
+
+
+def save_figures(t: Training, last: LastBatch) -> None:
+    """Write clips.png, the last batch with predictions, and attention.png, what the network looked at."""
+    (batch, out), mean, std = last, t.cfg.data.mean, t.cfg.data.std
     if "prediction" in out:
-        folder.show("clips", draw_hog(batch, out, mean, std), step)
+        t.run_dir.save_figure("clips", draw_hog(batch, out, mean, std), t.step)
         return
-    pairs = zip(batch.classes.tolist(), out["logits"].argmax(-1).tolist(), strict=True)
-    titles = [f"{classes[right]}, predicted {classes[guess]}" for right, guess in pairs][:6]
-    folder.show("clips", draw_strips(pixels(batch.video[:6], mean, std), titles), step)
-    if not is_sharded(network):  # else all processes would have to look
-        folder.show("attention", draw_attention(network, batch.video[:3], titles[:3], mean, std), step)
+    figure, titles = draw_predictions(batch, out["logits"], t.classes, mean, std)
+    t.run_dir.save_figure("clips", figure, t.step)
+    if not is_sharded(t.state.network):  # a sharded network would need all processes for its forward pass
+        attention = draw_attention(t.state.network, batch.video[:3], titles[:3], mean, std)
+        t.run_dir.save_figure("attention", attention, t.step)
 
 
-def finish(folder: RunFolder | None, loader: VideoLoader, stop: Stop, step: int, world: World) -> int:
-    """The last lines; returns the exit status."""
+def finish(t: Training, stop: GracefulStop) -> int:
+    """Log the last lines and close everything. Returns the exit status."""
     status = 128 + stop.signal if stop.signal else 0
-    if folder:
+    if t.world.is_main:
+        path = t.run_dir.path
         if stop.signal:
-            folder.say(f"stopped by {stop.signal.name} at step {step}; the same command goes on from the checkpoint")
+            t.run_dir.log(f"stopped by {stop.signal.name} at step {t.step}; the same command continues from here")
         else:
-            folder.say(summary(read_metrics(folder.path)))
-            for name, what in (("best", "network: model.safetensors, config.json"), ("curves.png", "loss and accuracy"),
-                               ("clips.png", "clips and predictions; attention.png"), ("metrics.jsonl", "every figure"),
-                               ("tb", f"TensorBoard: tensorboard --logdir {folder.path}")):  # fmt: skip
-                folder.say(f"  {folder.path / name}  {what}")
-        if loader.bad:
-            folder.say(f"{len(loader.bad)} videos could not be read and were replaced, see bad_videos.csv")
-        if folder.trouble:
-            folder.say(f"not all of it could be written: {', '.join(sorted(folder.trouble))}")
+            t.run_dir.log(summarize_run(read_metrics(path)))
+            t.run_dir.log(
+                f"  {path / 'best'}  network: model.safetensors, config.json\n"
+                f"  {path / 'curves.png'}  loss and accuracy\n"
+                f"  {path / 'clips.png'}  clips and predictions; attention.png\n"
+                f"  {path / 'metrics.jsonl'}  every figure\n"
+                f"  {path / 'tb'}  TensorBoard: tensorboard --logdir {path}"
+            )
+        if t.train_loader.bad_videos:
+            count = len(t.train_loader.bad_videos)
+            t.run_dir.log(f"{count} videos could not be read and were replaced: see bad_videos.csv")
+        if t.run_dir.failed_writes:
+            t.run_dir.log(f"not everything could be written: {', '.join(sorted(t.run_dir.failed_writes))}")
             status = status or 1
-        folder.close()
-    if world.size > 1:
+        t.run_dir.close()
+    if t.world.size > 1:
         torch.distributed.destroy_process_group()
     return status
 
 
-def validated(folder: RunFolder | None, step: int) -> bool:
-    return folder is None or any(r["kind"] == "val" and r["step"] == step for r in read_metrics(folder.path))
+def main(argv: Sequence[str]) -> int:
+    """Run the command: 0 done, 2 an error in the configuration or the data, 128 + n stopped by signal n."""
+    if list(argv) == ["--schema"]:
+        print(loading.json_schema())
+        return 0
 
-
-def main(arguments: Sequence[str]) -> int:
-    """The command; returns its exit status: 0 done, 2 a mistake in the configuration or the data, 128 + n a signal."""
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(f"{__doc__}\nKeys:\n{loading.help_text()}")
-        return 0 if arguments else 2
-    try:
+    def work(arguments: Sequence[str]) -> int:
         recipe = arguments[0] if "=" not in arguments[0] else None
-        return train(loading.load(recipe, arguments[1:] if recipe else arguments))
-    except (ValueError, Unreadable) as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
+        return train(loading.load_config(recipe, arguments[1:] if recipe else arguments))
+
+    try:
+        return run_command(
+            "train.py",
+            lambda: f"{__doc__}\nKeys:\n{loading.help_text()}",
+            work,
+            argv,
+            errors=(ValueError, TooManyUnreadableVideos),
+            interrupted="interrupted before the first step",
+        )
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        print(f"train.py: out of memory: {str(error).splitlines()[0]}\n{LESS_MEMORY}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("train.py: interrupted before the first step", file=sys.stderr)
-        return 130
+        print(f"train.py: out of memory: {str(error).splitlines()[0]}\n{OOM_HINT}", file=sys.stderr)
+        return USER_ERROR
 
 
 if __name__ == "__main__":

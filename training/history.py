@@ -1,4 +1,4 @@
-"""Read metrics.jsonl: the best validation, the summary of a run, its curves."""
+"""Read metrics.jsonl: the best validation, the summary and the curves of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last line cut short by a kill is dropped."""
+    """Read the rows of metrics.jsonl; a last line that was cut short by a kill is dropped."""
     rows = []
     path = folder / "metrics.jsonl"
     for line in path.read_text().splitlines() if path.exists() else ():
@@ -22,16 +22,16 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def is_best(found: dict[str, float], rows: list[dict]) -> bool:
-    """Whether a validation is at least as good as all before."""
-    before = [row for row in rows if row["kind"] == "val"]
-    if "top1" in found:
-        return found["top1"] >= max((row["top1"] for row in before), default=0)
-    return found["loss"] <= min((row["loss"] for row in before if row["loss"] is not None), default=math.inf)
+def is_best(metrics: dict[str, float], rows: list[dict]) -> bool:
+    """Tell whether a validation is at least as good as all earlier ones."""
+    earlier = [row for row in rows if row["kind"] == "val"]
+    if "top1" in metrics:
+        return metrics["top1"] >= max((row["top1"] for row in earlier), default=0)
+    return metrics["loss"] <= min((row["loss"] for row in earlier if row["loss"] is not None), default=math.inf)
 
 
-def summary(rows: list[dict[str, Any]]) -> str:
-    """A finished run in a line: its best epoch, time an epoch, clips/s, share of waiting."""
+def summarize_run(rows: list[dict[str, Any]]) -> str:
+    """Summarize a finished run in one line: best epoch, time per epoch, clips/s, time spent waiting for data."""
     train, val = ([row for row in rows if row["kind"] == kind] for kind in ("train", "val"))
     parts = []
     if any("top1" in row for row in val):
@@ -42,22 +42,29 @@ def summary(rows: list[dict[str, Any]]) -> str:
         parts.append(f"best epoch {best['epoch']}: loss {best['loss']:.4f}")
     seconds = sum(row["seconds"] for row in train)
     if seconds:
-        waited = sum(row["data"] * row["seconds"] for row in train) / seconds
+        waited = sum(row["data_time_frac"] * row["seconds"] for row in train) / seconds
         epochs = len({row["epoch"] for row in train})
         clips = sum(row["clips"] for row in train)
-        parts.append(f"{epochs} epochs of {seconds / epochs:.1f} s, {clips / seconds:.1f} clips/s, "
-                     f"{100 * waited:.0f} % of the time waiting for data")  # fmt: skip
+        parts.append(
+            f"{epochs} epochs of {seconds / epochs:.1f} s, {clips / seconds:.1f} clips/s, "
+            f"{100 * waited:.0f} % of the time waiting for data"
+        )
     return "; ".join(parts)
 
 
 def draw_curves(folder: Path) -> Path:
-    """curves.png from metrics.jsonl: loss and top-1 accuracy (of a pre-training the loss's share of the mean HOG's)
-    over steps, training and validation."""
+    """Draw curves.png from metrics.jsonl: loss and top-1 accuracy over steps, training and validation.
+
+    For MaskFeat the second panel is the loss relative to that of predicting the mean HOG.
+    """
     rows = read_metrics(folder)
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    score, title = ("top1", "top-1, %") if any("top1" in row for row in rows) else ("share", "loss / mean HOG's, %")
+    figure = Figure(figsize=(10, 3.6))
+    figure.subplots_adjust(left=0.06, right=0.98, bottom=0.15, top=0.9)
+    has_top1 = any("top1" in row for row in rows)
+    score, title = ("top1", "top-1, %") if has_top1 else ("relative_loss", "loss / loss of the mean HOG, %")
     rows = [
-        row | {"share": row["loss"] / row["baseline"]} if row.get("baseline") and row["loss"] else row for row in rows
+        row | {"relative_loss": row["loss"] / row["baseline"]} if row.get("baseline") and row["loss"] else row
+        for row in rows
     ]
     panels = zip(figure.subplots(1, 2), ("loss", score), (1, 100), ("loss", title), strict=True)
     for axes, key, scale, title in panels:

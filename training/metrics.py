@@ -1,4 +1,4 @@
-"""How the steps of a run are timed and counted, and how a signal ends them."""
+"""Sum up training metrics on the device and read them once per log interval, and write them as a line."""
 
 from __future__ import annotations
 
@@ -10,90 +10,118 @@ import torch
 from torch import Tensor
 
 
-class Labelled(Protocol):
+class Labeled(Protocol):
+    """The part of a batch that StepMetrics reads."""
+
     @property
     def label(self) -> Tensor: ...  # (B, ...)
     @property
-    def classes(self) -> Tensor: ...  # (B,)
+    def class_index(self) -> Tensor: ...  # (B,)
 
 
-BatchT = TypeVar("BatchT", bound=Labelled)
+BatchT = TypeVar("BatchT", bound=Labeled)
+_SUMS = ("loss", "finite_losses", "correct", "baseline", "grad_norm", "finite_norms")
 
 
-class Meter:
-    """Sums over the steps since the last log line; what lies on the device is read there, in read() only."""
+class StepMetrics:
+    """Sums since the last log line. Tensors stay on the device until compute_and_reset(), the one sync per interval."""
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.bad_run = torch.zeros(2, device=device)  # steps in a row that were not finite: now, and the longest run
-        self.zero = torch.zeros((), device=device)
-        self.every = 1  # steps of about five seconds, the same on all processes
-        self.restart()
+        self._zero = torch.zeros((), device=device)
+        self._streak = self._longest_streak = self._zero  # consecutive steps with gradients that are not finite
+        self.sync_every = 1  # steps in about five seconds, the same on all processes
+        self.reset()
 
-    def restart(self) -> None:
-        """Begin an interval; what was not finite in a row counts on."""
-        # loss and how often finite, hits, baseline; gradient norm and how often finite; seconds
-        self.sums = torch.zeros(7, device=self.device)
-        self.batches, self.steps, self.clips, self.data = 0, 0, 0, 0.0
-        self.start = time.perf_counter()
-        self.spans: list[tuple[Any, Any]] = []  # begin and end of each step: CUDA events, or seconds
+    def reset(self) -> None:
+        """Begin an interval. The streak of steps that are not finite continues."""
+        self._sums = {name: self._zero for name in _SUMS}
+        self.num_batches, self.num_steps, self.num_clips, self._data_seconds = 0, 0, 0, 0.0
+        self._start = time.perf_counter()
+        self._spans: list[tuple[Any, Any]] = []  # begin and end of computing: CUDA events, or seconds
 
-    def waiting(self, batches: Iterable[BatchT]) -> Iterator[BatchT]:
-        """The batches, timing how long each is waited for; computing begins when one is there."""
+    def timed(self, batches: Iterable[BatchT]) -> Iterator[BatchT]:
+        """Yield the batches and time how long each is waited for; computing begins when a batch is there."""
         iterator = iter(batches)
         while True:
             before = time.perf_counter()
             batch = next(iterator, None)
-            self.data += time.perf_counter() - before
+            self._data_seconds += time.perf_counter() - before
             if batch is None:
                 return
-            self.begin = self._now()
+            self._begin = self._now()
             yield batch
 
-    def add(self, out: dict[str, Tensor], batch: Labelled, norm: Tensor | None) -> None:
-        """Count a batch, whose computing ends here, and the step if it has one: `norm` () of the gradients."""
-        self.classifies = "logits" in out
-        hits = (out["logits"].argmax(-1) == batch.classes).sum() if self.classifies else self.zero
+    def update(self, out: dict[str, Tensor], batch: Labeled) -> None:
+        """Count a batch after its backward pass; `out` is what the task returned."""
+        self._classifies = "logits" in out
+        correct = (out["logits"].argmax(-1) == batch.class_index).sum() if self._classifies else self._zero
         loss = out["loss"].detach().float()
-        values = [loss, loss.isfinite().float(), hits.float(), out.get("baseline", self.zero), *[self.zero] * 3]
-        if norm is not None:
-            good = norm.isfinite()  # an overflow in fp16 spoils the gradients alone
-            values[4:6] = [norm.detach().float(), good.float()]
-            run = (self.bad_run[0] + 1) * ~good
-            self.bad_run = torch.stack([run, torch.maximum(run, self.bad_run[1])])
-            self.steps += 1
-        self.sums += torch.stack(values).nan_to_num(0, 0, 0)
-        self.batches += 1
-        self.clips += len(batch.label)
-        self.spans.append((self.begin, self._now()))
+        self._add(loss=loss, finite_losses=loss.isfinite(), correct=correct, baseline=out.get("baseline", self._zero))
+        self.num_batches += 1
+        self.num_clips += len(batch.label)
+        self._spans.append((self._begin, self._now()))
 
-    def read(self, processes: int = 1) -> dict[str, float]:
-        """Means over the interval (of what was finite) and all processes, clips/s of all, shares of this one's time;
-        then starts anew. For all processes to ask together."""
-        self.sums[6] = time.perf_counter() - self.start
-        if processes > 1:
-            torch.distributed.all_reduce(self.sums)
-        sums = torch.cat([self.sums / processes, self.bad_run[1:]]).tolist()  # the interval's one sync
-        loss, finite, hits, baseline, norm, good, seconds, bad_run = sums
-        self.every = max(1, int(5 * self.steps / seconds))
-        score = {"top1": hits / self.clips} if self.classifies else {"baseline": baseline / self.batches}
-        on_gpu = self.device.type == "cuda"
-        compute = sum(a.elapsed_time(b) / 1000 if on_gpu else b - a for a, b in self.spans)
-        wall = time.perf_counter() - self.start
-        # On a GPU the host may wait for data while the device still computes: only the rest of it is lost.
-        data = min(self.data, max(wall - compute, 0)) if on_gpu else self.data
+    def update_step(self, grad_norm: Tensor) -> None:
+        """Count an optimizer step after its last batch; `grad_norm` () is the norm of all gradients."""
+        finite = grad_norm.isfinite()  # an overflow in fp16 spoils the gradients alone
+        self._add(grad_norm=grad_norm.detach().float(), finite_norms=finite)
+        self._streak = (self._streak + 1) * ~finite
+        self._longest_streak = torch.maximum(self._streak, self._longest_streak)
+        self.num_steps += 1
+        self._spans[-1] = (self._spans[-1][0], self._now())  # the step belongs to the computing of its last batch
+
+    def compute_and_reset(self, world_size: int = 1) -> dict[str, float]:
+        """Return the metrics of the interval and begin the next one. All processes call it together.
+
+        Means are over what was finite and over all processes, clips_per_s is that of all, time fractions are those of
+        this process.
+        """
+        seconds = torch.tensor(time.perf_counter() - self._start, device=self.device)
+        stacked = torch.stack([*self._sums.values(), seconds])
+        if world_size > 1:
+            torch.distributed.all_reduce(stacked)
+        numbers = torch.cat([stacked / world_size, self._longest_streak[None]]).tolist()  # the one sync
+        sums = dict(zip((*_SUMS, "seconds", "nonfinite_streak"), numbers, strict=True))
+        self.sync_every = max(1, int(5 * self.num_steps / sums["seconds"]))
         row = {
-            "loss": loss / finite if finite else float("nan"), "grad_norm": norm / good if good else float("nan"),
-            **score, "clips_per_s": processes * self.clips / wall,
-            "data": data / wall, "compute": compute / wall, "other": max(0.0, 1 - (data + compute) / wall),
-            "bad_steps": self.steps - good, "bad_in_a_row": bad_run, "clips": processes * self.clips, "seconds": wall,
-        }  # fmt: skip
-        if on_gpu:
-            row["gpu_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+            "loss": _mean(sums["loss"], sums["finite_losses"]),
+            "grad_norm": _mean(sums["grad_norm"], sums["finite_norms"]),
+            **self._score(sums),
+            **self._times(world_size),
+            "skipped_steps": self.num_steps - sums["finite_norms"],
+            "nonfinite_streak": sums["nonfinite_streak"],
+            "clips": world_size * self.num_clips,
+        }
+        if self.device.type == "cuda":
             free, total = torch.cuda.mem_get_info(self.device)
-            row["gpu_used_gib"] = (total - free) / 2**30  # DALI's pools and NVDEC's sessions too, and other processes
-        self.restart()
+            row["gpu_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+            row["gpu_used_gib"] = (total - free) / 2**30  # with DALI's pools, NVDEC's sessions and other processes
+        self.reset()
         return row
+
+    def _add(self, **values: Tensor) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value.float().nan_to_num(0, 0, 0)
+
+    def _score(self, sums: dict[str, float]) -> dict[str, float]:
+        if self._classifies:
+            return {"top1": sums["correct"] / self.num_clips}
+        return {"baseline": sums["baseline"] / self.num_batches}
+
+    def _times(self, world_size: int) -> dict[str, float]:
+        on_gpu = self.device.type == "cuda"
+        compute = sum(a.elapsed_time(b) / 1000 if on_gpu else b - a for a, b in self._spans)
+        wall = time.perf_counter() - self._start
+        # On a GPU the host may wait for data while the device still computes: only the rest of that time is lost.
+        data = min(self._data_seconds, max(wall - compute, 0)) if on_gpu else self._data_seconds
+        return {
+            "clips_per_s": world_size * self.num_clips / wall,
+            "data_time_frac": data / wall,
+            "compute_frac": compute / wall,
+            "other_frac": max(0.0, 1 - (data + compute) / wall),
+            "seconds": wall,
+        }
 
     def _now(self) -> Any:
         if self.device.type != "cuda":
@@ -103,13 +131,17 @@ class Meter:
         return event
 
 
+def _mean(total: float, count: float) -> float:
+    return total / count if count else float("nan")
+
+
 def log_line(row: dict[str, float]) -> str:
-    """A training row of metrics.jsonl for people."""
-    bad = f"  {row['bad_steps']:.0f} steps skipped, gradients not finite" if row["bad_steps"] else ""
+    """Write a training row of metrics.jsonl for people."""
+    skipped = f"  {row['skipped_steps']:.0f} steps skipped: gradients not finite" if row["skipped_steps"] else ""
     memory = f"  {row['gpu_gib']:.1f} GiB of torch, {row['gpu_used_gib']:.1f} in use" if "gpu_gib" in row else ""
     score = f"top-1 {100 * row['top1']:.1f} %" if "top1" in row else f"mean HOG {row['baseline']:.4f}"
     return (
         f"loss {row['loss']:.4f}  {score}  lr {row['lr']:.2e}  "
-        f"{row['clips_per_s']:.1f} clips/s (waiting for data {100 * row['data']:.0f} %, "
-        f"computing {100 * row['compute']:.0f} %, other {100 * row['other']:.0f} %){memory}{bad}"
+        f"{row['clips_per_s']:.1f} clips/s (data {100 * row['data_time_frac']:.0f} %, "
+        f"compute {100 * row['compute_frac']:.0f} %, other {100 * row['other_frac']:.0f} %){memory}{skipped}"
     )

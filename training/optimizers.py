@@ -1,31 +1,33 @@
-"""Parameter groups, optimisers, how gradients are clipped, and the learning rate and weight decay of each step."""
+"""Parameter groups, optimizers and gradient clipping."""
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from timm.optim import Lamb, Lion
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-OPTIMIZERS = ("adamw", "sgd", "lamb", "lion")
+from configs.schema import Optim
+
+OPTIMIZERS = get_args(Optim.model_fields["name"].annotation)
 
 # Whole words of a parameter's own name: matches temporal_pos_embed and pos_embed_spatial, not pos_embedding.
 LEARNED_TOKENS = re.compile(r"(?:^|_)(?:cls_token|mask_token|pos_embed|time_embed|rel_pos)(?:_|$)")
 
 
 def takes_weight_decay(name: str, parameter: nn.Parameter) -> bool:
-    """False for biases, norms (all that is 1-D) and learned tokens and positions."""
+    """Return False for biases, norms (everything 1-D), and learned tokens and position embeddings."""
     own_name = name.rpartition(".")[2]
     return parameter.ndim > 1 and own_name != "bias" and not LEARNED_TOKENS.search(own_name)
 
 
 def layer_of(name: str, depths: Sequence[int]) -> int:
-    """0 for embeddings and tokens, from 1 on for the blocks, then what follows them.
+    """Return the layer of a parameter: 0 for embeddings and tokens, 1 and up for the blocks, then what follows them.
 
-    `depths` are the numbers of blocks of the encoder and, in a factorised one, of the temporal encoder behind it; the
-    first one's norm, the second one's token and positions lie between them.
+    `depths` are the numbers of blocks of the encoder and, if it is factorized, of the temporal encoder after it; the
+    norm of the first and the token and positions of the second lie between them.
     """
     block = re.match(r"(?:backbone\.)?(temporal_)?blocks\.(\d+)\.", name)
     own_name = name.rpartition(".")[2]
@@ -37,11 +39,11 @@ def layer_of(name: str, depths: Sequence[int]) -> int:
 
 
 def parameter_groups(network: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
-    """Groups with and without weight decay, which together hold every trainable parameter once.
+    """Group the trainable parameters with and without weight decay; each parameter is in one group.
 
-    layer_decay < 1 makes a pair for each layer: `lr_scale` is layer_decay to the power of the number of layers that
-    follow (BEiT's rule, as MaskFeat's fine-tuning has it).
-    """
+    With layer_decay < 1 there are two groups per layer: `lr_scale` is layer_decay to the power of the number of layers
+    that follow (the rule of BEiT, used by MaskFeat's fine-tuning). timm's param_groups_layer_decay needs a
+    group_matcher on each network for the same."""
     depths = [len(getattr(network, name)) for name in ("blocks", "temporal_blocks") if hasattr(network, name)]
     layers = sum(depths) + 1
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
@@ -49,8 +51,12 @@ def parameter_groups(network: nn.Module, weight_decay: float, layer_decay: float
         if parameter.requires_grad:
             layer = layer_of(name, depths) if layer_decay < 1.0 else layers
             decays = takes_weight_decay(name, parameter)
-            new = {"params": [], "weight_decay": weight_decay * decays, "decays": decays,
-                   "lr_scale": layer_decay ** (layers - layer)}  # fmt: skip
+            new = {
+                "params": [],
+                "weight_decay": weight_decay * decays,
+                "decays": decays,
+                "lr_scale": layer_decay ** (layers - layer),
+            }
             groups.setdefault((layer, decays), new)["params"].append(parameter)
     return [groups[key] for key in sorted(groups, reverse=True)]
 
@@ -64,31 +70,32 @@ def build_optimizer(
     fused: bool = False,
     layer_decay: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """adamw, sgd (Nesterov, 0.9 instead of `betas`), or timm's lamb and lion, which are never fused."""
+    """Build adamw, sgd (Nesterov momentum of 0.9, no `betas`), or timm's lamb or lion, which are never fused."""
     groups = parameter_groups(network, weight_decay, layer_decay)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
     if name == "sgd":
         sgd = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=fused)
-        for group in sgd.param_groups:  # a first step that is skipped would leave them as memory was found
+        for group in sgd.param_groups:  # otherwise a first step that is skipped leaves them uninitialized
             sgd.state.update((p, {"momentum_buffer": torch.zeros_like(p)}) for p in group["params"])
         return sgd
-    if name == "lamb":  # without its own clipping: clip_gradients() is there for all
+    if name == "lamb":  # without its own clipping, as clip_gradients() serves all optimizers
         return Lamb(groups, lr=lr, betas=betas, max_grad_norm=None, decoupled_decay=True)
     if name == "lion":
         return Lion(groups, lr=lr, betas=betas)
-    raise ValueError(f"unknown optimiser {name!r}: expected one of {', '.join(OPTIMIZERS)}")
+    raise ValueError(f"unknown optimizer {name!r}: expected one of {', '.join(OPTIMIZERS)}")
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], largest: float, each: bool = False) -> Tensor:
-    """Scale gradients whose norm is above `largest` (0: none are) and return the norm () of them all before.
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, per_param: bool = False) -> Tensor:
+    """Scale gradients whose norm is above `max_norm` (0: no clipping); return the norm () of all of them before.
 
-    The norm is that of all gradients together or, with `each`, of every parameter's by itself (as DINO clips).
+    The norm that is compared is that of all gradients together or, with `per_param`, of each parameter's gradient, as
+    DINO clips.
     """
-    held = [p for p in parameters if p.grad is not None]
-    if not each or not largest:
-        return clip_grad_norm_(held, largest or float("inf"))
-    grads = [p.grad for p in held if p.grad is not None]
+    with_grad = [p for p in parameters if p.grad is not None]
+    if not per_param or not max_norm:
+        return clip_grad_norm_(with_grad, max_norm or float("inf"))
+    grads = [p.grad for p in with_grad if p.grad is not None]
     norms = torch._foreach_norm(grads)
-    torch._foreach_mul_(grads, [(largest / (norm + 1e-6)).clamp(max=1.0) for norm in norms])
+    torch._foreach_mul_(grads, [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in norms])
     return torch.linalg.vector_norm(torch.stack(list(norms)))

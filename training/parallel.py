@@ -1,6 +1,6 @@
-"""One network on many devices: data-parallel copies (DDP), or its weights spread over the processes (FSDP2).
+"""Train one network on many devices: replicas (DDP), or weights sharded over the processes (FSDP2).
 
-All functions are for every process of the run alike.
+All processes of a run call these functions together.
 """
 
 from __future__ import annotations
@@ -17,33 +17,38 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-_WHOLE = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
+_GATHERED = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
 _FULL = dcp.StateDictOptions(full_state_dict=True)
 
 
-def distribute(network: nn.Module, processes: int, device: torch.device, shard: bool, accumulate: int) -> nn.Module:
-    """What the training step calls. `shard` spreads weights, gradients and optimiser, a unit for each block, and
-    changes the network in place, before its optimiser is built; else each process keeps all of it."""
+def distribute(
+    network: nn.Module, world_size: int, device: torch.device, *, shard: bool, grad_accum_steps: int
+) -> nn.Module:
+    """Return the module that the training step calls.
+
+    `shard`: weights, gradients and optimizer state are sharded block by block; the network is changed in place, so its
+    optimizer is built afterwards. Otherwise each process has a replica.
+    """
     if shard:
-        mesh = init_device_mesh(device.type, (processes,))
+        mesh = init_device_mesh(device.type, (world_size,))
         for name in ("blocks", "temporal_blocks"):
             for block in getattr(getattr(network, "backbone", network), name, ()):
                 fully_shard(block, mesh=mesh)
         fully_shard(network, mesh=mesh)
         return network
-    if processes == 1:
+    if world_size == 1:
         return network
-    # The same parameters take part in every step; but under no_sync() DDP cannot hold on to its first graph.
-    return DistributedDataParallel(network, gradient_as_bucket_view=True, static_graph=accumulate == 1)
+    # The same parameters take part in every step, but under no_sync() DDP cannot keep its first graph.
+    return DistributedDataParallel(network, gradient_as_bucket_view=True, static_graph=grad_accum_steps == 1)
 
 
 @contextlib.contextmanager
-def synchronised(model: nn.Module, now: bool) -> Iterator[None]:
-    """Gradients of the backward pass inside are averaged over the processes if `now`, else only added up here."""
+def sync_gradients(model: nn.Module, enabled: bool) -> Iterator[None]:
+    """Average the gradients of the backward pass inside over the processes if enabled; otherwise only add them up."""
     if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(now)
+        model.set_requires_gradient_sync(enabled)
         yield
-    elif isinstance(model, DistributedDataParallel) and not now:
+    elif isinstance(model, DistributedDataParallel) and not enabled:
         with model.no_sync():
             yield
     else:
@@ -51,31 +56,33 @@ def synchronised(model: nn.Module, now: bool) -> Iterator[None]:
 
 
 def is_sharded(network: nn.Module) -> bool:
+    """Tell whether each process has only a part of the weights."""
     return isinstance(network, FSDPModule)
 
 
-def whole(value: Tensor) -> Tensor:
-    """A number that each process holds a part of."""
+def full_tensor(value: Tensor) -> Tensor:
+    """Return the whole of a tensor that may be sharded."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def network_state(network: nn.Module) -> dict[str, Any]:
-    """All weights, in the first process where they are spread (elsewhere nothing then)."""
-    return dcp.get_model_state_dict(network, options=_WHOLE) if is_sharded(network) else network.state_dict()
+    """Return all weights; of a sharded network in the first process, and nothing in the others."""
+    return dcp.get_model_state_dict(network, options=_GATHERED) if is_sharded(network) else network.state_dict()
 
 
 def optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """All of the optimiser, as network_state(); by parameters' names where it is spread."""
+    """Return the optimizer's state as network_state() does; of a sharded network by the names of the parameters."""
     if is_sharded(network):
-        return dcp.get_optimizer_state_dict(network, optimizer, options=_WHOLE)
+        return dcp.get_optimizer_state_dict(network, optimizer, options=_GATHERED)
     return optimizer.state_dict()
 
 
 def load_optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Undo optimizer_state(). Raises ValueError if one is spread and the other is not."""
-    named = any(isinstance(key, str) for key in state["state"])
-    if state["state"] and named != is_sharded(network):
-        raise ValueError(f"the optimiser was saved with run.shard={'full' if named else 'no'}; go on with that")
+    """Restore what optimizer_state() returned. Raises ValueError if only one of the two is sharded."""
+    by_name = any(isinstance(key, str) for key in state["state"])
+    if state["state"] and by_name != is_sharded(network):
+        parallel = "fsdp" if by_name else "ddp"
+        raise ValueError(f"checkpoint was saved with run.parallel={parallel}: set run.parallel={parallel}")
     if is_sharded(network):
         dcp.set_optimizer_state_dict(network, optimizer, state, options=_FULL)
     else:
@@ -83,5 +90,5 @@ def load_optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer, s
 
 
 def load_network_state(network: nn.Module, state: dict[str, Any]) -> None:
-    """Fill a spread network from a whole state."""
+    """Fill a sharded network from a complete state."""
     dcp.set_model_state_dict(network, dict(state), options=_FULL)

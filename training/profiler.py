@@ -1,4 +1,4 @@
-"""A few steps looked at closely: a trace for Perfetto or chrome://tracing, and the operators that cost most."""
+"""Profile a few steps: a trace for Perfetto or chrome://tracing, and the most expensive operators."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-WAIT, WARM_UP = 3, 2  # steps before: compilation, and the profiler's own start
+WAIT, WARM_UP = 3, 2  # steps before: for compilation, and for the start of the profiler
 
 
 @contextlib.contextmanager
-def profiled(steps: int, folder: Path | None, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
-    """Yields what to call after each step. Once `steps` were watched, writes folder/{trace.json.gz,operators.txt} and
-    says which ten operators took longest by themselves. 0 steps, or no folder: nothing."""
+def profile_steps(steps: int, folder: Path | None, log: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+    """Yield a function to call after each step.
+
+    After `steps` profiled steps, folder/{trace.json.gz,operators.txt} are written, and the ten operators with the most
+    time of their own are logged. With 0 steps or without a folder nothing is profiled.
+    """
     if not steps or folder is None:
         yield lambda: None
         return
@@ -26,7 +29,7 @@ def profiled(steps: int, folder: Path | None, say: Callable[[str], None]) -> Ite
         by = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         table = prof.key_averages().table(sort_by=by, row_limit=10, max_name_column_width=48)
         (folder / "operators.txt").write_text(table + "\n")
-        say(f"{table}\nwritten: {folder}/{{trace.json.gz,operators.txt}} ({steps} steps; open the trace in Perfetto)")
+        log(f"{table}\nwritten: {folder}/{{trace.json.gz,operators.txt}} ({steps} steps; open the trace in Perfetto)")
 
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
     plan = schedule(wait=WAIT, warmup=WARM_UP, active=steps, repeat=1)

@@ -1,52 +1,102 @@
-"""Learning rate and weight decay of each optimizer step: pure functions."""
+"""Learning rate and weight decay of every optimizer step: pure functions of the step, so that a run resumes exactly.
+
+(timm's schedulers keep state; these are functions, which makes resuming bit-exact.)
+"""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-SCHEDULES = ("cosine", "step", "constant")
+import torch
+
+from configs.schema import Optim
 
 
-def rate_at(
-    place: float,
-    total: float,
-    warmup: float,
+@dataclass(frozen=True)
+class Schedule:
+    """The lr and weight decay of all steps of a run, counted from the first epoch."""
+
+    optim: Optim
+    steps_per_epoch: int
+    clips_per_step: int
+
+    @property
+    def peak_lr(self) -> float:
+        """The lr after warm-up, scaled to the clips of a step."""
+        return scaled_lr(self.optim, self.clips_per_step)
+
+    def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:
+        """Set lr and weight decay of a 0-based step in all parameter groups; return the lr before layer decay."""
+        o, total_steps = self.optim, self.optim.epochs * self.steps_per_epoch
+        lr = lr_at(
+            step,
+            total_steps,
+            round(o.warmup_epochs * self.steps_per_epoch),
+            self.peak_lr,
+            min_lr=o.min_lr * self.peak_lr / o.lr if o.lr else 0.0,
+            schedule=o.schedule,
+            milestones=[epoch * self.steps_per_epoch for epoch in o.milestones],
+            gamma=o.gamma,
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+            if o.weight_decay_end != "constant":
+                weight_decay = weight_decay_at(step, total_steps, o.weight_decay, o.weight_decay_end)
+                group["weight_decay"] = group["decays"] * weight_decay
+        return lr
+
+
+def scaled_lr(optim: Optim, clips_per_step: int) -> float:
+    """Return optim.lr, scaled linearly from optim.lr_base_batch clips to those of a step."""
+    return optim.lr * (clips_per_step / optim.lr_base_batch if optim.lr_base_batch else 1)
+
+
+def lr_at(  # noqa: PLR0913  # the parameters of a schedule
+    step: float,
+    total_steps: float,
+    warmup_steps: float,
     lr: float,
+    *,
     min_lr: float = 0.0,
     schedule: str = "cosine",
-    drops: Sequence[float] = (),
+    milestones: Sequence[float] = (),
     gamma: float = 0.1,
 ) -> float:
-    """The learning rate of 0-based step `place` of `total`: linear warm-up from min_lr, then the schedule.
+    """Return the lr of a 0-based step: linear warm-up from min_lr, then the schedule.
 
-    cosine: half a cosine down to min_lr (`cosine_lr`); step: lr, times gamma from each of `drops` on; constant: lr.
+    cosine: half a cosine down to min_lr (`cosine_lr`); step: lr times gamma from each milestone on; constant: lr.
     """
     if schedule == "cosine":
-        return cosine_lr(place, total, warmup, lr, min_lr)
-    if place < warmup:
-        return min_lr + (place + 1) / (warmup + 1) * (lr - min_lr)
-    return lr * gamma ** sum(place >= drop for drop in drops) if schedule == "step" else lr
+        return cosine_lr(step, total_steps, warmup_steps, lr, min_lr)
+    if step < warmup_steps:
+        return min_lr + (step + 1) / (warmup_steps + 1) * (lr - min_lr)
+    return lr * gamma ** sum(step >= milestone for milestone in milestones) if schedule == "step" else lr
 
 
-def decay_at(place: float, total: float, weight_decay: float, end: float) -> float:
-    """The weight decay of 0-based step `place`: half a cosine from weight_decay to `end` (DINO, section 5)."""
-    return end + 0.5 * (weight_decay - end) * (1.0 + math.cos(math.pi * min(place / total, 1.0)))
+def weight_decay_at(step: float, total_steps: float, weight_decay: float, end: float) -> float:
+    """Return the weight decay of a 0-based step: half a cosine from weight_decay to `end` (DINO, section 5)."""
+    return end + 0.5 * (weight_decay - end) * (1.0 + math.cos(math.pi * min(step / total_steps, 1.0)))
 
 
 def cosine_lr(step: float, total_steps: float, warmup_steps: float, lr: float, min_lr: float = 0.0) -> float:
-    """The learning rate of 0-based `step`: linear from min_lr up to lr, then half a cosine down to min_lr.
+    """Return the lr of a 0-based step: linear from min_lr up to lr, then half a cosine down to min_lr.
 
-    It is lr at step == warmup_steps and min_lr from step == total_steps on; the ends that would be min_lr itself,
-    often 0, lie just outside the run, so that no step is wasted on them.
-    """
+    It is lr at step == warmup_steps and min_lr from step == total_steps on; the ends at which it would be min_lr
+    itself, often 0, lie just outside the run, so that no step is wasted on them."""
+    # 1) check the arguments
     if not 0 <= warmup_steps < total_steps:
-        raise ValueError(f"warmup_steps={warmup_steps}: must be >= 0 and less than total_steps={total_steps}")
+        raise ValueError(f"warmup_steps={warmup_steps}: expected 0 or more, and less than total_steps={total_steps}")
     if not 0.0 <= min_lr <= lr:
-        raise ValueError(f"min_lr={min_lr}: must lie between 0 and lr={lr}")
+        raise ValueError(f"min_lr={min_lr}: expected a number between 0 and lr={lr}")
     if step < 0:
-        raise ValueError(f"step={step}: must be >= 0")
+        raise ValueError(f"step={step}: expected 0 or more")
+    # 2) linear warm-up
     if step < warmup_steps:
-        share = (step + 1) / (warmup_steps + 1)
+        fraction = (step + 1) / (warmup_steps + 1)
+    # 3) cosine decay
     else:
         progress = min((step - warmup_steps) / (total_steps - warmup_steps), 1.0)
-        share = 0.5 * (1.0 + math.cos(math.pi * progress))
-    return min_lr + share * (lr - min_lr)
+        fraction = 0.5 * (1.0 + math.cos(math.pi * progress))
+    return min_lr + fraction * (lr - min_lr)

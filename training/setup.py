@@ -1,35 +1,90 @@
-"""What a configuration says of networks, made: the network, its weights to start from, the task."""
+"""Build from a configuration what training needs: loaders, network with its first weights, task, training state."""
 
 import difflib
-import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from timm.layers import DropPath
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from configs.loading import Config
-from configs.schema import NO_CUDA_GRAPHS, Optim
+from configs.schema import NO_CUDA_GRAPHS, Config, Model, Task
 from networks import PRETRAINING, VARIANTS, build, weights
-from networks.maskfeat import MaskFeat as MaskFeatNetwork
+from networks.maskfeat import MaskFeat
+from pipelines.build_loader import build_eval_loader, build_train_loader
+from pipelines.data.dataset import load_dataset
+from pipelines.loader import VideoLoader
 from training.optimizers import build_optimizer
 from training.parallel import distribute
-from training.schedule import decay_at, rate_at
-from training.state import Learner
-from training.tasks import Classify, MaskFeat
+from training.run_dir import find_checkpoint
+from training.schedule import Schedule
+from training.state import TrainState
+from training.tasks import Classify, MaskFeatTask
+from utils.checkpoint_io import load_checkpoint
+from utils.distributed import World
+
+Checkpoint = tuple[Path, dict[str, Any]]  # its path and its content
+
+
+def load_resume_checkpoint(cfg: Config, world: World) -> Checkpoint | None:
+    """Load the checkpoint to resume from in every process; the main one decides which it is."""
+    checkpoint = find_checkpoint(cfg.run) if world.is_main else None
+    path = world.broadcast(lambda: checkpoint[0] if checkpoint else None)
+    return checkpoint or (path and (path, load_checkpoint(path))) or None
+
+
+def build_loaders(
+    cfg: Config, device: torch.device, dtype: torch.dtype, world: World
+) -> tuple[list[str], VideoLoader, VideoLoader | None]:
+    """Read the training and the validation list; return the class names and the loaders."""
+    data = cfg.data
+    if not data.train:
+        raise ValueError("data.train: expected a training list, or a folder with one folder per class")
+    train_set = world.broadcast(
+        lambda: load_dataset(
+            data.train,
+            data.root,
+            class_names=data.class_names,
+            class_subset=data.class_subset,
+            max_per_class=data.max_per_class,
+        )
+    )
+    train_loader = build_train_loader(
+        train_set,
+        data,
+        device=device,
+        dtype=dtype,
+        world=world,
+        seed=cfg.run.seed,
+        global_batch_size=cfg.optim.global_batch_size,
+    )
+    if not data.val:
+        return train_set.classes, train_loader, None
+    val_set = world.broadcast(
+        lambda: load_dataset(
+            data.val,
+            data.root,
+            class_subset=data.class_subset,
+            classes=train_set.classes,
+            max_per_class=data.eval_max_per_class,
+        )
+    )
+    val_loader = build_eval_loader(val_set, data, device=device, dtype=dtype, world=world, seed=cfg.run.seed)
+    return train_set.classes, train_loader, val_loader
 
 
 def build_network(cfg: Config, num_classes: int) -> nn.Module:
-    """The network for the data's frames and size; a key of model.args that it does not take is a ValueError."""
-    sizes = {"num_frames": cfg.data.frames, "image_size": cfg.data.size}
+    """Build the network for the frames and size of the data. Raises ValueError for arguments that it does not take."""
+    sizes = {"num_frames": cfg.data.num_frames, "image_size": cfg.data.image_size}
     if cfg.task.name == "classify":
         sizes["num_classes"] = num_classes
-    known = VARIANTS if cfg.task.name == "classify" else PRETRAINING
-    if cfg.model.name in (VARIANTS | PRETRAINING).keys() - known.keys():
+    variants = VARIANTS if cfg.task.name == "classify" else PRETRAINING
+    if cfg.model.name in (VARIANTS | PRETRAINING).keys() - variants.keys():
         raise ValueError(
-            f"model.name={cfg.model.name} is not for task.name={cfg.task.name}: expected one of {', '.join(known)}"
+            f"model.name={cfg.model.name} is not for task.name={cfg.task.name}: expected one of {', '.join(variants)}"
         )
     try:
         return build(cfg.model.name, **sizes | cfg.model.args)
@@ -37,78 +92,108 @@ def build_network(cfg: Config, num_classes: int) -> nn.Module:
         raise ValueError(f"model.args={cfg.model.args}: {error}") from None
 
 
-def initialise(network: nn.Module, cfg: Config, classes: Sequence[str], whole: bool = False) -> str:
-    """Fill the network from model.init; returns what became of every kind of key.
+def init_from_pretrained(network: nn.Module, model: Model, classes: Sequence[str], complete: bool = False) -> str:
+    """Fill the network from model.pretrained and report what became of every kind of key.
 
-    `whole`: nothing may be left as it was initialised (ValueError), a head of other classes neither.
+    `complete`: raises ValueError if any parameter, also that of a head for other classes, stays as it was initialized.
     """
-    report = weights.initialise(network, cfg.model.init, classes, **cfg.model.init_args)
-    fresh = [row.target for row in report.rows if row.what == "created" and "as initialised" in row.how]
-    if whole and fresh:
-        raise ValueError(f"{cfg.model.init}: gives no {', '.join(fresh[:3])}, which would be random\n{report.text()}")
+    report = weights.load_pretrained(network, model.pretrained, classes, **model.pretrained_args)
+    fresh = report.keys_as_initialized()
+    if complete and fresh:
+        raise ValueError(f"{model.pretrained}: gives no {', '.join(fresh[:3])}, which would be random\n{report.text()}")
     return report.text()
 
 
-def build_task(cfg: Config, network: nn.Module, compiled: bool = False) -> Classify | MaskFeat:
-    """What turns a batch into a loss."""
-    t = cfg.task
-    if t.name == "classify":
-        return Classify(t.label_smoothing)
-    if not isinstance(network, MaskFeatNetwork):
+def build_task(task: Task, network: nn.Module, compiled: bool = False) -> Classify | MaskFeatTask:
+    """Build the task, which turns a batch into a loss."""
+    if task.name == "classify":
+        return Classify(task.label_smoothing)
+    if not isinstance(network, MaskFeat):
         raise ValueError("task.name=maskfeat: the network is a classifier")
-    return MaskFeat(network, t.mask, t.mask_ratio, t.hog_window, t.hog_gradient, compiled)
+    return MaskFeatTask(network, task.mask, task.mask_ratio, task.hog_window, task.hog_gradient, compiled)
 
 
-def freeze(network: nn.Module, what: str) -> None:
-    """Leave parts of a network as they are: `backbone`, all but the head (a linear probe), or names of parameters'
-    beginnings with commas between, blocks.0-5 for six of them. Nothing is dropped at random in them either.
+def freeze(network: nn.Module, parts: str) -> None:
+    """Keep parts of a network fixed, and switch off dropout and drop path in them.
 
-    Raises ValueError for a part that there is not, and if nothing is left to train.
-    """
+    `parts`: backbone (everything but the head, for a linear probe), or prefixes of parameter names separated by commas;
+    blocks.0-5 stands for six of them. Raises ValueError for a part that does not exist, and if nothing is left to
+    train."""
     names = [name for name, _ in network.named_parameters()]
     heads = [name for name in names if name.startswith("head.")]
-    if what == "backbone" and not heads:
+    if parts == "backbone" and not heads:
         raise ValueError("model.freeze=backbone: the network has no head for classes to train")
-    if what == "backbone":
+    if parts == "backbone":
         frozen = set(names) - set(heads)
     else:
-        frozen = {name for part in _parts(what) for name in _beginning_with(part, names)}
+        frozen = {name for prefix in _expand_ranges(parts) for name in _match_prefix(prefix, names)}
     if len(frozen) == len(names):
-        raise ValueError(f"model.freeze={what}: nothing is left to train")
+        raise ValueError(f"model.freeze={parts}: nothing is left to train")
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name not in frozen)
     for module in network.modules():
-        of_it = [parameter.requires_grad for parameter in module.parameters()]
-        if of_it and not any(of_it):
-            for dropping in module.modules():
-                if isinstance(dropping, DropPath):
-                    dropping.drop_prob = 0.0
-                elif isinstance(dropping, nn.Dropout):
-                    dropping.p = 0.0
+        trained = [parameter.requires_grad for parameter in module.parameters()]
+        if trained and not any(trained):
+            for child in module.modules():
+                if isinstance(child, DropPath):
+                    child.drop_prob = 0.0
+                elif isinstance(child, nn.Dropout):
+                    child.p = 0.0
 
 
-def _parts(what: str) -> list[str]:
-    """patch_embed,blocks.0-2 -> patch_embed, blocks.0, blocks.1, blocks.2"""
-    parts = []
-    for part in filter(None, (part.strip() for part in what.split(","))):
-        numbers = re.fullmatch(r"(.+\.)(\d+)-(\d+)", part)
-        if numbers:
-            parts += [f"{numbers[1]}{number}" for number in range(int(numbers[2]), int(numbers[3]) + 1)]
+def _expand_ranges(parts: str) -> list[str]:
+    """Expand patch_embed,blocks.0-2 to patch_embed, blocks.0, blocks.1, blocks.2."""
+    prefixes = []
+    for part in filter(None, (part.strip() for part in parts.split(","))):
+        match = re.fullmatch(r"(.+\.)(\d+)-(\d+)", part)
+        if match:
+            prefixes += [f"{match[1]}{number}" for number in range(int(match[2]), int(match[3]) + 1)]
         else:
-            parts.append(part)
-    return parts
+            prefixes.append(part)
+    return prefixes
 
 
-def _beginning_with(part: str, names: Sequence[str]) -> list[str]:
-    found = [name for name in names if name == part or name.startswith(f"{part}.")]
-    if not found:
-        tops = list(dict.fromkeys(re.sub(r"(blocks\.\d+|[^.]+)\..*", r"\1", name) for name in names))
-        near = difflib.get_close_matches(part, tops, n=1)
-        raise ValueError(
-            f"model.freeze: the network has no {part}"
-            + (f"; did you mean {near[0]}?" if near else f": {', '.join(tops)}")
-        )
-    return found
+def _match_prefix(prefix: str, names: Sequence[str]) -> list[str]:
+    matches = [name for name in names if name == prefix or name.startswith(f"{prefix}.")]
+    if not matches:
+        modules = list(dict.fromkeys(re.sub(r"(blocks\.\d+|[^.]+)\..*", r"\1", name) for name in names))
+        near = difflib.get_close_matches(prefix, modules, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f": {', '.join(modules)}"
+        raise ValueError(f"model.freeze: the network has no {prefix}{hint}")
+    return matches
+
+
+def build_state(
+    cfg: Config, network: nn.Module, world_size: int, dtype: torch.dtype, grad_accum_steps: int
+) -> TrainState:
+    """Build the training state around a network that is on its device already, and compile the network if asked to."""
+    o, device = cfg.optim, next(network.parameters()).device
+    sharded = cfg.run.parallel == "fsdp"
+    if sharded and dtype is torch.float16:
+        raise ValueError("run.precision=fp16: expected bf16 or fp32 with run.parallel=fsdp")
+    ema = ModelEmaV3(network, o.ema_decay) if o.ema_decay else None
+    if is_compiled(cfg, device):
+        if _captures_cuda_graphs():
+            raise ValueError(f"TORCHINDUCTOR_CUDAGRAPHS=1: {NO_CUDA_GRAPHS}; unset it")
+        for module in (network, *([ema.module] if ema else [])):
+            module.compile()
+    model = distribute(network, world_size, device, shard=sharded, grad_accum_steps=grad_accum_steps)
+    optimizer = build_optimizer(
+        network,
+        o.name,
+        lr=o.lr,
+        weight_decay=o.weight_decay,
+        betas=o.betas,
+        fused=not sharded,
+        layer_decay=o.layer_decay,
+    )
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+    return TrainState(network, model, optimizer, scaler, ema)
+
+
+def is_compiled(cfg: Config, device: torch.device) -> bool:
+    """Tell whether run.compile means that the network is compiled on a device."""
+    return cfg.run.compile == "yes" or (cfg.run.compile == "auto" and device.type == "cuda")
 
 
 def _captures_cuda_graphs() -> bool:
@@ -118,57 +203,34 @@ def _captures_cuda_graphs() -> bool:
     return bool(inductor.triton.cudagraphs)
 
 
-def build_learner(
-    cfg: Config, network: nn.Module, processes: int, dtype: torch.dtype, accumulate: int
-) -> tuple[Learner, bool]:
-    """Everything around a network that is trained, and whether it is compiled."""
-    o, device = cfg.optim, next(network.parameters()).device
-    sharded = cfg.run.shard == "full"
-    if sharded and dtype is torch.float16:
-        raise ValueError("run.amp=fp16: expected bf16 or fp32 with run.shard=full")
-    ema = ModelEmaV3(network, o.ema) if o.ema else None
-    compiled = cfg.run.compile == "yes" or (cfg.run.compile == "auto" and device.type == "cuda")
-    if compiled and _captures_cuda_graphs():
-        raise ValueError(f"TORCHINDUCTOR_CUDAGRAPHS=1: {NO_CUDA_GRAPHS}; unset it")
-    if compiled:
-        for module in (network, *([ema.module] if ema else [])):
-            module.compile()
-    model = distribute(network, processes, device, sharded, accumulate)
-    optimizer = build_optimizer(network, o.name, o.lr, o.weight_decay, o.betas, not sharded, o.layer_decay)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
-    return Learner(network, model, optimizer, scaler, ema), compiled
-
-
-def describe(cfg: Config, network: nn.Module, dtype: torch.dtype) -> str:
-    """What is going to be trained, where, and how precisely."""
+def describe_network(name: str, network: nn.Module, dtype: torch.dtype) -> str:
+    """Describe in one line what is trained, where and how precisely."""
     sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
-    whole, learned = sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
-    frozen = f" ({learned / 1e6:.2f} M trained)" if learned < whole else ""
+    total, trained = sum(n for n, _ in sizes), sum(n for n, is_trained in sizes if is_trained)
+    of_which = f" ({trained / 1e6:.2f} M trained)" if trained < total else ""
     device = next(network.parameters()).device
-    return f"{cfg.model.name}: {whole / 1e6:.2f} M parameters{frozen}; {device}, {str(dtype).removeprefix('torch.')}"
+    return f"{name}: {total / 1e6:.2f} M parameters{of_which}; {device}, {str(dtype).removeprefix('torch.')}"
 
 
-def describe_step(o: Optim, clips: tuple[int, int, int]) -> str:
-    """The clips of an optimiser step, (data.batch, processes, batches), and its rate."""
-    named = zip(clips, ("clips", "processes", "batches"), strict=True)
-    parts = " x ".join(f"{n} {what}" for n, what in named if n > 1)
-    peak, scaled = peak_rate(o, clips), f" = {o.lr:g} x {math.prod(clips)} / {o.lr_per}" if o.lr_per != "none" else ""
-    return f"{math.prod(clips)} clips ({parts or 'one clip'}); {o.name}, lr {peak:.3g}{scaled}"
+def describe_step(schedule: Schedule, batch_size: int, world_size: int, grad_accum_steps: int) -> str:
+    """Describe an optimizer step: its clips, the optimizer and the peak lr."""
+    o, clips = schedule.optim, schedule.clips_per_step
+    counts = ((batch_size, "clips"), (world_size, "processes"), (grad_accum_steps, "batches"))
+    factors = " x ".join(f"{count} {what}" for count, what in counts if count > 1)
+    scaled = f" = {o.lr:g} x {clips} / {o.lr_base_batch}" if o.lr_base_batch else ""
+    return f"{clips} clips ({factors or 'one clip'}); {o.name}, lr {schedule.peak_lr:.3g}{scaled}"
 
 
-def peak_rate(o: Optim, clips: tuple[int, int, int]) -> float:
-    """optim.lr as it stands, or scaled from optim.lr_per clips to those of a step."""
-    return o.lr * (math.prod(clips) / int(o.lr_per) if o.lr_per != "none" else 1)
-
-
-def set_rates(optimizer: torch.optim.Optimizer, o: Optim, at: int, epoch_steps: int, peak: float) -> float:
-    """Learning rate and weight decay of optimiser step `at`, counted from the first epoch; returns the rate."""
-    total, drops = o.epochs * epoch_steps, [epoch * epoch_steps for epoch in o.drops]
-    warmup = round(o.warmup_epochs * epoch_steps)
-    least = o.min_lr * peak / o.lr if o.lr else 0.0
-    rate = rate_at(at, total, warmup, peak, least, o.schedule, drops, o.gamma)
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"]
-        if o.weight_decay_end >= 0:
-            group["weight_decay"] = group["decays"] * decay_at(at, total, o.weight_decay, o.weight_decay_end)
-    return rate
+def model_card(cfg: Config, classes: Sequence[str]) -> dict[str, Any]:
+    """Return what one needs beside the weights to use them: the class names and how the input is made."""
+    data = cfg.data
+    return {
+        "id2label": {str(index): name for index, name in enumerate(classes)},
+        "input": {
+            "num_frames": data.num_frames,
+            "frame_stride": data.frame_stride,
+            "image_size": data.image_size,
+            "mean": list(data.mean),
+            "std": list(data.std),
+        },
+    }

@@ -1,4 +1,4 @@
-"""Turn Ctrl-C and SIGTERM into an orderly end of a run."""
+"""End a run in good order when Ctrl-C or SIGTERM arrives."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 
-class Stop:
-    """Turns Ctrl-C and SIGTERM into `signal`, read after each step; of a process that is `alone` a second Ctrl-C, or a
-    signal inside at_once(), interrupts. Others are waited for, and torchrun passes on what the processes got already.
+class GracefulStop:
+    """Turn Ctrl-C and SIGTERM into `signal`, which the run reads after each step.
 
-    Leaving the block swallows that interruption: all that matters was saved before.
+    A single process is interrupted at once by a second Ctrl-C, or by a signal inside interruptible(). Several processes
+    wait for each other, since torchrun passes on a signal that they may have received already. Leaving the block
+    swallows that interruption: everything that matters was saved before.
     """
 
-    def __init__(self, alone: bool = True) -> None:
-        self.alone = alone
-        self.signal: signal.Signals | None = None  # that all processes know of
+    def __init__(self, single_process: bool = True) -> None:
+        self.single_process = single_process
+        self.signal: signal.Signals | None = None  # the one that all processes know of
         self._received: signal.Signals | None = None
         self._wait = True
 
-    def __enter__(self) -> Stop:
+    def __enter__(self) -> GracefulStop:
         self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -31,22 +32,22 @@ class Stop:
         return kind is KeyboardInterrupt and self.signal is not None
 
     @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Inside, nothing is lost by stopping at once."""
-        self._wait = not self.alone
-        if self._received and self.alone:
+    def interruptible(self) -> Iterator[None]:
+        """Let a signal interrupt the block at once, because nothing is lost there."""
+        self._wait = not self.single_process
+        if self._received and self.single_process:
             self._interrupt()
         yield
         self._wait = True
 
-    def agreed(self, gather: Callable[[signal.Signals | None], list[signal.Signals | None]]) -> bool:
-        """Whether the run stops after this step, for all processes to ask together: a signal to one stops all."""
+    def sync(self, gather: Callable[[signal.Signals | None], list[signal.Signals | None]]) -> bool:
+        """Tell whether the run stops now: a signal to one process stops all. All processes call it together."""
         self.signal = next((s for s in gather(self._received) if s), None)
         return bool(self.signal)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         second, self._received = self._received is not None, signal.Signals(number)
-        if self.alone and (second and number == signal.SIGINT or not self._wait):
+        if self.single_process and (second and number == signal.SIGINT or not self._wait):
             self._interrupt()
 
     def _interrupt(self) -> None:

@@ -1,4 +1,4 @@
-"""What changes while a network is trained, and all of it as one state to save and go on from."""
+"""Training state: model, optimizer, GradScaler and EMA, stepped, saved and restored together."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
 from networks import weights
 from training import parallel
+from training.optimizers import clip_gradients
 
 _KEYS = {"network", "optimizer", "scaler", "ema"}
 
 
 @dataclass(frozen=True)
-class Learner:
-    """The network being trained, `model` around it that the step calls, its optimiser, fp16's scaler, the average."""
+class TrainState:
+    """The network, the `model` around it (DDP) that the training step calls, its optimizer, GradScaler and EMA."""
 
     network: nn.Module
     model: nn.Module
@@ -27,30 +28,39 @@ class Learner:
     ema: ModelEmaV3 | None = None
 
     @property
-    def best(self) -> nn.Module:
-        """What is evaluated and saved: the average of the weights if there is one."""
+    def eval_model(self) -> nn.Module:
+        """The network that is evaluated and saved: the EMA if there is one."""
         return self.ema.module if self.ema else self.network
 
     @property
     def skips_on_device(self) -> bool:
-        """Whether the optimiser leaves all as it is where `found_inf` says so, without the host's help."""
+        """True if the fused optimizer can skip a step where `found_inf` says so, without a sync."""
         return bool(self.optimizer.defaults.get("fused"))
 
-    def update(self, norm: torch.Tensor) -> None:
-        """A step of the optimiser, unless the gradients' norm is not finite; gradients are let go of."""
-        if self.scaler.is_enabled() or self.skips_on_device:
-            if not self.scaler.is_enabled():  # the fused step leaves everything as it is where found_inf is 1
-                self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
-            self.scaler.step(self.optimizer)
-        elif norm.isfinite():  # waits for the device
-            self.optimizer.step()
-        self.scaler.update()
+    def optimizer_step(self, clip_grad_norm: float, per_param: bool = False) -> Tensor:
+        """Unscale and clip the gradients, step, zero them and update the EMA. Returns their norm () before clipping.
+
+        A step whose gradient norm is not finite changes no weight.
+        """
+        self.scaler.unscale_(self.optimizer)
+        norm = parallel.full_tensor(clip_gradients(self.network.parameters(), clip_grad_norm, per_param))
+        self._step(norm)
         self.optimizer.zero_grad()
         if self.ema:
             self.ema.update(self.network)
+        return norm
 
-    def state(self) -> dict[str, Any]:
-        """For every process of the run to ask for; whole in the first one."""
+    def _step(self, norm: Tensor) -> None:
+        if self.scaler.is_enabled() or self.skips_on_device:
+            if not self.scaler.is_enabled():  # the fused step changes nothing where found_inf is 1
+                self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+            self.scaler.step(self.optimizer)
+        elif norm.isfinite():  # a sync
+            self.optimizer.step()
+        self.scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that changes in training. All processes call it; it is complete in the first one."""
         return {
             "network": parallel.network_state(self.network),
             "optimizer": parallel.optimizer_state(self.network, self.optimizer),
@@ -58,21 +68,24 @@ class Learner:
             "ema": self.ema.module.state_dict() if self.ema else {},
         }
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Undo state(). Raises ValueError if it is of another network, or no such state."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what state_dict() returned. Raises ValueError if it belongs to another network, or is no such state.
+
+        Hyperparameters of the optimizer are those of the configuration, which may have changed since.
+        """
         if missing := _KEYS - state.keys():
             raise ValueError(f"not the checkpoint of a training run: it lacks {', '.join(sorted(missing))}")
         if self.ema and not state["ema"]:
-            raise ValueError("it holds no average of the weights; go on with optim.ema=0")
+            raise ValueError("checkpoint has no EMA weights: resume with optim.ema_decay=0")
         if parallel.is_sharded(self.network):
             parallel.load_network_state(self.network, state["network"])
         else:
             weights.load_state(self.network, state["network"])
         groups = self.optimizer.param_groups
-        asked = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+        configured = [{key: value for key, value in group.items() if key != "params"} for group in groups]
         parallel.load_optimizer_state(self.network, self.optimizer, state["optimizer"])
-        for group, options in zip(self.optimizer.param_groups, asked, strict=True):
-            group.update(options)  # of the configuration, which may have changed since
+        for group, hyperparameters in zip(self.optimizer.param_groups, configured, strict=True):
+            group.update(hyperparameters)
         self.scaler.load_state_dict(state["scaler"])
         if self.ema:
             weights.load_state(self.ema.module, state["ema"])

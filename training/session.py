@@ -1,0 +1,125 @@
+"""One training run: what its functions share, how it is set up, resumed and saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from configs import loading
+from configs.schema import Config
+from pipelines.loader import VideoLoader
+from training.run_dir import RunDir
+from training.schedule import Schedule
+from training.setup import (
+    Checkpoint,
+    build_loaders,
+    build_network,
+    build_state,
+    build_task,
+    freeze,
+    init_from_pretrained,
+    is_compiled,
+    load_resume_checkpoint,
+)
+from training.state import TrainState
+from training.tasks import Classify, MaskFeatTask
+from utils.device import choose_device, choose_dtype
+from utils.distributed import World
+
+
+@dataclass
+class Training:
+    """Everything that a training run consists of. `step` counts the optimizer steps made."""
+
+    cfg: Config
+    world: World
+    dtype: torch.dtype
+    classes: list[str]
+    train_loader: VideoLoader
+    val_loader: VideoLoader | None
+    state: TrainState
+    task: Classify | MaskFeatTask
+    schedule: Schedule
+    run_dir: RunDir
+    step: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        return self.train_loader.device
+
+
+def set_up(cfg: Config, world: World) -> tuple[Training, Checkpoint | None, str]:
+    """Build everything for training; also return the checkpoint to resume from and the report on pretrained weights."""
+    device = choose_device(cfg.run.device, world.local_rank)
+    dtype = choose_dtype(cfg.run.precision, device)
+    if not torch.distributed.is_initialized():
+        world.init_process_group(device.type)
+    checkpoint = load_resume_checkpoint(cfg, world)
+    if checkpoint and cfg.data.pyav_share == "auto":  # keep what was chosen when the run began
+        share = loading.parse_config(checkpoint[1].get("config", "")).data.pyav_share
+        cfg = loading.replace_values(cfg, "data", pyav_share=share)
+    data, classes, train_loader, val_loader = cfg.data, *build_loaders(cfg, device, dtype, world)
+    if data.decoder in ("auto", "both") and train_loader.source.decoders.uses_dali:
+        cfg = loading.replace_values(cfg, "data", pyav_share=train_loader.source.decoders.pyav_share)
+
+    torch.manual_seed(cfg.run.seed)
+    network = build_network(cfg, len(classes))
+    if cfg.model.freeze:
+        freeze(network, cfg.model.freeze)
+    report = init_from_pretrained(network, cfg.model, classes) if cfg.model.pretrained and not checkpoint else ""
+    accumulate = train_loader.source.grad_accum_steps
+    training = Training(
+        cfg=cfg,
+        world=world,
+        dtype=dtype,
+        classes=classes,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        state=build_state(cfg, network.to(device), world.size, dtype, accumulate),
+        task=build_task(cfg.task, network, compiled=is_compiled(cfg, device)),
+        schedule=Schedule(cfg.optim, len(train_loader) // accumulate, data.batch_size * world.size * accumulate),
+        run_dir=RunDir(cfg.run, enabled=world.is_main),
+    )
+    return training, checkpoint, report
+
+
+def resume(t: Training, checkpoint: Checkpoint) -> None:
+    """Continue from a checkpoint. Raises ValueError if it belongs to another network or optimizer."""
+    path, content = checkpoint
+    try:
+        if missing := {"loader", "step", "config"} - content.keys():
+            raise ValueError(f"not the checkpoint of a training run: it lacks {', '.join(sorted(missing))}")
+        saved_cfg = loading.parse_config(content["config"])
+        name, saved_name = t.cfg.optim.name, saved_cfg.optim.name
+        if saved_name != name:
+            raise ValueError(
+                f"checkpoint was trained with optim.name={saved_name}, the configuration has {name}: set "
+                f"optim.name={saved_name} or run.resume=no"
+            )
+        t.state.load_state_dict(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    t.train_loader.load_state_dict(content["loader"])
+    t.step = content["step"]
+    t.run_dir.resume_from(path, t.step)
+    t.run_dir.log(f"resumed from {path}: epoch {t.train_loader.epoch}, step {t.step}")
+    for line in loading.diff_configs(saved_cfg, t.cfg):
+        t.run_dir.log(f"  changed since: {line}")
+
+
+def steps_left(t: Training) -> int:
+    """Count the optimizer steps from the position of the loader to the end of the run."""
+    loader = t.train_loader
+    steps_done = loader.batch_index // loader.source.grad_accum_steps
+    return (t.cfg.optim.epochs - loader.epoch) * t.schedule.steps_per_epoch - steps_done
+
+
+def save_checkpoint(t: Training) -> None:
+    """Write last.pt and bad_videos.csv. All processes call it together."""
+    loader = t.train_loader
+    loader.share_faults()
+    position = {"loader": loader.state_dict(), "step": t.step, "config": loading.dump_config(t.cfg)}
+    t.run_dir.save_last({**t.state.state_dict(), **position})
+    t.run_dir.write_bad_videos((loader.videos[index].path, why) for index, why in sorted(loader.bad_videos.items()))
