@@ -1,170 +1,235 @@
 """Evaluate a run: every video scored exactly once, from clips x crops views of one decode.
 
-    python eval.py runs/NAME                                  the multi-view test of its configuration
-    python eval.py runs/NAME eval.clips=10 eval.crops=3       other views
-    python eval.py runs/NAME data.test=other/list.txt
-    python eval.py configs/NAME.yaml model.init=FILE          a recipe with the weights of any checkpoint that we read,
-                                                              in runs/NAME_of_FILE
+    python eval.py runs/NAME                                      the multi-view test of its configuration
+    python eval.py runs/NAME eval.num_clips=10 eval.num_crops=3   other views
+    python eval.py runs/NAME data.test=other/list.txt             another list
+    python eval.py configs/k400/NAME.yaml model.pretrained=FILE   a recipe with the weights of a checkpoint
+    python eval.py runs/NAME video=clip.mp4                       classify one video of any length, or a folder of them
+    python eval.py runs/NAME eval.attention_map=last              also draw the attention in four videos
+    python eval.py runs/NAME eval.features_path=test.npz          write features instead of a test
+    python eval.py --compare runs/A runs/B ...                    compare tests of the same videos
+    torchrun --standalone --nproc-per-node 8 eval.py runs/NAME    on eight GPUs
 
-    python eval.py runs/NAME video=clip.mp4                   the five best classes of a video of any length, and when
-    python eval.py runs/NAME video=FOLDER                     of all videos in a folder: a table
-    python eval.py runs/NAME eval.features=F.npz              a feature vector of each video of the list
-    python eval.py runs/NAME eval.show=attention              also a picture of what the network looks at
-    python eval.py --compare runs/A runs/B                    the newest tests of runs, and McNemar's p
-
-Writes report.html, summary.json, predictions.csv, per_class.csv, confusions.csv and confusion.png to
-RUN/eval/<clips>x<crops>/, or <preset>/; of a MaskFeat pre-training the loss and a picture of what it predicts, to
-RUN/eval/pretraining/. A video that cannot be read counts as wrong and is named; it is never replaced. A test that was
-interrupted goes on where it stopped.
+Results are written to runs/NAME/eval/. A test that was interrupted continues where it stopped. A video that cannot be
+read is reported and counts as wrong.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from configs import loading
-from evaluation.compare import compare
+from configs.schema import Config
+from evaluation.compare import compare_runs
 from evaluation.evaluate import evaluate, evaluate_pretraining
 from evaluation.features import Features, extract_features
-from evaluation.html_report import find_mistakes, show_attention, write_page
-from evaluation.partial import Kept, test_key, test_name
+from evaluation.html_report import most_confident_errors, write_attention, write_html_report
+from evaluation.partial import PartialScores, eval_dir_name, eval_fingerprint
 from evaluation.report import write_report
-from evaluation.video import classify_all, classify_video, score_video
+from evaluation.scores import Scores
+from evaluation.video import classify_video, classify_videos, score_video
 from networks import weights
-from pipelines.data.annotations import is_there
-from pipelines.data.dataset import class_names
-from pipelines.loader import VideoLoader, build_loader
-from pipelines.sample_source import Unreadable
+from pipelines.build_loader import build_eval_loader
+from pipelines.data.annotations import list_exists
+from pipelines.data.dataset import load_dataset, read_class_names
+from pipelines.loader import VideoLoader
+from pipelines.sample_source import TooManyUnreadableVideos
 from pipelines.sliding_window import is_short
 from pipelines.storage import videos_below
 from training.run_dir import run_path
-from training.setup import build_network, initialise
+from training.setup import build_network, init_from_pretrained
+from utils.cli import run_command
 from utils.device import choose_device, choose_dtype
 from utils.distributed import World
 
 
-def load_run(source: Path, overrides: Sequence[str]) -> tuple[loading.Config, Path, nn.Module, list[str]]:
-    """The configuration of a run, its folder, its best network in eval mode and the class names; or those of a recipe,
-    with the weights of its model.init."""
+class EvalRun(NamedTuple):
+    """A network in eval mode with its configuration, and the folder of the run that it belongs to."""
+
+    cfg: Config
+    saved_cfg: Config  # without the overrides of the command line
+    path: Path
+    network: nn.Module
+    classes: list[str]
+    device: torch.device
+    dtype: torch.dtype
+    world: World
+
+
+def evaluate_command(argv: Sequence[str]) -> int:
+    """Do what the arguments ask for."""
+    if argv[0] == "--compare":
+        if len(argv) < 3:
+            raise ValueError("--compare: expected two or more run folders")
+        print(compare_runs([Path(path) for path in argv[1:]]))
+        return 0
+    arguments = [argument.removeprefix("--") for argument in argv[1:]]
+    videos = [argument.removeprefix("video=") for argument in arguments if argument.startswith("video=")]
+    run = load_run(Path(argv[0]), [argument for argument in arguments if not argument.startswith("video=")])
+    text = classify(run, Path(videos[-1])) if videos else evaluate_list(run)
+    if run.world.is_main:
+        print(text)
+    if run.world.size > 1:
+        torch.distributed.destroy_process_group()
+    return 0
+
+
+def evaluate_list(run: EvalRun) -> str:
+    """Test, extract features or evaluate a pre-training over a list; return the lines to print."""
+    cfg = run.cfg
+    if cfg.eval.features_path:
+        Features.check_path(Path(cfg.eval.features_path))
+    loader = build_test_loader(run)
+    if cfg.task.name == "maskfeat":
+        output_dir = run.path / "eval" / "pretraining"
+        return evaluate_pretraining(cfg, run.network, loader, run.world, output_dir, run.dtype)
+    if cfg.eval.features_path:
+        return extract_features(cfg.eval, run.network, loader, run.world, run.dtype)
+    return run_multi_view_test(run, loader)
+
+
+def load_run(source: Path, overrides: Sequence[str]) -> EvalRun:
+    """Load the best network of a run folder, or build a recipe with the weights of its model.pretrained."""
+    world = World.from_env()
     if source.suffix == ".yaml" and source.is_file():
-        cfg = loading.load(source, overrides)
-        if not cfg.model.init:
-            raise ValueError(f"{source}: a recipe has no weights; give model.init=CHECKPOINT, or a run folder")
-        lists = [path for path in (cfg.data.train, cfg.data.test, cfg.data.val) if path]
-        classes = class_names(next(filter(is_there, lists), cfg.data.train), cfg.data.classes)
-        torch.manual_seed(cfg.run.seed)  # for what the checkpoint leaves as initialised
-        network = build_network(cfg, len(classes)).eval()
-        print(initialise(network, cfg, classes, whole=True))
-        place = run_path(cfg)  # not the run's own folder, whose results are of its own weights
-        return cfg, place.with_name(f"{place.name}_of_{Path(cfg.model.init).name}"), network, classes
+        cfg, path, network, classes = build_recipe(source, overrides)
+        saved_cfg = cfg
+    else:
+        cfg, saved_cfg, network, classes = load_run_dir(source, overrides)
+        path = source
+    device = choose_device(cfg.run.device, world.local_rank)
+    dtype = choose_dtype(cfg.run.precision, device)
+    world.init_process_group(device.type)
+    return EvalRun(cfg, saved_cfg, path, network.to(device), classes, device, dtype, world)
+
+
+def build_recipe(source: Path, overrides: Sequence[str]) -> tuple[Config, Path, nn.Module, list[str]]:
+    """Build the network of a recipe from a checkpoint, complete; also return where its results go."""
+    cfg = loading.load_config(source, overrides)
+    data = cfg.data
+    if not cfg.model.pretrained:
+        raise ValueError(f"{source}: a recipe has no weights: give model.pretrained=CHECKPOINT, or a run folder")
+    lists = [path for path in (data.train, data.test, data.val) if path]
+    classes = read_class_names(next(filter(list_exists, lists), data.train), data.class_names, data.class_subset)
+    torch.manual_seed(cfg.run.seed)  # for what the checkpoint leaves as initialized
+    network = build_network(cfg, len(classes)).eval()
+    print(init_from_pretrained(network, cfg.model, classes, complete=True))
+    path = run_path(cfg.run)  # not the run's own folder, whose results belong to its own weights
+    return cfg, path.with_name(f"{path.name}_of_{Path(cfg.model.pretrained).name}"), network, classes
+
+
+def load_run_dir(source: Path, overrides: Sequence[str]) -> tuple[Config, Config, nn.Module, list[str]]:
+    """Load the configuration of a run folder with and without overrides, its best network and the class names."""
     if not (source / "config.yaml").exists():
         raise ValueError(f"{source}: not a run folder (it has no config.yaml)")
     if not (source / "best").exists():
         raise ValueError(f"{source}: no checkpoint in it yet: best/ is written after the first validation")
-    if any(word.removeprefix("--").startswith("data.classes=") for word in overrides):
-        raise ValueError("data.classes: a run keeps the classes that it was trained for")
-    cfg = loading.load(source / "config.yaml", overrides)
-    network, config = weights.load(source / "best")
-    names = config["id2label"]
-    return cfg, source, network, [names[number] for number in range(len(names))]
+    for key in ("data.class_names", "data.class_subset"):
+        if any(override.startswith(f"{key}=") for override in overrides):
+            raise ValueError(f"{key}: a run keeps the classes that it was trained for")
+    text = (source / "config.yaml").read_text()
+    cfg, saved_cfg = (loading.parse_config(text, str(source / "config.yaml"), o) for o in (overrides, ()))
+    network, card = weights.load_network(source / "best")
+    names = card["id2label"]
+    return cfg, saved_cfg, network, [names[index] for index in range(len(names))]
 
 
-def test(
-    cfg: loading.Config,
-    folder: Path,
-    network: nn.Module,
-    classes: Sequence[str],
-    loader: VideoLoader,
-    world: World,
-    dtype: torch.dtype,
-) -> str:
-    """The multi-view test and all its files in RUN/eval/; returns the lines to print."""
-    place, source = folder / "eval" / test_name(cfg, folder), loader.source
-    key = test_key(cfg, folder, [(*c, row.size, row.changed) for c, row in zip(source.clips, source.rows, strict=True)])
-    kept = Kept(place / f"so_far_{key[:8]}_{world.rank}_of_{world.size}.pt", key)
-    scores, lines = evaluate(network, loader, world, dtype, cfg.eval.average, kept), ""
-    if world.is_first:
-        about = {
-            "views": f"{cfg.eval.clips}x{cfg.eval.crops}",
-            "place": cfg.eval.place,
-            "average": cfg.eval.average,
-            "list": cfg.data.test or cfg.data.val,
-            "short": sum(is_short(row, cfg) for row in source.rows),
-        }
-        report = write_report(place, scores, source.clips, classes, about)
-        mistakes = find_mistakes(scores, source.rows, classes)
-        pictures = [("Training", folder / "curves.png"), ("Confusion", place / "confusion.png")]
-        write_page(place / "report.html", f"{folder.name}: test {place.name}", report, pictures, mistakes)
-        shown = show_attention(network, cfg, source.rows, place) if cfg.eval.show else ""
-        written = f"{place}{os.sep}{{report.html,summary.json,predictions.csv,per_class.csv,...}}"
-        lines = f"{report.text}{shown}\nwritten: {written}"
-    for left in place.glob(f"so_far_*_{world.rank}_of_{world.size}.pt"):
-        left.unlink(missing_ok=True)
-    return lines
+def build_test_loader(run: EvalRun) -> VideoLoader:
+    """Read the test list, of a pre-training the validation list, and build its loader."""
+    data, is_test = run.cfg.data, run.cfg.task.name == "classify"
+    path = data.test or data.val if is_test else data.val
+    if not path:
+        raise ValueError(f"data.{'test' if is_test else 'val'}: expected a list")
+    dataset = run.world.broadcast(
+        lambda: load_dataset(
+            path,
+            data.root,
+            class_subset=data.class_subset,
+            classes=run.classes,
+            max_per_class=data.eval_max_per_class,
+        )
+    )
+    test = run.cfg.eval if is_test else None
+    return build_eval_loader(
+        dataset, data, test, device=run.device, dtype=run.dtype, world=run.world, seed=run.cfg.run.seed
+    )
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command; returns its exit status."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"{__doc__}\nKeys:\n{loading.help_text()}")
-        return 0 if arguments else 2
-    try:
-        if arguments[0] == "--compare":
-            if len(arguments) < 3:
-                raise ValueError("--compare: expected two or more run folders")
-            print(compare([Path(word) for word in arguments[1:]]))
-            return 0
-        world = World.from_env()
-        words = [word.removeprefix("--") for word in arguments[1:]]
-        videos = [word.removeprefix("video=") for word in words if word.startswith("video=")]
-        words = [word for word in words if not word.startswith("video=")]
-        cfg, folder, network, classes = load_run(Path(arguments[0]), words)
-        device = choose_device(cfg.run.device, world.local_rank)
-        dtype = choose_dtype(cfg.run.amp, device)
-        world.connect(device.type)
-        network.to(device)
-        pretraining = cfg.task.name == "maskfeat"
-        if videos:
-            if pretraining:
-                raise ValueError("video=: the run is a pre-training, which knows no classes")
-            path, place = Path(videos[-1]), folder / "video"
-            score = partial(score_video, network, cfg, device=device, dtype=dtype)
-            if path.is_dir():
-                files = videos_below(path)
-                if not files:
-                    raise ValueError(f"video={path}: no videos in it")
-                print(classify_all(score, classes, files, place / f"{path.resolve().name}.csv"))
-            else:
-                print(classify_video(score(str(path)), classes, path, place))
-            return 0
-        if cfg.eval.features:
-            Features.check(Path(cfg.eval.features))
-        half = dtype is not torch.float32
-        loader = build_loader(cfg, "val" if pretraining else "test", classes, world, device, half=half)
-        if pretraining:
-            lines = evaluate_pretraining(cfg, network, loader, world, folder / "eval" / "pretraining", dtype)
-        elif cfg.eval.features:
-            lines = extract_features(cfg, network, loader, world, dtype)
-        else:
-            lines = test(cfg, folder, network, classes, loader, world, dtype)
-    except (ValueError, OSError, Unreadable) as error:
-        print(f"eval.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("eval.py: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    if world.is_first:
-        print(lines)
-    if world.size > 1:
-        torch.distributed.destroy_process_group()
-    return 0
+def run_multi_view_test(run: EvalRun, loader: VideoLoader) -> str:
+    """Score the list and write all files of the test to RUN/eval/; return the lines to print."""
+    output_dir = run.path / "eval" / eval_dir_name(run.cfg, run.saved_cfg)
+    has_best = (run.path / "best").exists()
+    weights_file = run.path / "best" / "model.safetensors" if has_best else Path(run.cfg.model.pretrained)
+    videos = [(*v, i.size, i.mtime_ns) for v, i in zip(loader.videos, loader.infos, strict=True)]
+    fingerprint = eval_fingerprint(run.cfg, weights_file, videos)
+    ranks = f"rank{run.world.rank}of{run.world.size}"
+    partial_scores = PartialScores(output_dir / f"partial_scores_{fingerprint[:8]}_{ranks}.pt", fingerprint)
+    scores = evaluate(run.network, loader, run.world, run.dtype, average=run.cfg.eval.average, partial=partial_scores)
+    text = write_test(run, loader, scores, output_dir) if run.world.is_main else ""
+    for leftover in output_dir.glob(f"partial_scores_*_{ranks}.pt"):
+        leftover.unlink(missing_ok=True)
+    return text
+
+
+def write_test(run: EvalRun, loader: VideoLoader, scores: Scores, output_dir: Path) -> str:
+    """Write the report, the HTML page and, if asked for, attention.png; return the lines to print."""
+    cfg, infos = run.cfg, loader.infos
+    settings: dict[str, Any] = {
+        "num_clips": cfg.eval.num_clips,
+        "num_crops": cfg.eval.num_crops,
+        "clip_placement": cfg.eval.clip_placement,
+        "average": cfg.eval.average,
+        "list": cfg.data.test or cfg.data.val,
+        "shorter_than_clip": sum(is_short(info, cfg.data) for info in infos),
+    }
+    report = write_report(output_dir, scores, loader.videos, run.classes, settings)
+    write_html_report(
+        output_dir / "report.html",
+        title=f"{run.path.name}: test {output_dir.name}",
+        report=report,
+        images=[("Training", run.path / "curves.png"), ("Confusion", report.confusion_figure)],
+        errors=most_confident_errors(scores, infos, run.classes),
+    )
+    lines = [report.text]
+    if cfg.eval.attention_map:
+        lines.append(f"written: {write_attention(run.network, cfg, infos, output_dir)}")
+    lines.append(f"written: {output_dir}/{{report.html,summary.json,predictions.csv,per_class.csv,...}}")
+    return "\n".join(lines)
+
+
+def classify(run: EvalRun, path: Path) -> str:
+    """Classify one video, or all videos of a folder; return the lines to print."""
+    cfg = run.cfg
+    if cfg.task.name == "maskfeat":
+        raise ValueError("video=: the run is a pre-training, which has no classes")
+    score = partial(score_video, run.network, data=cfg.data, test=cfg.eval, device=run.device, dtype=run.dtype)
+    output_dir = run.path / "video"
+    if not path.is_dir():
+        return classify_video(score(path=str(path)), run.classes, path, output_dir)
+    videos = videos_below(path)
+    if not videos:
+        raise ValueError(f"video={path}: no videos in it")
+    csv_path = output_dir / f"{path.resolve().name}.csv"
+    return classify_videos(lambda video: score(path=video), run.classes, videos, csv_path)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; return its exit status."""
+    return run_command(
+        "eval.py",
+        lambda: f"{__doc__}\nKeys:\n{loading.help_text()}",
+        evaluate_command,
+        argv,
+        errors=(ValueError, OSError, TooManyUnreadableVideos),
+        interrupted="interrupted; the same command continues from here",
+    )
 
 
 if __name__ == "__main__":

@@ -1,52 +1,72 @@
-"""Compare runs over the same videos."""
+"""Compare tests of several runs over the same videos."""
 
 from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from evaluation.scores import interval, mcnemar
+from evaluation.scores import mcnemar, wilson_interval
+
+VideoKey = tuple[str, int]  # path, and which occurrence of it: a list may have a video more than once
 
 
-def read_predictions(folder: Path) -> dict[tuple[str, int], tuple[str, bool]]:
-    """(video, its how many-th time) -> (label, whether it was the best), of the test that a run or eval folder holds.
+class Outcome(NamedTuple):
+    """The label of a video, and whether it was predicted."""
 
-    A run folder with several tests is taken at its newest. Raises ValueError if there is none.
+    label: str
+    correct: bool
+
+
+def read_predictions(folder: Path) -> dict[VideoKey, Outcome]:
+    """Read predictions.csv of the test in a run folder or an eval folder; of several tests in a run the newest.
+
+    Raises ValueError if there is none.
     """
-    found = sorted(folder.glob("eval/*/predictions.csv"), key=lambda path: path.stat().st_mtime)
-    path = folder / "predictions.csv" if (folder / "predictions.csv").exists() else found[-1] if found else None
+    tests = sorted(folder.glob("eval/*/predictions.csv"), key=lambda path: path.stat().st_mtime)
+    path = folder / "predictions.csv" if (folder / "predictions.csv").exists() else tests[-1] if tests else None
     if path is None:
-        raise ValueError(f"{folder}: no predictions.csv in it or in its eval/*/; run eval.py first")
-    times: Counter[str] = Counter()  # a list may hold a video more than once
-    test = {}
+        raise ValueError(f"{folder}: no predictions.csv in it or in its eval/*/: run eval.py first")
+    occurrences: Counter[str] = Counter()
+    outcomes = {}
     with open(path, newline="") as file:
         for row in csv.DictReader(file):
-            times[row["video"]] += 1
-            test[row["video"], times[row["video"]]] = row["label"], row.get("class1") == row["label"]
-    return test
+            occurrences[row["video"]] += 1
+            correct = row.get("class1") == row["label"]
+            outcomes[row["video"], occurrences[row["video"]]] = Outcome(row["label"], correct)
+    return outcomes
 
 
-def compare(folders: Sequence[Path]) -> str:
-    """A table of tests over the same videos, the first beside each other one: what only one of them gets right, and
-    McNemar's exact p of so uneven a split if both were equally good."""
+def compare_runs(folders: Sequence[Path]) -> str:
+    """Return a table of tests over the same videos: accuracy, and each test beside the first one.
+
+    "only here" and "only first" count the videos that one of the two alone gets right; McNemar's exact p is the chance
+    of so uneven a split if both were equally good. Raises ValueError for tests of other videos or labels.
+    """
     tests = [read_predictions(folder) for folder in folders]
     for folder, test in zip(folders[1:], tests[1:], strict=True):
-        if test.keys() != tests[0].keys():
-            both = len(test.keys() & tests[0].keys())
-            raise ValueError(f"{folder}: other videos than {folders[0]} ({both} of {len(test)} are in both)")
-        if any(test[video][0] != tests[0][video][0] for video in test):
-            raise ValueError(f"{folder}: other labels than {folders[0]}")
+        _check_same_videos(folders[0], tests[0], folder, test)
     width = max(len(str(folder)) for folder in folders)
     lines = [f"{'':{width}}  top-1             95 %    only here  only first  McNemar's p"]
     for folder, test in zip(folders, tests, strict=True):
-        hits, n = sum(right for _, right in test.values()), len(test)
-        low, high = (100 * bound for bound in interval(hits, n))
-        line = f"{folder!s:{width}}  {100 * hits / n:5.2f} %  {low:5.1f} to {high:5.1f}"
+        correct, n = sum(outcome.correct for outcome in test.values()), len(test)
+        low, high = (100 * bound for bound in wilson_interval(correct, n))
+        line = f"{folder!s:{width}}  {100 * correct / n:5.2f} %  {low:5.1f} to {high:5.1f}"
         if test is not tests[0]:
-            here = sum(test[video][1] and not tests[0][video][1] for video in test)
-            first = sum(tests[0][video][1] and not test[video][1] for video in test)
-            line += f"  {here:9}  {first:10}  {mcnemar(here, first):11.4f}"
+            only_here = sum(test[video].correct and not tests[0][video].correct for video in test)
+            only_first = sum(tests[0][video].correct and not test[video].correct for video in test)
+            line += f"  {only_here:9}  {only_first:10}  {mcnemar(only_here, only_first):11.4f}"
         lines.append(line)
     return "\n".join(lines)
+
+
+def _check_same_videos(
+    first_folder: Path, first: Mapping[VideoKey, Outcome], folder: Path, test: Mapping[VideoKey, Outcome]
+) -> None:
+    if test.keys() != first.keys():
+        both = len(test.keys() & first.keys())
+        raise ValueError(f"{folder}: other videos than {first_folder} ({both} of {len(test)} are in both)")
+    if any(test[video].label != first[video].label for video in test):
+        raise ValueError(f"{folder}: other labels than {first_folder}")

@@ -1,10 +1,10 @@
-"""Score every video of a list once."""
+"""Score every video of a list exactly once, on any number of ranks."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,98 +14,141 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from configs import loading
-from evaluation.partial import Kept
+from configs.schema import Config
+from evaluation.partial import PartialScores
 from evaluation.scores import Scores
 from pipelines.loader import VideoLoader
 from training.figures import draw_hog
 from training.setup import build_task
-from training.tasks import MaskFeat, mean_loss
+from training.tasks import MaskFeatTask, mean_loss
 from utils.device import autocast
 from utils.distributed import World
-from utils.timer import Clock
+from utils.timer import IntervalTimer
+
+
+class ScoreTable:
+    """Scores by sample index, on the device, so that no value is read back before the end.
+
+    One more row than videos takes what must not be scored.
+    """
+
+    def __init__(self, num_videos: int, device: torch.device, tensors: Mapping[str, Tensor] | None = None):
+        self.num_videos, self.device = num_videos, device
+        self.tensors = {name: tensor.to(device) for name, tensor in (tensors or {}).items()}
+
+    def update(self, sample_index: Tensor, **values: Tensor) -> None:
+        """Write the values of a batch; a negative sample_index (B,) marks what must not be scored."""
+        row = torch.where(sample_index < 0, self.num_videos, sample_index)
+        values["scored"] = torch.ones(len(row), device=self.device)
+        for name, value in values.items():
+            if name not in self.tensors:
+                self.tensors[name] = torch.zeros(self.num_videos + 1, *value.shape[1:], device=self.device)
+            self.tensors[name].index_copy_(0, row, value)
+
+    def all_reduce(self, world: World) -> dict[str, Tensor]:
+        """Add up the tables of all ranks and return them on the host, without the extra row."""
+        for tensor in self.tensors.values():
+            if world.size > 1:
+                torch.distributed.all_reduce(tensor)
+        return {name: tensor[:-1].cpu() for name, tensor in self.tensors.items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the tables on the host."""
+        return {name: tensor.cpu() for name, tensor in self.tensors.items()}
 
 
 @torch.inference_mode()
 def evaluate(
-    network: nn.Module, loader: VideoLoader, world: World, dtype: torch.dtype = torch.float32,
-    average: str = "probability", kept: Kept | None = None,
-) -> Scores:  # fmt: skip
-    """Score every video of a val or test loader once, on any number of ranks: mean probability over its views, or what
-    their mean logits give. With `kept` the scores are kept every minute and when interrupted, and gone on with."""
-    training = network.training
+    network: nn.Module,
+    loader: VideoLoader,
+    world: World,
+    dtype: torch.dtype = torch.float32,
+    *,
+    average: str = "probs",
+    partial: PartialScores | None = None,
+) -> Scores:
+    """Score every video of a validation or test loader once.
+
+    The score is the mean probability over the views of a video, or the softmax of their mean logits. With `partial` the
+    scores are saved every minute and when interrupted, and continued from there.
+    """
+    was_training = network.training
     network.eval()
-    n, device, clips = len(loader.source.clips), loader.device, loader.source.views.clips
-    count = torch.arange(1, clips + 1, device=device)[:, None]
-    # Row n takes what must not be scored; adding to tables on the device keeps the host out of the loop.
-    state = kept.load() if kept else {}
-    tables: dict[str, Tensor] = {name: table.to(device) for name, table in state.get("tables", {}).items()}
+    state = partial.load() if partial else {}
+    table = ScoreTable(len(loader.videos), loader.device, state.get("tables"))
     if state:
         loader.load_state_dict(state["loader"])
-    clock, done = Clock(1), loader.state_dict()  # done: the loader is a batch ahead while one is scored
+    timer, position = IntervalTimer(1), loader.state_dict()  # the loader is a batch ahead while one is scored
 
-    def keep() -> None:
-        if kept and tables:
-            held = {name: table.cpu() for name, table in tables.items()}
-            kept.save({"tables": held, "loader": done})
+    def save() -> None:
+        if partial and table.tensors:
+            partial.save({"tables": table.state_dict(), "loader": position})
 
     try:
         for batch in progress(loader, "eval", world):
             video = batch.video if batch.video.ndim == 6 else batch.video[:, None]
-            with autocast(device, dtype):
+            with autocast(loader.device, dtype):
                 logits = network(rearrange(video, "B V C T H W -> (B V) C T H W")).float()
-            views = F.softmax(logits, dim=-1) if average == "probability" else logits
-            of_clips = reduce(views, "(B L crops) K -> B L K", "mean", B=len(video), L=clips)
-            after = of_clips.cumsum(1) / count
-            best = after.topk(min(5, after.shape[-1])).indices == batch.label[:, None, None]
-            found = {
-                "probability": after[:, -1] if average == "probability" else F.softmax(after[:, -1], dim=-1),
-                "hits": torch.stack([best[..., 0], best.any(-1)], dim=-1).float(),
-                "scored": torch.ones(len(video), device=device),
-            }
-            row = torch.where(batch.sample < 0, n, batch.sample)
-            for name, values in found.items():
-                if name not in tables:
-                    tables[name] = torch.zeros(n + 1, *values.shape[1:], device=device)
-                tables[name].index_copy_(0, row, values)
-            done = loader.state_dict()
-            if clock.due():
-                keep()
+            probs, correct = _score_views(logits, batch.label, loader.source.views.num_clips, average)
+            table.update(batch.sample_index, probs=probs, correct=correct)
+            position = loader.state_dict()
+            if timer.due():
+                save()
     except BaseException:
-        keep()
+        save()
         raise
-    network.train(training)
+    network.train(was_training)
     loader.release_memory()
-    for table in tables.values():
-        if world.size > 1:
-            torch.distributed.all_reduce(table)
-    failed = {row: why for part in world.gather(loader.bad) for row, why in part.items()}
-    label = torch.tensor([clip.label for clip in loader.source.clips])
-    padded = len(loader) * loader.source.batch * world.size - n
-    host = {name: table[:-1].cpu() for name, table in tables.items()}
-    return Scores(host["probability"], label, host["scored"] > 0, failed, padded, host["hits"] > 0)
+    tables = table.all_reduce(world)
+    failed = {index: reason for part in world.gather(loader.bad_videos) for index, reason in part.items()}
+    return Scores(
+        probs=tables["probs"],
+        label=torch.tensor([video.label for video in loader.videos]),
+        scored=tables["scored"] > 0,
+        failed=failed,
+        padded=len(loader) * loader.source.batch_size * world.size - len(loader.videos),
+        correct=tables["correct"] > 0,
+    )
 
 
-def progress(loader: VideoLoader, text: str, world: World) -> tqdm:
-    """A bar on the first process's terminal."""
-    hidden = not (world.is_first and sys.stderr.isatty())
-    return tqdm(loader, desc=text, unit="step", initial=loader.step, total=len(loader), leave=False, disable=hidden)
+def _score_views(logits: Tensor, label: Tensor, num_clips: int, average: str) -> tuple[Tensor, Tensor]:
+    """Average the logits ((B V), K) of all views: probabilities (B, K), and correct (B, clips, 2) as in Scores."""
+    views = F.softmax(logits, dim=-1) if average == "probs" else logits
+    clips = reduce(views, "(B L crops) K -> B L K", "mean", B=len(label), L=num_clips)
+    count = torch.arange(1, num_clips + 1, device=logits.device)[:, None]
+    after = clips.cumsum(1) / count  # the mean over the first clips
+    best = after.topk(min(5, after.shape[-1])).indices == label[:, None, None]
+    correct = torch.stack([best[..., 0], best.any(-1)], dim=-1).float()
+    return after[:, -1] if average == "probs" else F.softmax(after[:, -1], dim=-1), correct
+
+
+def progress(loader: VideoLoader, description: str, world: World) -> tqdm:
+    """Wrap a loader in a progress bar on the terminal of the main process."""
+    return tqdm(
+        loader,
+        desc=description,
+        unit="batch",
+        initial=loader.batch_index,
+        total=len(loader),
+        leave=False,
+        disable=not (world.is_main and sys.stderr.isatty()),
+    )
 
 
 def evaluate_pretraining(
-    cfg: loading.Config, network: nn.Module, loader: VideoLoader, world: World, folder: Path, dtype: torch.dtype
+    cfg: Config, network: nn.Module, loader: VideoLoader, world: World, output_dir: Path, dtype: torch.dtype
 ) -> str:
-    """predictions.png and summary.json in `folder`; returns the lines to print."""
-    task = build_task(cfg, network)
-    assert isinstance(task, MaskFeat)
+    """Write MaskFeat's loss and predictions, summary.json and predictions.png; return the lines to print."""
+    task = build_task(cfg.task, network)
+    assert isinstance(task, MaskFeatTask)
     loss, baseline, (batch, out) = mean_loss(network, task, loader, loader.device, dtype)
-    if world.is_first:
+    if world.is_main:
         figure = draw_hog(batch, out, cfg.data.mean, cfg.data.std)
-        folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(folder / "predictions.png", dpi=90)
-        with SummaryWriter(str(folder.parent.parent / "tb")) as board:
-            board.add_figure("predictions", figure)
-        text = json.dumps({"videos": len(loader.source.clips), "loss": loss, "mean_hog": baseline}, indent=1)
-        (folder / "summary.json").write_text(text + "\n")
-    written = f"written: {folder}{os.sep}{{predictions.png,summary.json}}"
-    return f"loss {loss:.4f}, predicting the mean HOG {baseline:.4f}\n{written}"
+        output_dir.mkdir(parents=True, exist_ok=True)
+        figure.savefig(output_dir / "predictions.png", dpi=90)
+        with SummaryWriter(str(output_dir.parent.parent / "tb")) as tensorboard:
+            tensorboard.add_figure("predictions", figure)
+        summary = {"videos": len(loader.videos), "loss": loss, "mean_hog_loss": baseline}
+        (output_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    written = f"written: {output_dir}/{{predictions.png,summary.json}}"
+    return f"loss {loss:.4f}, loss of predicting the mean HOG {baseline:.4f}\n{written}"

@@ -1,9 +1,10 @@
 """Extract a feature vector, or all tokens, for each video of a list.
 
-    python eval.py runs/NAME data.test=TRAIN_LIST eval.features=train.npz          features of a list's videos
-    python eval.py runs/NAME eval.features=test.safetensors eval.layer=blocks.5    of a block, not of what is classified
+    python eval.py runs/NAME data.test=TRAIN_LIST eval.features_path=train.npz
+    python eval.py runs/NAME eval.features_path=test.safetensors eval.feature_layer=blocks.5
 
-A file holds `features` (n, D) float32, `label` (n,) and `video` (paths), of the videos that could be read.
+A file has `features` (n, D) float32, `label` (n,) and `video` (paths) of the videos that could be read. Without
+eval.feature_layer the features are the input of the head.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,28 +22,32 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from configs import loading
+from configs.schema import Eval
 from evaluation.evaluate import progress
-from pipelines.loader import VideoLoader
+from pipelines.loader import Batch, VideoLoader
 from utils.device import autocast
 from utils.distributed import World
+
+SUFFIXES = (".npz", ".safetensors")
 
 
 @dataclass(frozen=True)
 class Features:
+    """Features and labels of videos."""
+
     features: Tensor  # (n, D) float32; (n, N, D) of all tokens
     label: Tensor  # (n,) int64
     video: list[str]
 
     @staticmethod
-    def check(path: Path) -> None:
-        """Raises ValueError for a name that save() does not know."""
-        if path.suffix not in (".npz", ".safetensors"):
+    def check_path(path: Path) -> None:
+        """Raise ValueError for a file name that save() cannot write."""
+        if path.suffix not in SUFFIXES:
             raise ValueError(f"{path}: expected a name that ends in .npz or .safetensors")
 
     def save(self, path: Path) -> None:
-        """As .npz or .safetensors, by the name. Raises ValueError for another."""
-        self.check(path)
+        """Write a .npz or .safetensors file, as its name says. Raises ValueError for another name."""
+        self.check_path(path)
         arrays = {"features": self.features.numpy(), "label": self.label.numpy()}
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".npz":
@@ -53,7 +57,7 @@ class Features:
 
     @staticmethod
     def load(path: Path) -> Features:
-        """Raises ValueError for a file that is missing or holds no features."""
+        """Read what save() wrote. Raises ValueError for a file that is missing or has no features."""
         try:
             if path.suffix == ".safetensors":
                 with safe_open(path, "np") as file:
@@ -67,64 +71,67 @@ class Features:
         return Features(torch.from_numpy(features).float(), torch.from_numpy(label).long(), video)
 
 
-def reader(network: nn.Module, layer: str = "", pool: str = "mean") -> Callable[[Tensor], Tensor]:
-    """Clips (B, C, T, H, W) -> (B, D): what the head is given, or of the tokens that `layer` puts out the mean, the
-    class token (`cls`; of frames that go by themselves the mean of theirs), or all of them (B, N, D) (`tokens`).
+def feature_extractor(network: nn.Module, layer: str = "", pool: str = "mean") -> Callable[[Tensor], Tensor]:
+    """Return a function from clips (B, C, T, H, W) to features (B, D).
 
-    Raises ValueError that lists the layers for a name that is none, and for the class token of a network without one.
+    Without `layer` they are the input of the head. With it, `pool` reduces the tokens that the layer puts out: `mean`;
+    `cls`, the class token (of frames that are encoded one by one, the mean of theirs); `tokens`, all of them (B, N, D).
+    Raises ValueError that lists the layers for an unknown one, and for the class token of a network without one.
     """
     if pool == "cls" and layer and not getattr(network, "has_cls_token", True):
-        raise ValueError("eval.pool=cls: the network has no class token")
+        raise ValueError("eval.feature_pool=cls: the network has no class token")
     if not layer:
         return network.forward_features  # type: ignore[return-value]
-    known = dict(network.named_modules())
-    if layer not in known:
-        blocks = [name for name in known if name.rpartition(".")[0].endswith("blocks")]
-        raise ValueError(f"eval.layer={layer}: the network has no such layer; its blocks are {', '.join(blocks)}")
+    modules = dict(network.named_modules())
+    if layer not in modules:
+        blocks = [name for name in modules if name.rpartition(".")[0].endswith("blocks")]
+        raise ValueError(
+            f"eval.feature_layer={layer}: the network has no such layer; its blocks are {', '.join(blocks)}"
+        )
 
-    def read(video: Tensor) -> Tensor:
-        seen: list[Tensor] = []
-        hook = known[layer].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    def extract_tokens(video: Tensor) -> Tensor:
+        outputs: list[Tensor] = []
+        hook = modules[layer].register_forward_hook(lambda module, inputs, output: outputs.append(output))
         try:
             network.forward_features(video)  # type: ignore[operator]  # not network(...), which may be compiled
         finally:
             hook.remove()
-        if not seen:
-            raise ValueError(f"eval.layer={layer}: the network does not run this layer by itself")
-        tokens = seen[-1].flatten(1, -2) if seen[-1].ndim > 2 else seen[-1][:, None]
-        if pool == "tokens":  # rows: frames that go by themselves
+        if not outputs:
+            raise ValueError(f"eval.feature_layer={layer}: the network does not call this layer by itself")
+        tokens = outputs[-1].flatten(1, -2) if outputs[-1].ndim > 2 else outputs[-1][:, None]
+        if pool == "tokens":  # rows: the frames of a clip, where they are encoded one by one
             return rearrange(tokens, "(B rows) N D -> B (rows N) D", B=len(video))
         return reduce(tokens[:, :1] if pool == "cls" else tokens, "(B rows) N D -> B D", "mean", B=len(video))
 
-    return read
+    return extract_tokens
 
 
 @torch.inference_mode()
 def extract(
-    network: nn.Module, batches: Iterable[Any], device: torch.device, dtype: torch.dtype, layer: str, pool: str
+    extract_clips: Callable[[Tensor], Tensor], batches: Iterable[Batch], device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Of each video (B, V, C, T, H, W) the mean over its views: rows (n,), negative where a batch was padded, and
-    features (n, D) or (n, N, D) float32; both on the host. Raises ValueError as reader()."""
-    read, rows, found = reader(network, layer, pool), [], []
+    """Return the sample indices (n,), negative for padding, and features (n, D) or (n, N, D) float32, on the host.
+
+    The features of a video (B, V, C, T, H, W) are the mean over its views.
+    """
+    indices, features = [], []
     for batch in batches:
         with autocast(device, dtype):
-            features = read(rearrange(batch.video, "B V C T H W -> (B V) C T H W")).float()
-        found.append(reduce(features, "(B V) ... -> B ...", "mean", B=len(batch.video)).cpu())
-        rows.append(batch.sample.cpu())
-    return torch.cat(rows), torch.cat(found)
+            views = extract_clips(rearrange(batch.video, "B V C T H W -> (B V) C T H W")).float()
+        features.append(reduce(views, "(B V) ... -> B ...", "mean", B=len(batch.video)).cpu())
+        indices.append(batch.sample_index.cpu())
+    return torch.cat(indices), torch.cat(features)
 
 
-def extract_features(
-    cfg: loading.Config, network: nn.Module, loader: VideoLoader, world: World, dtype: torch.dtype
-) -> str:
-    """eval.features: of every video that can be read, the mean over its views; returns the lines to print."""
-    batches = progress(loader, "features", world)
-    parts = world.gather(extract(network.eval(), batches, loader.device, dtype, cfg.eval.layer, cfg.eval.pool))
-    row, values = (torch.cat(part) for part in zip(*parts, strict=True))
-    order = row.argsort()[(row < 0).sum() :]
-    clips = [loader.source.clips[n] for n in row[order].tolist()]
-    found = Features(values[order], torch.tensor([clip.label for clip in clips]), [clip.path for clip in clips])
-    if world.is_first:
-        found.save(Path(cfg.eval.features))
-    shape = "x".join(map(str, values.shape[1:]))
-    return f"{len(clips)} of {len(loader.source.clips)} videos, {shape} features\nwritten: {cfg.eval.features}"
+def extract_features(test: Eval, network: nn.Module, loader: VideoLoader, world: World, dtype: torch.dtype) -> str:
+    """Write the features of every video that can be read to eval.features_path; return the lines to print."""
+    extract_clips = feature_extractor(network.eval(), test.feature_layer, test.feature_pool)
+    parts = world.gather(extract(extract_clips, progress(loader, "features", world), loader.device, dtype))
+    index, features = (torch.cat(part) for part in zip(*parts, strict=True))
+    order = index.argsort()[(index < 0).sum() :]
+    videos = [loader.videos[i] for i in index[order].tolist()]
+    if world.is_main:
+        label = torch.tensor([video.label for video in videos])
+        Features(features[order], label, [video.path for video in videos]).save(Path(test.features_path))
+    shape = "x".join(map(str, features.shape[1:]))
+    return f"{len(videos)} of {len(loader.videos)} videos, {shape} features\nwritten: {test.features_path}"

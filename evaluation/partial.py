@@ -1,4 +1,4 @@
-"""A test that goes on where it stopped: its folder's name, its fingerprint, the scores so far."""
+"""Scores of a test so far, so that an interrupted test continues; and what tells one test from another."""
 
 from __future__ import annotations
 
@@ -13,61 +13,76 @@ from typing import Any
 import torch
 
 from configs import loading
-from configs.schema import PRESETS, Config
+from configs.schema import PRESETS, Config, Eval
 from utils.checkpoint_io import load_checkpoint
-from utils.files import replacing
+from utils.files import atomic_path
 
-# Keys of data that decide what of a video a test sees.
-SEEN = ("eval_per_class", "frames", "stride", "fps", "sampling", "short", "snap", "crop", "size", "mean", "std")
+# Keys of data that decide which part of a video a test sees.
+DATA_KEYS_OF_A_TEST = (
+    "eval_max_per_class",
+    "num_frames",
+    "frame_stride",
+    "fps",
+    "sampling",
+    "short_clip",
+    "snap_to_keyframes",
+    "crop",
+    "image_size",
+    "mean",
+    "std",
+)
 
 
-def test_name(cfg: Config, run: Path) -> str:
-    """Of a test's folder: the preset if it is one, else the views; then the list and what else is not the run's own."""
-    e = cfg.eval
-    name = f"{e.clips}x{e.crops}"
-    if e.preset and all(getattr(e, key) == value for key, value in PRESETS[e.preset].items()):
-        name = e.preset
-    elif e.place != "spread":
-        name += f"_{e.place}"
-    if e.average != "probability":
-        name += f"_{e.average}"
-    own = loading.load(run / "config.yaml") if (run / "config.yaml").exists() else cfg
-    asked, known = (c.data.test or c.data.val for c in (cfg, own))
-    parts = [name] if asked == known else [name, Path(asked).stem]
-    given = {key: (getattr(cfg.data, key), getattr(own.data, key)) for key in SEEN}
-    if name != e.preset:
-        given["short_side"] = e.short_side, own.eval.short_side
-    parts += [f"{key}{value}" for key, (value, its) in given.items() if value != its]
+def eval_dir_name(cfg: Config, saved_cfg: Config) -> str:
+    """Name the folder of a test: its views, then the list and the settings that are not those of the run itself."""
+    name = _views_name(cfg.eval)
+    test_list, own_list = (c.data.test or c.data.val for c in (cfg, saved_cfg))
+    parts = [name] if test_list == own_list else [name, Path(test_list).stem]
+    settings = {key: (getattr(cfg.data, key), getattr(saved_cfg.data, key)) for key in DATA_KEYS_OF_A_TEST}
+    if name != cfg.eval.preset:
+        settings["short_side"] = cfg.eval.short_side, saved_cfg.eval.short_side
+    parts += [f"{key}{value}" for key, (value, saved) in settings.items() if value != saved]
     parts = [re.sub(r"[^\w.-]+", "-", part).strip("-") for part in parts]
     return "_".join(parts)
 
 
-def test_key(cfg: Config, folder: Path, videos: Sequence[tuple[object, ...]]) -> str:
-    """Tells tests apart whose scores must not be mixed: another configuration, other weights, or other videos, of which
-    `videos` says path, label and state."""
-    weights_file = Path(cfg.model.init) if not (folder / "best").exists() else folder / "best" / "model.safetensors"
-    stamp = weights_file.stat().st_mtime_ns if weights_file.exists() else 0
-    return hashlib.sha256(f"{loading.dump(cfg)}{stamp}{list(videos)}".encode("utf-8", "surrogateescape")).hexdigest()
+def _views_name(e: Eval) -> str:
+    is_preset = e.preset and all(getattr(e, key) == value for key, value in PRESETS[e.preset].items())
+    name = e.preset if is_preset else f"{e.num_clips}x{e.num_crops}"
+    if not is_preset and e.clip_placement != "uniform":
+        name += f"_{e.clip_placement}"
+    return name if e.average == "probs" else f"{name}_{e.average}"
+
+
+def eval_fingerprint(cfg: Config, weights_file: Path, videos: Sequence[tuple[object, ...]]) -> str:
+    """Hash what tells tests apart whose scores must not be mixed: configuration, weights, and the videos.
+
+    `videos` has path, label, size and mtime of each.
+    """
+    mtime_ns = weights_file.stat().st_mtime_ns if weights_file.exists() else 0
+    return hashlib.sha256(
+        f"{loading.dump_config(cfg)}{mtime_ns}{list(videos)}".encode("utf-8", "surrogateescape")
+    ).hexdigest()
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Where a process keeps the scores of a test so far; those of another test (`key`) are not gone on with."""
+class PartialScores:
+    """The file in which a process keeps the scores of a test so far; those of another test are ignored."""
 
     path: Path
-    key: str
+    fingerprint: str
 
     def load(self) -> dict[str, Any]:
-        """Nothing if there is none, or it cannot be read."""
+        """Return the state that save() wrote, or nothing if there is none or it cannot be read."""
         try:
             state: dict[str, Any] = load_checkpoint(self.path)
         except ValueError:
             return {}
-        return state if state.get("key") == self.key else {}
+        return state if state.get("fingerprint") == self.fingerprint else {}
 
     def save(self, state: dict[str, Any]) -> None:
-        """Whole or not at all; a disk that is full costs no more than what an interruption would."""
+        """Write the state completely or not at all. A full disk costs no more than an interruption would."""
         with contextlib.suppress(OSError, RuntimeError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self.path) as temporary:
-                torch.save(state | {"key": self.key}, temporary)
+            with atomic_path(self.path) as temporary:
+                torch.save(state | {"fingerprint": self.fingerprint}, temporary)

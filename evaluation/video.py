@@ -1,4 +1,4 @@
-"""What one video is taken for, or each of a folder: lines, a picture, a table."""
+"""Classify one video of any length, or all videos of a folder: lines, a figure, a table."""
 
 from __future__ import annotations
 
@@ -13,84 +13,95 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from configs import loading
+from configs.schema import Data, Eval
 from pipelines.sliding_window import windows
 from utils.device import autocast
 from utils.files import write_csv
 from utils.plotting import draw_rows
 
+MAX_FRAMES = 10  # in the figure of a video
 
-class Slide(NamedTuple):
-    """Of a video, clip by clip: its seconds, its middle frame (H, W, 3), its class probabilities (clips, classes)."""
+
+class VideoScores(NamedTuple):
+    """The clips of a video: seconds, middle frames (H, W, 3), class probabilities (clips, classes)."""
 
     spans: list[tuple[float, float]]
-    pictures: list[np.ndarray]
-    scores: Tensor
+    frames: list[np.ndarray]
+    probs: Tensor
 
 
-class Guess(NamedTuple):
-    """A class, its mean probability over a video's clips, and the clip that shows it best: seconds, probability."""
+class ClassPrediction(NamedTuple):
+    """A class, its mean probability over the clips of a video, and the clip in which it is most probable."""
 
     name: str
-    score: float
-    start: float
+    prob: float
+    start: float  # seconds
     end: float
-    peak: float
-
-
-def best_classes(scores: Tensor, spans: Sequence[tuple[float, float]], classes: Sequence[str]) -> list[Guess]:
-    """The best five; `scores` (clips, classes) are probabilities of clips, `spans` their seconds."""
-    mean = scores.mean(0)
-    found = []
-    for number in mean.topk(min(5, len(classes))).indices.tolist():
-        at = int(scores[:, number].argmax())
-        start, end = spans[at]
-        found.append(Guess(classes[number], mean[number].item(), start, end, scores[at, number].item()))
-    return found
-
-
-def classify_video(slide: Slide, classes: Sequence[str], path: Path, folder: Path) -> str:
-    """The five best classes and when each is seen best, with a picture of at most ten clips."""
-    spans, pictures, scores = slide
-    lines = [f"{path}: {spans[-1][1]:.1f} s, {len(spans)} clips"]
-    for guess in best_classes(scores, spans, classes):
-        when = f"most at {guess.start:.2f}-{guess.end:.2f} s: {100 * guess.peak:.1f} %"
-        lines.append(f"  {100 * guess.score:5.1f} %  {guess.name}  ({when})")
-    few = np.linspace(0, len(spans) - 1, min(len(spans), 10)).round().astype(int).tolist()
-    best = [f"{classes[int(scores[n].argmax())]} {100 * scores[n].max():.0f} %" for n in few]
-    titles = [f"{spans[n][0]:.1f}-{spans[n][1]:.1f} s\n{name}" for n, name in zip(few, best, strict=True)]
-    folder.mkdir(parents=True, exist_ok=True)
-    draw_rows([[pictures[n] for n in few]], titles).savefig(folder / f"{path.name}.png", dpi=90)
-    return "\n".join([*lines, f"written: {folder / path.name}.png"])
-
-
-def classify_all(score: Callable[[str], Slide], classes: Sequence[str], files: Sequence[Path], table: Path) -> str:
-    """A table of videos: the five best classes of each, and when each is seen best."""
-    rows: list[list[Any]] = []
-    for file in tqdm(files, desc="videos", leave=False, disable=not sys.stderr.isatty()):
-        try:
-            spans, _, scores = score(str(file))
-        except ValueError as error:
-            rows.append([file, str(error).removeprefix(f"{file}: ")])
-            continue
-        best = best_classes(scores, spans, classes)
-        shown = [f for g in best for f in (g.name, f"{g.score:.4f}", f"{g.start:.2f}", f"{g.end:.2f}", f"{g.peak:.4f}")]
-        rows.append([file, "scored", f"{spans[-1][1]:.2f}", *shown])
-    kinds = ("class", "score", "from", "to", "peak")
-    names = [f"{kind}{n + 1}" for n in range(min(5, len(classes))) for kind in kinds]
-    table.parent.mkdir(parents=True, exist_ok=True)
-    write_csv(table, ["video", "state", "seconds", *names], rows)
-    return f"{len(rows)} videos, {sum(len(row) == 2 for row in rows)} could not be read\nwritten: {table}"
+    peak_prob: float
 
 
 @torch.inference_mode()
-def score_video(network: nn.Module, cfg: loading.Config, path: str, device: torch.device, dtype: torch.dtype) -> Slide:
-    """The clips that slide over a video, each the mean over its views."""
-    spans, pictures, scores = [], [], []
-    for window in windows(path, cfg):
+def score_video(
+    network: nn.Module, path: str, data: Data, test: Eval, device: torch.device, dtype: torch.dtype
+) -> VideoScores:
+    """Score overlapping clips of a video, each as the mean over its views."""
+    spans, frames, probs = [], [], []
+    for window in windows(path, data, test):
         with autocast(device, dtype):
             logits = network(window.views.to(device))
-        scores.append(F.softmax(logits.float(), dim=-1).mean(0).cpu())
+        probs.append(F.softmax(logits.float(), dim=-1).mean(0).cpu())
         spans.append((window.start, window.end))
-        pictures.append(window.picture)
-    return Slide(spans, pictures, torch.stack(scores))
+        frames.append(window.frame)
+    return VideoScores(spans, frames, torch.stack(probs))
+
+
+def best_classes(scores: VideoScores, classes: Sequence[str]) -> list[ClassPrediction]:
+    """Return the five most probable classes of a video."""
+    mean = scores.probs.mean(0)
+    predictions = []
+    for index in mean.topk(min(5, len(classes))).indices.tolist():
+        clip = int(scores.probs[:, index].argmax())
+        start, end = scores.spans[clip]
+        predictions.append(
+            ClassPrediction(classes[index], mean[index].item(), start, end, scores.probs[clip, index].item())
+        )
+    return predictions
+
+
+def classify_video(scores: VideoScores, classes: Sequence[str], path: Path, output_dir: Path) -> str:
+    """Return the five best classes and when each is most probable, and write a figure of at most ten clips."""
+    spans, frames, probs = scores
+    lines = [f"{path}: {spans[-1][1]:.1f} s, {len(spans)} clips"]
+    for p in best_classes(scores, classes):
+        peak = f"most at {p.start:.2f}-{p.end:.2f} s: {100 * p.peak_prob:.1f} %"
+        lines.append(f"  {100 * p.prob:5.1f} %  {p.name}  ({peak})")
+    clips = np.linspace(0, len(spans) - 1, min(len(spans), MAX_FRAMES)).round().astype(int).tolist()
+    titles = []
+    for clip in clips:
+        (start, end), best = spans[clip], int(probs[clip].argmax())
+        titles.append(f"{start:.1f}-{end:.1f} s\n{classes[best]} {100 * probs[clip, best]:.0f} %")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    draw_rows([[frames[clip] for clip in clips]], titles).savefig(output_dir / f"{path.name}.png", dpi=90)
+    return "\n".join([*lines, f"written: {output_dir / path.name}.png"])
+
+
+def classify_videos(
+    score: Callable[[str], VideoScores], classes: Sequence[str], paths: Sequence[Path], csv_path: Path
+) -> str:
+    """Write a table of videos: the five best classes of each, and when each is most probable. Returns a summary."""
+    rows: list[list[Any]] = []
+    for path in tqdm(paths, desc="videos", leave=False, disable=not sys.stderr.isatty()):
+        try:
+            scores = score(str(path))
+        except ValueError as error:
+            rows.append([path, str(error).removeprefix(f"{path}: ")])
+            continue
+        row = [path, "scored", f"{scores.spans[-1][1]:.2f}"]
+        for p in best_classes(scores, classes):
+            row += [p.name, f"{p.prob:.4f}", f"{p.start:.2f}", f"{p.end:.2f}", f"{p.peak_prob:.4f}"]
+        rows.append(row)
+    numbers = range(1, min(5, len(classes)) + 1)
+    columns = [f"{name}{n}" for n in numbers for name in ("class", "score", "start", "end", "peak")]
+    csv_path.parent.mkdir(parents=True, exist_ok=True)
+    write_csv(csv_path, ["video", "status", "seconds", *columns], rows)
+    return f"{len(rows)} videos, {sum(len(row) == 2 for row in rows)} could not be read\nwritten: {csv_path}"
