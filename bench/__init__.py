@@ -1,1 +1,1 @@
-"""Measurements: cases -> results/*.json -> tables and pictures. Measures, never asserts."""
+"""Measure speed: benchmarks write results/*.json, the report makes tables and charts of them. Nothing is asserted."""

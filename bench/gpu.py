@@ -1,16 +1,17 @@
-"""All that is worth measuring on a GPU that is there for some minutes, once, in the order of its value.
+"""Measure on a GPU that is available for some minutes, once, with the most important parts first.
 
-    python -m bench.gpu [minutes=9] [out=FOLDER] [parts=card,tests,...] [--dry-run]
+    python -m bench.gpu [minutes=9] [out=FOLDER] [parts=capabilities,tests,...] [--dry-run]
 
-    minutes     for everything; what would not fit in is left out, which the summary says
-    out         the folder of all results and logs (default bench/results/gpu_CARD); what is measured again is replaced
-    parts       card, tests, decode, loader, step, data_over_synthetic, epoch_time, hog, prepare; always in this order
+    minutes     for everything; what does not fit is left out, and the summary says so
+    out         folder of all results and logs (default bench/results/gpu_NAME); results measured again are replaced
+    parts       capabilities, tests, decoders, loaders, train_step, data_over_synthetic, epoch_time, hog, prepare;
+                always in this order
 
-Every part is made of processes that are killed, with their children, at a time limit of their own; a result is in the
-folder as soon as it is there, and summary.txt and summary.json are rewritten after each process, so that a cut at any
-time loses only what was being measured. results.zip holds all files. Where the environment has OUT, a folder that a
-rented machine hands back, the summaries and results.zip are copied there each time: such machines hand back few files.
---dry-run runs everything at toy size, without a GPU, too. The exit status is 0 if all that was begun succeeded.
+Every part consists of processes that are killed, with their children, at their own time limit. A result is written as
+soon as it is there, and summary.txt and summary.json are rewritten after each process, so that an interruption costs
+only the measurement under way. results.zip contains all files. If the environment variable OUT names a folder, as on
+rented machines that return a few files, the summaries and results.zip are copied there each time. --dry-run runs
+everything in a small size, with or without a GPU. The exit status is 0 if everything that was started succeeded.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.gpu_parts import PARTS, build_parts
-from bench.harness.gpu_machine import card_name, ffmpeg_libraries, slug
+from bench.harness.gpu_machine import ffmpeg_libraries, gpu_name, slug
 from bench.harness.schedule import ROOT, Progress, run_parts, write_summary
-from utils.cli import parse
+from utils.cli import parse_args, run_command
 
 
 @dataclass(frozen=True)
 class Settings:
+    """The settings of this command; the module's help explains them."""
+
     minutes: float = 9.0
     out: str = ""
     parts: tuple[str, ...] = PARTS
@@ -43,59 +46,64 @@ class Settings:
             raise ValueError(f"minutes={self.minutes}: expected more than 0")
 
 
-def measure(settings: Settings, folder: Path, card: str, dry: bool, begun: float) -> bool:
-    """Run the parts, and return whether all that was begun succeeded."""
+def measure(settings: Settings, folder: Path, gpu: str, dry_run: bool, started: float) -> bool:
+    """Run the parts, and return whether everything that was started succeeded."""
     folder.mkdir(parents=True, exist_ok=True)
-    copies = Path(os.environ["OUT"]) if os.environ.get("OUT") else None
-    if copies:
-        copies.mkdir(parents=True, exist_ok=True)
-    parts = [part for part in build_parts(folder, bool(card), dry) if part.name in settings.parts]
-    title = f"{card or 'no GPU'}{', dry run: the figures mean nothing' if dry else ''}"
-    progress = Progress(title, parts, folder, 60 * settings.minutes, begun=begun, copies=copies)
-    environment = dict(os.environ, PYTHONUNBUFFERED="1")
-    if dry:
-        environment["TORCHDYNAMO_DISABLE"] = "1"  # to compile toys takes longer than everything else
+    copy_folder = Path(os.environ["OUT"]) if os.environ.get("OUT") else None
+    if copy_folder:
+        copy_folder.mkdir(parents=True, exist_ok=True)
+    progress = Progress(
+        title=f"{gpu or 'no GPU'}{', dry run: the figures mean nothing' if dry_run else ''}",
+        parts=[part for part in build_parts(folder, bool(gpu), dry_run) if part.name in settings.parts],
+        folder=folder,
+        budget_s=60 * settings.minutes,
+        started=started,
+        copy_folder=copy_folder,
+    )
     with tempfile.TemporaryDirectory(prefix="clipline-ffmpeg-") as links:
-        if libraries := ffmpeg_libraries(Path(links)):
-            print("no FFmpeg is installed: torchcodec and SPDL get the libraries that PyAV brings", flush=True)
-            before = [environment["LD_LIBRARY_PATH"]] if environment.get("LD_LIBRARY_PATH") else []
-            environment["LD_LIBRARY_PATH"] = os.pathsep.join([*before, *libraries])
         try:
-            run_parts(progress, environment)
+            run_parts(progress, task_environment(Path(links), dry_run))
             return progress.succeeded
         except KeyboardInterrupt:
-            print("interrupted: what is finished stays", file=sys.stderr)
+            print("interrupted: finished results are kept", file=sys.stderr)
             return False
         finally:
             write_summary(progress)
             print((folder / "summary.txt").read_text(), end="", flush=True)
-            print(
-                f"in {folder}{f', and of it the summaries and results.zip in {copies}' if copies else ''}", flush=True
-            )
+            copied = f"; summaries and results.zip are also in {copy_folder}" if copy_folder else ""
+            print(f"results are in {folder}{copied}", flush=True)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command; returns its exit status."""
-    begun = time.monotonic()
-    words = [word for word in arguments if word != "--dry-run"]
-    dry = len(words) < len(arguments)
-    if {"-h", "--help"} & set(words):
-        print(__doc__)
-        return 0
-    try:
-        _, settings = parse(Settings, words)
-        card = card_name()
-        if not card and not dry:
-            raise ValueError("torch finds no GPU here; --dry-run runs everything at toy size without one")
-        with tempfile.TemporaryDirectory(prefix="clipline-dry-run-") as temporary:
-            default = Path(temporary) if dry else ROOT / "bench" / "results" / f"gpu_{slug(card)}"
-            folder = Path(settings.out).absolute() if settings.out else default
-            return 0 if measure(settings, folder, card, dry, begun) else 1
-    except (ValueError, OSError) as error:
-        print(f"bench.gpu: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # before the first part, or once more while the last summary was written
-        return 1
+def task_environment(links: Path, dry_run: bool) -> dict[str, str]:
+    """Return the environment of the tasks; FFmpeg's libraries are linked in `links` if the system has none."""
+    environment = dict(os.environ, PYTHONUNBUFFERED="1")
+    if dry_run:
+        environment["TORCHDYNAMO_DISABLE"] = "1"  # compiling small networks takes longer than everything else
+    if libraries := ffmpeg_libraries(links):
+        print("FFmpeg is not installed: torchcodec and SPDL use the libraries that come with PyAV", flush=True)
+        previous = [environment["LD_LIBRARY_PATH"]] if environment.get("LD_LIBRARY_PATH") else []
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join([*previous, *libraries])
+    return environment
+
+
+def work(argv: Sequence[str]) -> int:
+    """Measure all parts; return 1 if a task that was started failed."""
+    started = time.monotonic()
+    arguments = [argument for argument in argv if argument != "--dry-run"]
+    dry_run = len(arguments) < len(argv)
+    _, settings = parse_args(Settings, arguments)
+    gpu = gpu_name()
+    if not gpu and not dry_run:
+        raise ValueError("torch finds no GPU here; --dry-run runs everything in a small size without one")
+    with tempfile.TemporaryDirectory(prefix="clipline-dry-run-") as temporary:
+        default = Path(temporary) if dry_run else ROOT / "bench" / "results" / f"gpu_{slug(gpu)}"
+        folder = Path(settings.out).absolute() if settings.out else default
+        return 0 if measure(settings, folder, gpu, dry_run, started) else 1
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command and return its exit status."""
+    return run_command("bench.gpu", __doc__, work, argv, needs_arguments=False)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What a GPU and its driver say of themselves, and what the video decoder can, beside what is believed of Hopper.
+"""Report the GPU, its driver and the formats that its video decoder supports, beside those expected of Hopper.
 
     python -m bench.gpu_capabilities [out=PATH] [--dry-run]
 
-    out=PATH    the result (default bench/results/card.json)
+    out=PATH    the result (default bench/results/gpu_capabilities.json)
 
-Without a GPU, or where the driver cannot be asked, it says so.
+Without a GPU, or if the driver reports nothing, a note says so.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from bench.harness.runner import command
+from bench.harness.runner import run_bench
 from utils.environment import environment
 
-PEERS = (
+PACKAGES = (
     "torchcodec",
     "PyNvVideoCodec",
     "pynvvideocodec",
@@ -31,37 +31,48 @@ PEERS = (
     "transformers",
     "torchvision",
 )
-Table = Mapping[tuple[str, str, int], Any]
+Capabilities = Mapping[tuple[str, str, int], Any]  # limits by codec, chroma format and bit depth
 
 
 @dataclass(frozen=True)
 class Settings:
-    out: str = "bench/results/card.json"
-    toy: ClassVar[str] = ""
+    """The settings of this command; the module's help explains them."""
+
+    out: str = "bench/results/gpu_capabilities.json"
+    dry_run_args: ClassVar[str] = ""
 
 
-def measure_all(s: Settings) -> dict[str, Any]:
-    found = {"card": card(), "driver": environment()["driver"], "nvidia_smi": nvidia_smi(), "decoder": decoder()}
-    print(f"{(found['card'] or {}).get('name', 'no GPU')}, driver {found['driver'] or 'unknown'}")
-    print(found["decoder"]["note"])
-    for line in found["decoder"]["differences"]:
+def measure_all(settings: Settings) -> dict[str, Any]:
+    """Query GPU, driver and decoder."""
+    result = {
+        "gpu": gpu_properties(),
+        "driver": environment()["driver"],
+        "nvidia_smi": nvidia_smi(),
+        "decoder": decoder_capabilities(),
+    }
+    print(f"{(result['gpu'] or {}).get('name', 'no GPU')}, driver {result['driver'] or 'unknown'}")
+    print(result["decoder"]["note"])
+    for line in result["decoder"]["differences"]:
         print(f"  {line}")
-    return found
+    return result
 
 
-def card() -> dict[str, Any] | None:
-    """Return what torch says of the GPU; None without one."""
+def gpu_properties() -> dict[str, Any] | None:
+    """Return what torch reports about the GPU; None without one."""
     if not torch.cuda.is_available():
         return None
-    about = torch.cuda.get_device_properties(0)
+    properties = torch.cuda.get_device_properties(0)
     return {
-        "name": about.name, "compute_capability": f"{about.major}.{about.minor}", "cuda": torch.version.cuda,
-        "memory_gib": round(about.total_memory / 2**30, 1), "multiprocessors": about.multi_processor_count,
-    }  # fmt: skip
+        "name": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "cuda": torch.version.cuda,
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "multiprocessors": properties.multi_processor_count,
+    }
 
 
 def nvidia_smi() -> str:
-    """Return what nvidia-smi lists; empty without it."""
+    """Return the output of nvidia-smi; empty without it."""
     if not (program := shutil.which("nvidia-smi")):
         return ""
     try:
@@ -70,52 +81,57 @@ def nvidia_smi() -> str:
         return "nvidia-smi did not answer within 10 s"
 
 
-def decoder() -> dict[str, Any]:
-    """Return what the driver says of the video decoder, what is believed of Hopper, and where they differ."""
+def decoder_capabilities() -> dict[str, Any]:
+    """Return the formats that the driver reports, those expected of Hopper, and where they differ."""
     try:
         from pipelines.decode.nvdec import HOPPER, query_capabilities
     except ModuleNotFoundError as error:
-        return {"note": f"the decoder was not asked: {error}", "asked": None, "believed": None, "differences": []}
-    asked = query_capabilities() if torch.cuda.is_available() else None
-    if asked is None:
-        note = "the driver cannot be asked what the decoder can: needs a GPU and the driver's video capability"
+        note = f"the decoder was not queried: {error}"
+        return {"note": note, "reported": None, "expected": None, "differences": []}
+    reported = query_capabilities() if torch.cuda.is_available() else None
+    if reported is None:
+        note = "the driver cannot be queried: that needs a GPU and the driver's video capability"
     else:
-        note = f"the decoder can {len(asked)} formats, of Hopper {len(HOPPER)} are believed"
+        note = f"the decoder supports {len(reported)} formats, {len(HOPPER)} are expected of Hopper"
     return {
-        "note": note, "asked": None if asked is None else plain(asked), "believed": plain(HOPPER),
-        "differences": [] if asked is None else differences(asked, HOPPER),
-    }  # fmt: skip
+        "note": note,
+        "reported": None if reported is None else as_json(reported),
+        "expected": as_json(HOPPER),
+        "differences": [] if reported is None else list_differences(reported, HOPPER),
+    }
 
 
 def format_name(key: tuple[str, str, int]) -> str:
-    """("h264", "4:2:0", 8) -> h264 4:2:0 8 bit"""
+    """Name a format: ("h264", "4:2:0", 8) -> h264 4:2:0 8 bit."""
     codec, chroma, depth = key
     return f"{codec} {chroma} {depth} bit"
 
 
-def plain(table: Table) -> dict[str, dict[str, int]]:
-    return {format_name(key): limits._asdict() for key, limits in sorted(table.items())}
+def as_json(capabilities: Capabilities) -> dict[str, dict[str, int]]:
+    """Return the limits of each format by its name."""
+    return {format_name(key): limits._asdict() for key, limits in sorted(capabilities.items())}
 
 
-def differences(asked: Table, believed: Table) -> list[str]:
-    """Return a line for each format that only one has, and for each limit that is another."""
+def list_differences(reported: Capabilities, expected: Capabilities) -> list[str]:
+    """List each format that only one of them has, and each limit that differs."""
     lines = []
-    for key in sorted(set(asked) | set(believed)):
-        if key not in believed:
-            lines.append(f"{format_name(key)}: the card decodes it, and it was believed that it does not")
-        elif key not in asked:
-            lines.append(f"{format_name(key)}: the card does not decode it, and it was believed that it does")
+    for key in sorted(set(reported) | set(expected)):
+        name = format_name(key)
+        if key not in expected:
+            lines.append(f"{name}: the GPU decodes it, which was not expected")
+        elif key not in reported:
+            lines.append(f"{name}: the GPU does not decode it, which was expected")
         else:
-            theirs = believed[key]._asdict()
-            for name, value in asked[key]._asdict().items():
-                if value != theirs.get(name):
-                    lines.append(f"{format_name(key)}: {name} is {value}, {theirs.get(name)} was believed")
+            expected_limits = expected[key]._asdict()
+            for limit, value in reported[key]._asdict().items():
+                if value != expected_limits.get(limit):
+                    lines.append(f"{name}: {limit} is {value}, expected {expected_limits.get(limit)}")
     return lines
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command; returns its exit status."""
-    return command("card", __doc__, Settings, measure_all, arguments, PEERS)
+def main(argv: Sequence[str]) -> int:
+    """Run the command and return its exit status."""
+    return run_bench("gpu_capabilities", __doc__, Settings, measure_all, argv, PACKAGES)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What bench.gpu runs, in the order of its value: the benches' settings that fit some minutes, and toy ones.
+"""The parts of bench.gpu in the order of their value: which benchmarks run, with settings that fit some minutes.
 
-The limits are reckoned for an H100 with 16 cores; none of them has been seen on a GPU. A process that imports torch and
-DALI takes 5 to 10 s to begin with. A part's limit keeps it from taking the time of those after it.
+The time limits are estimates for an H100 with 16 cores; none of them has been tried on a GPU. A process that imports
+torch and DALI takes 5 to 10 s to start. The limit of a part keeps it from using the time of later ones.
 """
 
 from __future__ import annotations
@@ -14,103 +14,187 @@ from bench.harness.gpu_machine import missing_package
 from bench.harness.schedule import Part, Task
 from bench.report import gpu_summary as headlines
 
-PARTS = ("card", "tests", "decode", "loader", "step", "data_over_synthetic", "epoch_time", "hog", "prepare")
+PARTS = (
+    "capabilities",
+    "tests",
+    "decoders",
+    "loaders",
+    "train_step",
+    "data_over_synthetic",
+    "epoch_time",
+    "hog",
+    "prepare",
+)
 NEEDS_GPU = "it needs a GPU"
-DRY_LIMITS = 10  # times as long: a dry run asks whether everything runs, on machines that are slow and busy, too
+DRY_RUN_FACTOR = 10  # for all limits, because a dry run must also pass on slow and busy machines
 FILES = "sets=h264_bframes,h264_bframes_prepared"
-# A batch of 28, since DALI decodes the videos of a batch side by side: no more threads than that can work.
-SWEEP = "cases=clipline specs=16x4 batch=28 prefetch=1 repeats=2 memory=0"
-PEERS = f"{FILES} sizes=340x256 specs=16x4 batch=16 workers=16 threads=14 clips=256 repeats=2 memory=0"
-STEP = "amp=bf16 batch=16 repeats=3 steps=5 cases=ours_compiled,peer_compiled,ours,peer"
-OVER = "cases=prepared,synthetic batch=8 stride=4 workers=16 threads=14 clips=512 repeats=3"
-Make = Callable[..., Task]
-TOY_FILES = "sizes=192x144 files=2 length=40"
-TOY_DECODE = f"{TOY_FILES} specs=4x2 size=32 batch=2 clips=4 repeats=1 memory=0 workers=1 threads=1"
-TOY_STEP = "frames=4 size=32 depth=1 repeats=1 amp=fp32 cases=ours,peer"
-TOY_EPOCHS = "network=toy sizes=64x48 files=2 length=40 frames=4 size=32 clips=4 repeats=1 threads=1 stride=4 workers=1"
+# DALI decodes the videos of a batch in parallel, so no more threads than the 28 videos of a batch can be busy.
+SWEEP = "cases=clipline specs=16x4 batch_size=28 prefetch=1 rounds=2 memory=no"
+BASELINES = (
+    f"{FILES} sizes=340x256 specs=16x4 batch_size=16 num_workers=16 dali_threads=14 clips_per_round=256 rounds=2 "
+    "memory=no"
+)
+STEP = (
+    "precision=bf16 batch_size=16 rounds=3 steps_per_round=5 "
+    "cases=clipline_compiled,baseline_compiled,clipline,baseline"
+)
+OVER_SYNTHETIC = (
+    "cases=prepared,synthetic batch_size=8 frame_stride=4 num_workers=16 dali_threads=14 clips_per_round=512 rounds=3"
+)
+CLIPLINE_ROWS = "cases=dali_decode,trimmed,zero_copy,amp,compiled,prepared,repeated_aug,synthetic"
+# The settings of a dry run.
+SMALL_LOADING = (
+    "sizes=192x144 files=2 length=40 specs=4x2 image_size=32 batch_size=2 clips_per_round=4 rounds=1 memory=no "
+    "num_workers=1 dali_threads=1"
+)
+SMALL_STEP = "num_frames=4 image_size=32 depth=1 rounds=1 precision=fp32 cases=clipline,baseline"
+SMALL_EPOCHS = (
+    "network=toy sizes=64x48 files=2 length=40 num_frames=4 image_size=32 clips_per_round=4 rounds=1 dali_threads=1 "
+    "frame_stride=4 num_workers=1"
+)
+MakeTask = Callable[..., Task]
 
 
-def build_parts(folder: Path, on_gpu: bool, dry: bool) -> list[Part]:
-    """Return all parts, whose tasks write into the folder; `dry` for toy sizes, of tasks that are alike the first."""
+def build_parts(folder: Path, on_gpu: bool, dry_run: bool) -> list[Part]:
+    """Return all parts, with tasks that write into the folder. A dry run has one task of each kind, in a small size."""
 
-    def bench(name: str, module: str, real: str, toy: str, limit: float, **more: object) -> Task:
-        words = ["--dry-run", *toy.split()] if dry else real.split()
-        limit *= DRY_LIMITS if dry else 1
-        return Task(name, (f"bench.{module}", *words, f"out={folder / name}.json"), limit, **more)  # type: ignore[arg-type]
+    def task(
+        name: str, module: str, settings: str = "", dry_run_settings: str = "", *, limit_s: float, **options: object
+    ) -> Task:
+        words = ["--dry-run", *dry_run_settings.split()] if dry_run else settings.split()
+        limit_s *= DRY_RUN_FACTOR if dry_run else 1
+        return Task(name, (f"bench.{module}", *words, f"out={folder / name}.json"), limit_s, **options)  # type: ignore[arg-type]
 
-    def alike(tasks: tuple[Task, ...]) -> tuple[Task, ...]:
-        return tasks[:1] if dry else tasks
+    def similar(tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+        return tasks[:1] if dry_run else tasks
 
     only_gpu = "" if on_gpu else NEEDS_GPU
-    parts = [
-        Part("card", 40, (bench("card", "card", "", "", 40, least=5),), headlines.card),
-        Part("tests", 90, (bench("tests", "gpu_tests", "", "", 90, least=20),), headlines.tests),
-        Part("decode", 175, decode_tasks(bench), headlines.decode),
-        Part("loader", 150, loader_tasks(bench, only_gpu), headlines.loader),
-        Part("step", 190, alike(step_tasks(bench)), headlines.step),
-        Part("data_over_synthetic", 230, alike(over_synthetic_tasks(bench)), headlines.data_over_synthetic),
-        Part("epoch_time", 200, (epoch_time_task(bench),), headlines.epoch_time),
-        Part("hog", 80, (bench("hog", "hog", "repeats=5", "", 80, least=40),), headlines.hog),
-        Part("prepare", 60, (bench("prepare", "prepare", "", "", 60, least=20),), headlines.prepare),
-    ]
-    return [replace(part, limit=DRY_LIMITS * part.limit) for part in parts] if dry else parts
+    tasks: dict[str, tuple[float, tuple[Task, ...]]] = {  # limit of the part in seconds, and its tasks
+        "capabilities": (40, (task("capabilities", "gpu_capabilities", limit_s=40, min_s=5),)),
+        "tests": (90, (task("tests", "gpu_tests", limit_s=90, min_s=20),)),
+        "decoders": (175, decoder_tasks(task)),
+        "loaders": (150, loader_tasks(task, only_gpu)),
+        "train_step": (190, similar(train_step_tasks(task))),
+        "data_over_synthetic": (230, similar(over_synthetic_tasks(task))),
+        "epoch_time": (200, (epoch_time_task(task),)),
+        "hog": (80, (task("hog", "hog", "rounds=5", limit_s=80, min_s=40),)),
+        "prepare": (60, (task("prepare", "prepare", limit_s=60, min_s=20),)),
+    }
+    parts = [Part(name, *tasks[name], getattr(headlines, name)) for name in PARTS]
+    return [replace(part, limit_s=DRY_RUN_FACTOR * part.limit_s) for part in parts] if dry_run else parts
 
 
-def decode_tasks(bench: Make) -> tuple[Task, ...]:
-    """NVDEC with ever more threads, the host, and both, on files whose sessions NVDEC can keep (352x256) and cannot
-    (340x256), as downloaded and prepared. A table of NVDEC takes about 15 s, and is written when it is there."""
-    tables = f"{FILES} {SWEEP}"
-    toy = f"sets=vp9_gop12 {TOY_DECODE} cases=clipline"  # which DALI decodes on a CPU, too
+def decoder_tasks(task: MakeTask) -> tuple[Task, ...]:
+    """Measure NVDEC with different numbers of threads, PyAV, and both.
+
+    NVDEC can keep its sessions for files of 352x256 pixels and cannot for 340x256. A table of NVDEC takes about 15 s
+    and is written as soon as it is finished.
+    """
+    both_kinds = f"{FILES} {SWEEP} sizes=352x256"
+    small = f"sets=vp9_gop12 {SMALL_LOADING} cases=clipline"  # DALI decodes VP9 on a CPU, too
     return (
-        bench("decode_nvdec", "decode", f"{tables} sizes=352x256 decoder=dali workers=6 clips=224 threads=14,28,4,20,8",
-              f"{toy} decoder=dali", 100),
-        bench("decode_host", "decode", f"{tables} sizes=352x256 decoder=host workers=16 clips=448 threads=4",
-              f"{toy} decoder=host", 35),
-        bench("decode_both", "decode", f"{tables} sizes=352x256 decoder=both workers=16 clips=448 threads=14",
-              f"{toy} decoder=both", 35, optional=True),
-        # As downloaded alone, and fewer clips: 50 to 70 ms for each session, if they do not overlap, are 17 clips/s.
-        bench("decode_nvdec_340", "decode", f"sets=h264_bframes {SWEEP} sizes=340x256 decoder=dali workers=4 threads=14"
-              " repeats=1 clips=56", f"{toy} decoder=dali", 50),
-    )  # fmt: skip
-
-
-def loader_tasks(bench: Make, only_gpu: str) -> tuple[Task, ...]:
-    """Clipline's loader beside the peers on the CPU, and beside each that decodes on the GPU: in a process of its own,
-    since a crash or a hang of one should not cost the others' figures."""
-    one = PEERS.replace(FILES, "sets=h264_bframes")
-    toy = f"sets=h264_bframes {TOY_DECODE}"
-    packages = {"torchcodec_cuda": "torchcodec", "pynvvideocodec": "PyNvVideoCodec", "spdl_cuda": "spdl.io"}
-    on_gpu = (
-        bench(f"loader_{case}", "decode", f"{one} cases=clipline,{case}", f"{toy} cases=clipline,{case}", 45, least=25,
-              unavailable=only_gpu or missing_package(package))
-        for case, package in packages.items()
-    )  # fmt: skip
-    cases = "cases=clipline,torchcodec,spdl"
-    return (bench("loader", "decode", f"{PEERS} {cases}", f"{toy} {cases}", 75, least=40), *on_gpu)
-
-
-def step_tasks(bench: Make) -> tuple[Task, ...]:
-    """A training step of each network, beside its peer. Compiling both takes most of the time."""
-    limits = {"timesformer_b": 120, "vivit_b": 100, "mvit_v2_s": 120, "videomae_b": 100}
-    return tuple(
-        bench(f"step_{name}", "step", f"networks={name} {STEP}", f"networks={name} {TOY_STEP}", limit, least=60)
-        for name, limit in limits.items()
+        task(
+            "decoders_nvdec",
+            "loading",
+            f"{both_kinds} decoder=dali num_workers=6 clips_per_round=224 dali_threads=14,28,4,20,8",
+            f"{small} decoder=dali",
+            limit_s=100,
+        ),
+        task(
+            "decoders_pyav",
+            "loading",
+            f"{both_kinds} decoder=pyav num_workers=16 clips_per_round=448 dali_threads=4",
+            f"{small} decoder=pyav",
+            limit_s=35,
+        ),
+        task(
+            "decoders_both",
+            "loading",
+            f"{both_kinds} decoder=both num_workers=16 clips_per_round=448 dali_threads=14",
+            f"{small} decoder=both",
+            limit_s=35,
+            optional=True,
+        ),
+        # Original files only, and fewer clips: 50 to 70 ms per session, if they do not overlap, make 17 clips/s.
+        task(
+            "decoders_nvdec_340",
+            "loading",
+            f"sets=h264_bframes {SWEEP} sizes=340x256 decoder=dali num_workers=4 dali_threads=14 rounds=1 "
+            "clips_per_round=56",
+            f"{small} decoder=dali",
+            limit_s=50,
+        ),
     )
 
 
-def over_synthetic_tasks(bench: Make) -> tuple[Task, ...]:
-    """Training with data, over training on the same batch again and again: what the loader costs."""
-    frames = {"timesformer_b": 8, "vivit_b": 16, "mvit_v2_s": 16}
+def loader_tasks(task: MakeTask, only_gpu: str) -> tuple[Task, ...]:
+    """Measure Clipline's loader beside the baselines.
+
+    Those that decode on the GPU have a process each, so that a crash or a hang of one does not cost the others'
+    figures. `only_gpu` is the reason why they cannot run here, if there is one.
+    """
+    original_files = BASELINES.replace(FILES, "sets=h264_bframes")
+    small = f"sets=h264_bframes {SMALL_LOADING}"
+    packages = {"torchcodec_cuda": "torchcodec", "pynvvideocodec": "PyNvVideoCodec", "spdl_cuda": "spdl.io"}
+    gpu_tasks = (
+        task(
+            f"loaders_{case}",
+            "loading",
+            f"{original_files} cases=clipline,{case}",
+            f"{small} cases=clipline,{case}",
+            limit_s=45,
+            min_s=25,
+            unavailable=only_gpu or missing_package(package),
+        )
+        for case, package in packages.items()
+    )
+    cases = "cases=clipline,torchcodec,spdl"
+    return (
+        task("loaders", "loading", f"{BASELINES} {cases}", f"{small} {cases}", limit_s=75, min_s=40),
+        *gpu_tasks,
+    )
+
+
+def train_step_tasks(task: MakeTask) -> tuple[Task, ...]:
+    """Measure the training step of each network beside its baseline. Compiling both takes most of the time."""
+    limits = {"timesformer_b": 120, "vivit_b": 100, "mvit_v2_s": 120, "videomae_b": 100}
     return tuple(
-        bench(f"over_synthetic_{name}", "epoch_time", f"network={name} frames={count} {OVER}",
-              f"{TOY_EPOCHS} cases=prepared,synthetic", 90, least=50)
-        for name, count in frames.items()
-    )  # fmt: skip
+        task(
+            f"train_step_{name}",
+            "train_step",
+            f"networks={name} {STEP}",
+            f"networks={name} {SMALL_STEP}",
+            limit_s=limit_s,
+            min_s=60,
+        )
+        for name, limit_s in limits.items()
+    )
 
 
-def epoch_time_task(bench: Make) -> Task:
-    """The epoch-time table; without decord only from Clipline's first row on."""
-    no_decord = missing_package("decord")
-    ours = "cases=dali_decode,trimmed,zero_copy,amp,compiled,prepared,repeated_aug,synthetic" if no_decord else ""
-    real = f"network=timesformer_b batch=8 workers=8 threads=14 clips=256 repeats=2 {ours}"
-    return bench("epoch_time", "epoch_time", real, f"{TOY_EPOCHS} cases=dali_decode,trimmed,amp", 200, least=90)
+def over_synthetic_tasks(task: MakeTask) -> tuple[Task, ...]:
+    """Measure training on files beside training on the same batch again and again: the cost of loading."""
+    num_frames = {"timesformer_b": 8, "vivit_b": 16, "mvit_v2_s": 16}
+    return tuple(
+        task(
+            f"over_synthetic_{name}",
+            "epoch_time",
+            f"network={name} num_frames={frames} {OVER_SYNTHETIC}",
+            f"{SMALL_EPOCHS} cases=prepared,synthetic",
+            limit_s=90,
+            min_s=50,
+        )
+        for name, frames in num_frames.items()
+    )
+
+
+def epoch_time_task(task: MakeTask) -> Task:
+    """Measure the epoch-time table; without decord only the rows from Clipline's first on."""
+    cases = CLIPLINE_ROWS if missing_package("decord") else ""
+    return task(
+        "epoch_time",
+        "epoch_time",
+        f"network=timesformer_b batch_size=8 num_workers=8 dali_threads=14 clips_per_round=256 rounds=2 {cases}",
+        f"{SMALL_EPOCHS} cases=dali_decode,trimmed,amp",
+        limit_s=200,
+        min_s=90,
+    )

@@ -1,17 +1,17 @@
-"""The views of a multi-view test: all of a video from one decode, or every view decoded by itself.
+"""Measure the decoding of a multi-view test: all views of a video from one decode, or each decoded by itself.
 
     python -m bench.multi_view [key=value ...] [--dry-run]
 
-    folder      folders of videos, or one video, with commas (default: files of its own)
-    sets sizes=340x256 files=8 length=300 cache=PATH     its own files, as in bench.loading
-    clips=10 crops=3 frames=16 stride=4 size=224         the views
-    repeats=5   turns over all files of a set
-    out=PATH    the result (default bench/results/views.json)
+    folder=         folders of videos, or single videos, separated by commas (default: generated videos)
+    sets= sizes=340x256 files=8 length=300 cache=PATH       generated videos, as in bench.loading
+    num_clips=10 num_crops=3 num_frames=16 frame_stride=4 image_size=224        the views
+    rounds=5        rounds over all files of a set
+    out=PATH        the result (default bench/results/multi_view.json)
 
-One process, one thread, the host decoder. `one` decodes what any view needs, once, and cuts all views from it; `clips`
-decodes each clip once, for its crops; `views` decodes for each view, as a test does whose data set has an item a view.
-All give the same pixels, which is checked. `one` is what eval.py does. Its `decoding` is measured by itself, too: the
-rest is cropping and resizing, which no way is spared.
+One process and one thread decode with PyAV. `one_decode` decodes all frames that any view needs once, and crops all
+views from them, as eval.py does; `per_clip` decodes each clip once for all its crops; `per_view` decodes for each view,
+as a test does whose data set has one item per view. All give the same pixels, which is checked. `decoding` is the
+decoding of `one_decode` alone; the rest of it is cropping and resizing, which is the same for all three.
 """
 
 from __future__ import annotations
@@ -24,96 +24,115 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bench.harness import videos
-from bench.harness.runner import at_least, command, shown, spread
+from bench.harness.result_file import format_iqr, summarize
+from bench.harness.runner import check_minimum, run_bench
+from bench.harness.videos import VideoSettings, describe_videos
 from pipelines.decode.frames import decode_frames
 from pipelines.decode.prove import open_video
 from pipelines.decode.pyav_decoder import decode_views
-from pipelines.decode.video_info import Row, read_row
+from pipelines.decode.video_info import VideoInfo, read_video_info
 from pipelines.sampling.spatial import view_boxes
 from pipelines.sampling.temporal import uniform_clips
 
 
 @dataclass(frozen=True)
-class Settings(videos.Files):
-    clips: int = 10
-    crops: int = 3
-    frames: int = 16
-    stride: int = 4
-    size: int = 224
-    repeats: int = 5
-    out: str = "bench/results/views.json"
-    toy: ClassVar[str] = "sets=vp9_gop12 sizes=64x48 files=1 length=40 clips=2 frames=4 stride=2 size=32 repeats=1"
+class Settings(VideoSettings):
+    """The settings of this benchmark; the module's help explains them."""
+
+    num_clips: int = 10
+    num_crops: int = 3
+    num_frames: int = 16
+    frame_stride: int = 4
+    image_size: int = 224
+    rounds: int = 5
+    out: str = "bench/results/multi_view.json"
+    dry_run_args: ClassVar[str] = (
+        "sets=vp9_gop12 sizes=64x48 files=1 length=40 num_clips=2 num_frames=4 frame_stride=2 image_size=32 rounds=1"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, clips=1, frames=1, stride=0, size=1, repeats=1)
-        if self.crops not in (1, 3):
-            raise ValueError(f"crops={self.crops}: expected 1 or 3")
+        check_minimum(self, num_clips=1, num_frames=1, frame_stride=0, image_size=1, rounds=1)
+        if self.num_crops not in (1, 3):
+            raise ValueError(f"num_crops={self.num_crops}: expected 1 or 3")
 
 
-def ways(row: Row, s: Settings) -> dict[str, Callable[[], np.ndarray]]:
-    """How the views (clips * crops, 3, T, H, W) of a video are decoded."""
-    frames = uniform_clips(row.num_frames, s.frames, s.stride, s.clips, "loop")
-    boxes = view_boxes(row.width, row.height, s.size, s.size, s.crops)
+def choose_frames(info: VideoInfo, settings: Settings) -> np.ndarray:
+    """Return the frame numbers (clips, frames) of all views."""
+    return uniform_clips(
+        info.num_frames, settings.num_frames, settings.frame_stride, settings.num_clips, pad_policy="wrap"
+    )
+
+
+def decode_variants(info: VideoInfo, settings: Settings) -> dict[str, Callable[[], np.ndarray]]:
+    """Return the ways to decode the views (clips * crops, 3, T, H, W) of a video."""
+    frames, size = choose_frames(info, settings), settings.image_size
+    boxes = view_boxes(info.width, info.height, size, size, settings.num_crops)
 
     def decode(clips: slice, crops: slice) -> np.ndarray:
-        return decode_views(row.path, frames[clips], boxes[crops], s.size, table=row.table)
+        return decode_views(info.path, frames[clips], boxes[crops], size, table=info.table)
 
-    each = [(slice(c, c + 1), slice(k, k + 1)) for c in range(len(frames)) for k in range(len(boxes))]
+    everything = slice(None)
+    each_clip = [slice(i, i + 1) for i in range(len(frames))]
+    each_crop = [slice(i, i + 1) for i in range(len(boxes))]
     return {
-        "one": lambda: decode(slice(None), slice(None)),
-        "clips": lambda: np.concatenate([decode(slice(c, c + 1), slice(None)) for c in range(len(frames))]),
-        "views": lambda: np.concatenate([decode(*view) for view in each]),
+        "one_decode": lambda: decode(everything, everything),
+        "per_clip": lambda: np.concatenate([decode(clip, everything) for clip in each_clip]),
+        "per_view": lambda: np.concatenate([decode(clip, crop) for clip in each_clip for crop in each_crop]),
     }
 
 
-def decode_alone(row: Row, s: Settings) -> None:
-    """What one decode of all views costs before anything is cropped."""
-    frames = uniform_clips(row.num_frames, s.frames, s.stride, s.clips, "loop")
-    with open_video(row.path, table=row.table) as video:
+def decode_only(info: VideoInfo, settings: Settings) -> None:
+    """Decode the frames of all views once, and crop nothing."""
+    frames = choose_frames(info, settings)
+    with open_video(info.path, table=info.table) as video:
         for _ in decode_frames(video, frames.reshape(-1)):
             pass
 
 
-def measure(rows: Sequence[Row], s: Settings) -> dict[str, Any]:
-    """Seconds a video of each way, and how often that of one decode goes into them."""
-    turns: dict[str, list[float]] = {"one": [], "clips": [], "views": [], "decoding": []}
-    for turn in range(s.repeats):
-        spent = dict.fromkeys(turns, 0.0)
-        for row in rows:
-            found = {}
-            for way, decode in ways(row, s).items():
+def measure(infos: Sequence[VideoInfo], settings: Settings) -> dict[str, Any]:
+    """Return the seconds per video of each variant, and how much faster one decode is than the others."""
+    rounds: dict[str, list[float]] = {"one_decode": [], "per_clip": [], "per_view": [], "decoding": []}
+    for number in range(settings.rounds):
+        seconds = dict.fromkeys(rounds, 0.0)
+        for info in infos:
+            views = {}
+            for name, decode in decode_variants(info, settings).items():
                 before = time.perf_counter()
-                found[way] = decode()
-                spent[way] += time.perf_counter() - before
+                views[name] = decode()
+                seconds[name] += time.perf_counter() - before
             before = time.perf_counter()
-            decode_alone(row, s)
-            spent["decoding"] += time.perf_counter() - before
-            if not turn:
-                assert all(np.array_equal(pixels, found["one"]) for pixels in found.values()), row.path
-        for way, seconds in spent.items():
-            turns[way].append(seconds / len(rows))
+            decode_only(info, settings)
+            seconds["decoding"] += time.perf_counter() - before
+            if not number:
+                assert all(np.array_equal(pixels, views["one_decode"]) for pixels in views.values()), info.path
+        for name, total in seconds.items():
+            rounds[name].append(total / len(infos))
     return {
-        "seconds_a_video": {way: spread(seconds) for way, seconds in turns.items()},
-        "times_faster": {way: spread(b / a for a, b in zip(turns["one"], turns[way], strict=True))
-                         for way in ("clips", "views")},
-    }  # fmt: skip
+        "seconds_per_video": {name: summarize(values) for name, values in rounds.items()},
+        "speedups": {
+            name: summarize(b / a for a, b in zip(rounds["one_decode"], rounds[name], strict=True))
+            for name in ("per_clip", "per_view")
+        },
+    }
 
 
-def measure_all(s: Settings) -> dict[str, Any]:
+def measure_all(settings: Settings) -> dict[str, Any]:
+    """Measure all sets of files."""
     sets = []
-    for name, paths in s.find().items():
-        rows = [read_row(path) for path in paths]
-        sets.append({"name": name, **videos.describe(rows), **measure(rows, s)})
-        times = "   ".join(f"{way} {shown(t, 3)} s" for way, t in sets[-1]["seconds_a_video"].items())
-        print(f"{name:16} {times}   views / one {shown(sets[-1]['times_faster']['views'], 1)}", flush=True)
+    for name, paths in settings.find_videos().items():
+        infos = [read_video_info(path) for path in paths]
+        result = {"name": name, **describe_videos(infos), **measure(infos, settings)}
+        times = "   ".join(f"{key} {format_iqr(t, 3)} s" for key, t in result["seconds_per_video"].items())
+        ratio = format_iqr(result["speedups"]["per_view"], 1)
+        print(f"{name:16} {times}   per_view / one_decode {ratio}", flush=True)
+        sets.append(result)
     return {"sets": sets}
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command; returns its exit status."""
-    return command("views", __doc__, Settings, measure_all, arguments, ("av",))
+def main(argv: Sequence[str]) -> int:
+    """Run the command and return its exit status."""
+    return run_bench("multi_view", __doc__, Settings, measure_all, argv, ("av",))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a machine with a GPU has, asked without torch, DALI or CUDA in this process."""
+"""Query a machine with a GPU without importing torch, DALI or CUDA into this process."""
 
 from __future__ import annotations
 
@@ -9,40 +9,42 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-ASK_TORCH = "import torch; print('GPU', torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
+QUERY = "import torch; print('GPU', torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
 
 
-def card_name(seconds: float = 90.0) -> str:
-    """Return the name of the GPU that torch sees; empty if there is none. Raises ValueError if torch does not say."""
+def gpu_name(timeout_s: float = 90.0) -> str:
+    """Return the name of the GPU that torch uses; empty if there is none. Raises ValueError if torch does not tell."""
     try:
-        asked = subprocess.run([sys.executable, "-c", ASK_TORCH], capture_output=True, text=True, timeout=seconds)
+        process = subprocess.run([sys.executable, "-c", QUERY], capture_output=True, text=True, timeout=timeout_s)
     except subprocess.TimeoutExpired:
         raise ValueError(
-            f"torch did not say within {seconds:.0f} s which GPU there is: is the driver all right?"
+            f"torch did not report within {timeout_s:.0f} s which GPU there is: does nvidia-smi work?"
         ) from None
-    line = next((line for line in asked.stdout.splitlines() if line.startswith("GPU ")), None)
+    line = next((line for line in process.stdout.splitlines() if line.startswith("GPU ")), None)
     if line is None:
-        said = (asked.stderr.strip().splitlines() or ["nothing"])[-1]
-        raise ValueError(f"torch could not be asked which GPU there is: it said {said}")
+        message = (process.stderr.strip().splitlines() or ["nothing"])[-1]
+        raise ValueError(f"torch cannot report which GPU there is; it printed: {message}")
     return line.removeprefix("GPU ").strip()
 
 
 def slug(name: str) -> str:
-    """NVIDIA H100 80GB HBM3 -> nvidia_h100_80gb_hbm3"""
+    """Turn a name into part of a path: NVIDIA H100 80GB HBM3 -> nvidia_h100_80gb_hbm3."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 def missing_package(name: str) -> str:
-    """Return that a package is not installed, in words; empty if it is. It is not imported."""
+    """Return a message if a package is not installed, else an empty text. The package is not imported."""
     parent = name.partition(".")[0]
-    there = find_spec(parent) and find_spec(name)
-    return "" if there else f"{name} is not installed"
+    spec = find_spec(parent) and find_spec(name)
+    return "" if spec else f"{name} is not installed"
 
 
 def ffmpeg_libraries(folder: Path) -> list[str]:
-    """Return folders for LD_LIBRARY_PATH in which torchcodec and SPDL find FFmpeg where the system has none: PyAV's own
-    libraries, linked in `folder` under the names they look for. Empty where the system has FFmpeg, or PyAV brings
-    none."""
+    """Return folders for LD_LIBRARY_PATH in which torchcodec and SPDL find FFmpeg where the system has none.
+
+    PyAV's own libraries are linked into `folder` under the names that both look for. The list is empty where the system
+    has FFmpeg or PyAV comes without libraries.
+    """
     package = find_spec("av")
     if ctypes.util.find_library("avcodec") or not package or not package.origin:
         return []

@@ -1,4 +1,4 @@
-"""What the kernel says of this process tree and of the others on the machine (Linux, /proc)."""
+"""Resource use of this process tree and of the whole machine (Linux, /proc), and of a GPU."""
 
 from __future__ import annotations
 
@@ -17,48 +17,56 @@ import torch
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
-class Clock(NamedTuple):
-    """A reading; the difference of two says what a stretch of work cost. Times in seconds."""
+class Usage(NamedTuple):
+    """A reading of the counters; the difference of two readings is what the work between them cost."""
 
-    wall: float
-    own: float  # CPU time of this process and all that descend from it, dead ones included once they are reaped
-    busy: float  # CPU time of the whole machine
-    read: int  # bytes that they have read, from files (the page cache too) and pipes
+    wall_s: float
+    tree_cpu_s: float  # of this process and its descendants, including those that ended and were reaped
+    machine_cpu_s: float
+    read_bytes: int  # read by this process and its descendants, from files (also the page cache) and pipes
 
     @staticmethod
-    def now() -> Clock:
-        return Clock(time.perf_counter(), own_seconds(), busy_seconds(), own_bytes())
+    def now() -> Usage:
+        """Read all counters."""
+        return Usage(time.perf_counter(), process_tree_cpu_s(), machine_cpu_s(), process_tree_read_bytes())
+
+
+def cpu_used_by_others(before: Usage, after: Usage) -> float:
+    """Return the number of cores that other processes of the machine used between two readings, on average."""
+    machine = after.machine_cpu_s - before.machine_cpu_s
+    tree = after.tree_cpu_s - before.tree_cpu_s
+    return round(max(machine - tree, 0) / (after.wall_s - before.wall_s), 2)
 
 
 def descendants() -> list[int]:
-    """This process and all that descend from it."""
+    """List this process and all its descendants."""
     children = defaultdict(list)
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             with contextlib.suppress(OSError):  # it ended meanwhile
-                children[int(_stat(int(folder.name))[1])].append(int(folder.name))
-    found = [os.getpid()]
-    for pid in found:
-        found += children[pid]
-    return found
+                children[int(_stat_fields(int(folder.name))[1])].append(int(folder.name))
+    pids = [os.getpid()]
+    for pid in pids:
+        pids += children[pid]
+    return pids
 
 
-def _stat(pid: int) -> list[str]:
-    """What follows the name in brackets: state, parent, ..., utime, stime, reaped children's utime and stime."""
+def _stat_fields(pid: int) -> list[str]:
+    """Read /proc/PID/stat from the field `state` on: state, parent, ..., utime, stime, and those of reaped children."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
-def own_seconds() -> float:
-    """CPU seconds of this process and its descendants, in steps of a kernel tick (10 ms) a process."""
+def process_tree_cpu_s() -> float:
+    """Return the CPU seconds of this process and its descendants, in kernel ticks of 10 ms per process."""
     ticks = 0
     for pid in descendants():
         with contextlib.suppress(OSError):
-            ticks += sum(map(int, _stat(pid)[11:15]))
+            ticks += sum(map(int, _stat_fields(pid)[11:15]))
     return ticks / _TICK
 
 
-def own_bytes(pids: Iterable[int] | None = None) -> int:
-    """That this process and its descendants have read so far, or the processes that are named."""
+def process_tree_read_bytes(pids: Iterable[int] | None = None) -> int:
+    """Return the bytes read so far by `pids`, by default this process and its descendants."""
     total = 0
     for pid in descendants() if pids is None else pids:
         with contextlib.suppress(OSError):
@@ -66,8 +74,8 @@ def own_bytes(pids: Iterable[int] | None = None) -> int:
     return total
 
 
-def own_mebibytes() -> float:
-    """Memory of this process and its descendants, what they share counted once."""
+def process_tree_memory_mib() -> float:
+    """Return the memory of this process and its descendants; shared memory counts once."""
     total = 0
     for pid in descendants():
         with contextlib.suppress(OSError):
@@ -76,61 +84,70 @@ def own_mebibytes() -> float:
     return total / 1024
 
 
-def gpu_mebibytes(device: torch.device) -> float:
-    """Memory of a GPU that is in use, DALI's and the decoders' too; 0 for a CPU."""
+def gpu_memory_mib(device: torch.device) -> float:
+    """Return the memory of a GPU that is in use, including that of DALI and the decoders; 0 for a CPU."""
     if device.type != "cuda":
         return 0.0
     free, total = torch.cuda.mem_get_info(device)
     return (total - free) / 2**20
 
 
-def busy_seconds() -> float:
-    """CPU seconds that all processes of the machine have used: neither idle nor waiting for a disk."""
+def machine_cpu_s() -> float:
+    """Return the CPU seconds that all processes of the machine have used; idle time and disk waits do not count."""
     user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
     return (user + nice + system + irq + softirq + steal) / _TICK
 
 
-def settle(longest: float = 60.0) -> None:
-    """Wait until this process tree works no more: its read-ahead is done and takes nothing from the next case. Says so
-    if it goes on for longer."""
-    end = time.perf_counter() + longest
-    before = own_seconds()
+def wait_until_idle(timeout_s: float = 60.0) -> None:
+    """Wait until this process tree is idle, so that what one case reads ahead does not slow the next one down.
+
+    Prints a warning if it is still busy after `timeout_s` seconds.
+    """
+    end = time.perf_counter() + timeout_s
+    before = process_tree_cpu_s()
     while time.perf_counter() < end:
         time.sleep(0.15)
-        now = own_seconds()
+        now = process_tree_cpu_s()
         if now - before <= 0.02:
             return
         before = now
-    print(f"after {longest:.0f} s something still works: what is measured next has it beside", flush=True)
+    print(
+        f"warning: background work still running after {timeout_s:.0f} s; the next measurement may be affected",
+        flush=True,
+    )
 
 
 @functools.cache
-def driver_library() -> Any:
-    """nvidia-ml-py's module, ready; None, said once, where it or the driver's part of it is not installed."""
+def load_nvml() -> Any:
+    """Return nvidia-ml-py's module, initialized; None, with a message, if it or the driver's library is missing."""
     try:
         import pynvml
     except ImportError:
-        print("pip install nvidia-ml-py to see how busy GPU and NVDEC are", flush=True)
+        print("utilization of GPU and NVDEC is unknown: pip install nvidia-ml-py", flush=True)
         return None
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        print(f"how busy GPU and NVDEC are cannot be seen: {error}", flush=True)
+        print(f"utilization of GPU and NVDEC is unknown: {error}", flush=True)
         return None
     return pynvml
 
 
-class GpuUse:
-    """How busy a GPU and its video decoders are inside a with block, by the driver's account, means of up to a second,
-    asked every 50 ms; on a CPU, and where the driver does not tell, nothing is known of it."""
+class GpuUtilization:
+    """Sample the utilization of a GPU and its video decoders inside a with block, every 50 ms.
+
+    The driver's figures are means over up to a second. On a CPU, and where the driver reports nothing, there are no
+    samples.
+    """
 
     def __init__(self, device: torch.device):
-        self.device, self.seen, self._stop = device, list[tuple[int, int]](), threading.Event()
+        self.device, self._stop = device, threading.Event()
+        self.samples: list[tuple[int, int]] = []  # percent of the GPU and of its decoders
         self._thread: threading.Thread | None = None
 
-    def __enter__(self) -> GpuUse:
-        if self.device.type == "cuda" and (nvml := driver_library()):
-            self._thread = threading.Thread(target=self._ask, args=(nvml,), daemon=True)
+    def __enter__(self) -> GpuUtilization:
+        if self.device.type == "cuda" and (nvml := load_nvml()):
+            self._thread = threading.Thread(target=self._sample, args=(nvml,), daemon=True)
             self._thread.start()
         return self
 
@@ -139,16 +156,16 @@ class GpuUse:
         if self._thread:
             self._thread.join()
 
-    def _ask(self, nvml: Any) -> None:
-        with contextlib.suppress(nvml.NVMLError):  # not every card tells
+    def _sample(self, nvml: Any) -> None:
+        with contextlib.suppress(nvml.NVMLError):  # not every card reports it
             handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(self.device).uuid}")
             while not self._stop.wait(0.05):
                 gpu = nvml.nvmlDeviceGetUtilizationRates(handle).gpu
-                self.seen.append((gpu, nvml.nvmlDeviceGetDecoderUtilization(handle)[0]))
+                self.samples.append((gpu, nvml.nvmlDeviceGetDecoderUtilization(handle)[0]))
 
-    def shares(self) -> dict[str, float]:
-        """Means of both, 0 to 1."""
-        if not self.seen:
+    def means(self) -> dict[str, float]:
+        """Return both means as fractions; empty without samples."""
+        if not self.samples:
             return {}
-        gpu, decoder = (sum(column) / 100 / len(self.seen) for column in zip(*self.seen, strict=True))
+        gpu, decoder = (sum(column) / 100 / len(self.samples) for column in zip(*self.samples, strict=True))
         return {"gpu_busy": gpu, "nvdec_busy": decoder}

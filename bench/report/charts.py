@@ -1,122 +1,154 @@
-"""Pictures of results: throughput beside the peers, the time of a step in the epoch-time table, clips/s over GOP."""
+"""Draw charts of results: clips/s beside the baselines or over the GOP length, and the time per clip of an epoch."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from bench.harness.runner import processors
+from bench.harness.result_file import cpu_description, read_result
 
-COLOURS = {"clipline": "#0969da", "decord": "#8c959f", "torchcodec": "#bf8700", "torchcodec_approx": "#e2b54a",
-           "pyav": "#d0d7de", "clipline_host": "#54aeff", "clipline_dali": "#218bff", "dali_untrimmed": "#a475f9",
-           "dali_reader": "#6639ba"}  # fmt: skip
-NAMES = {"clipline": "Clipline", "torchcodec_approx": "torchcodec, approximate", "pyav": "PyAV",
-         "clipline_dali": "Clipline, DALI's decoder", "clipline_host": "Clipline, host",
-         "dali_untrimmed": "DALI untrimmed", "dali_reader": "DALI's reader"}  # fmt: skip
+COLORS = {
+    "clipline": "#0969da",
+    "decord": "#8c959f",
+    "torchcodec": "#bf8700",
+    "torchcodec_approx": "#e2b54a",
+    "pyav": "#d0d7de",
+    "clipline_pyav": "#54aeff",
+    "clipline_dali": "#218bff",
+    "dali_untrimmed": "#a475f9",
+    "dali_reader": "#6639ba",
+}
+LABELS = {
+    "clipline": "Clipline",
+    "torchcodec_approx": "torchcodec, approximate",
+    "pyav": "PyAV",
+    "clipline_dali": "Clipline with DALI's decoder",
+    "clipline_pyav": "Clipline with PyAV",
+    "dali_untrimmed": "DALI's decoder, untrimmed",
+    "dali_reader": "DALI's reader",
+}
+TIMES = {  # key, color and label of the parts of a bar
+    "compute_frac": ("#0969da", "computing"),
+    "data_time_frac": ("#cf222e", "waiting for data"),
+    "other_frac": ("#8c959f", "other"),
+}
+Result = Mapping[str, Any]
 
 
 def draw_all(folder: Path) -> Iterator[Path]:
-    """A PNG beside each result that there is a picture for."""
+    """Write a PNG beside each result that has a chart, and yield its path."""
     for path in sorted(folder.glob("*.json")):
-        result = json.loads(path.read_text())
-        if figure := FIGURES.get(str(result.get("bench")), lambda result: None)(result):
-            figure.savefig(path.with_suffix(".png"), dpi=110, metadata={"Software": None})
+        result = read_result(path)
+        if draw := CHARTS.get(str(result.get("bench"))):
+            draw(result).savefig(path.with_suffix(".png"), dpi=110, metadata={"Software": None})
             yield path.with_suffix(".png")
 
 
-def place(result: dict[str, Any]) -> str:
-    return f"{processors(result)}, {result['environment']['gpu'] or 'no GPU'}"
+def machine_name(result: Result) -> str:
+    """Name the cores and the GPU of a result."""
+    return f"{cpu_description(result)}, {result['environment']['gpu'] or 'no GPU'}"
 
 
-def draw_decode(result: dict[str, Any]) -> Figure:
-    """Over GOP if that is all that differs between the sets, else bars."""
-    gops = [re.fullmatch(r"(\w+)_gop(\d+)", s["name"]) for s in result["sets"]]
-    same = {
-        (m[1] if m else "", s["spec"], s["workers"], s.get("threads"))
-        for m, s in zip(gops, result["sets"], strict=True)
+def draw_loading(result: Result) -> Figure:
+    """Draw lines over the GOP length if the sets differ in nothing else, and bars otherwise."""
+    tables = result["sets"]
+    matches = [re.fullmatch(r"(\w+)_gop(\d+)", table["name"]) for table in tables]
+    settings = {
+        (match[1] if match else "", table["spec"], table["num_workers"], table.get("dali_threads"))
+        for match, table in zip(matches, tables, strict=True)
     }
-    found = [int(m[2]) for m in gops if m]
-    over_gop = len(found) == len(gops) > 2 and len(same) == 1
-    return draw_gops(result, found) if over_gop else draw_bars(result)
+    gops = [int(match[2]) for match in matches if match]
+    differ_in_gop = len(gops) == len(matches) > 2 and len(settings) == 1
+    return draw_gops(result, gops) if differ_in_gop else draw_bars(result)
 
 
-def draw_bars(result: dict[str, Any]) -> Figure:
-    """Clips/s of every case of every set, with quartiles."""
-    sets = result["sets"]
-    cases = [case for case in COLOURS if any(case in s["cases"] for s in sets)]
-    figure = Figure(figsize=(2.5 + 1.5 * len(sets), 4), layout="constrained")
+def draw_bars(result: Result) -> Figure:
+    """Draw the clips/s of every case of every set as bars, with quartiles."""
+    tables = result["sets"]
+    cases = [case for case in COLORS if any(case in table["cases"] for table in tables)]
+    figure = Figure(figsize=(2.5 + 1.5 * len(tables), 4), layout="constrained")
     axes = figure.subplots()
     width = 0.85 / len(cases)
     for number, case in enumerate(cases):
-        has = [(at, s["cases"][case]["clips_per_s"]) for at, s in enumerate(sets) if case in s["cases"]]
-        middles = np.array([rate["median"] for _, rate in has])
-        bounds = np.array([[rate["median"] - rate["p25"], rate["p75"] - rate["median"]] for _, rate in has]).T
-        axes.bar([at + (number - (len(cases) - 1) / 2) * width for at, _ in has], middles, width, yerr=bounds,
-                 color=COLOURS[case], label=NAMES.get(case, case), error_kw={"linewidth": 0.8})  # fmt: skip
-    differ = [key for key in ("workers", "threads") if len({s.get(key) for s in sets}) > 1]
-    labels = [s["name"].replace("_", " ").replace(" prepared", "\nprepared") + f"\n{s['spec']}"
-              + "".join(f", {s.get(key)} {key}" for key in differ) for s in sets]  # fmt: skip
-    axes.set_xticks(range(len(sets)), labels, fontsize=8)
-    by_dali = ", Clipline with DALI's decoder" if all(s["decoder"] == "dali" for s in sets) else ""
-    axes.set(ylabel="clips/s", title=f"Whole loader, {place(result)}{by_dali}", ylim=(0, None))
+        rates = {i: t["cases"][case]["clips_per_s"] for i, t in enumerate(tables) if case in t["cases"]}
+        errors = [(rate["median"] - rate["p25"], rate["p75"] - rate["median"]) for rate in rates.values()]
+        axes.bar(
+            [i + (number - (len(cases) - 1) / 2) * width for i in rates],
+            [rate["median"] for rate in rates.values()],
+            width,
+            yerr=np.array(errors).T,
+            color=COLORS[case],
+            label=LABELS.get(case, case),
+            error_kw={"linewidth": 0.8},
+        )
+    axes.set_xticks(range(len(tables)), bar_labels(tables), fontsize=8)
+    by_dali = ", Clipline with DALI's decoder" if all(table["decoder"] == "dali" for table in tables) else ""
+    axes.set(ylabel="clips/s", title=f"Whole loader, {machine_name(result)}{by_dali}", ylim=(0, None))
     axes.grid(axis="y", alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=4, fontsize=8)  # inside, it would hide a bar
+    columns = min(4, len(tables) + 1)  # as many as fit the width
+    figure.legend(loc="outside lower center", ncols=columns, fontsize=8)  # inside, it would hide a bar
     return figure
 
 
-def draw_gops(result: dict[str, Any], gops: list[int]) -> Figure:
-    """Clips/s over the distance of key frames."""
-    sets = [result["sets"][n] for n in np.argsort(gops)]
+def bar_labels(tables: list[dict[str, Any]]) -> list[str]:
+    """Return the label of each set: its name, the clips, and the settings in which the sets differ."""
+    words = {"num_workers": "workers", "dali_threads": "threads"}
+    varied = {key: word for key, word in words.items() if len({table.get(key) for table in tables}) > 1}
+    return [
+        table["name"].replace("_", " ").replace(" prepared", "\nprepared")
+        + f"\n{table['spec']}"
+        + "".join(f", {table.get(key)} {word}" for key, word in varied.items())
+        for table in tables
+    ]
+
+
+def draw_gops(result: Result, gops: list[int]) -> Figure:
+    """Draw clips/s over the distance between key frames."""
+    tables = [result["sets"][i] for i in np.argsort(gops)]
+    gops = sorted(gops)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for case in (case for case in COLOURS if all(case in s["cases"] for s in sets)):
-        rates = [s["cases"][case]["clips_per_s"] for s in sets]
-        axes.plot(
-            sorted(gops), [r["median"] for r in rates], marker="o", color=COLOURS[case], label=NAMES.get(case, case)
-        )
-        axes.fill_between(
-            sorted(gops), [r["p25"] for r in rates], [r["p75"] for r in rates], color=COLOURS[case], alpha=0.2
-        )
+    for case in (case for case in COLORS if all(case in table["cases"] for table in tables)):
+        rates = [table["cases"][case]["clips_per_s"] for table in tables]
+        low, median, high = ([rate[key] for rate in rates] for key in ("p25", "median", "p75"))
+        axes.plot(gops, median, marker="o", color=COLORS[case], label=LABELS.get(case, case))
+        axes.fill_between(gops, low, high, color=COLORS[case], alpha=0.2)
     axes.set_xscale("log")
-    axes.set_xticks(sorted(gops), [str(gop) for gop in sorted(gops)])
+    axes.set_xticks(gops, [str(gop) for gop in gops])
     axes.minorticks_off()
-    codec = sets[0]["name"].partition("_")[0].upper()
-    title = f"{codec}, {sets[0]['spec']} clips, {place(result)}"
+    codec = tables[0]["name"].partition("_")[0].upper()
+    title = f"{codec}, {tables[0]['spec']} clips, {machine_name(result)}"
     axes.set(xlabel="frames between key frames", ylabel="clips/s", title=title, ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure
 
 
-def draw_epoch_time(result: dict[str, Any]) -> Figure:
-    """Milliseconds a clip of each row: waiting for data, computing, other."""
-    figure = Figure(figsize=(9, 0.9 + 3.6 * len(result["sets"])), layout="constrained")
-    parts = {"computing": "#0969da", "waiting": "#cf222e", "other": "#8c959f"}
-    for axes, s in zip(figure.subplots(len(result["sets"]), squeeze=False)[:, 0], result["sets"], strict=True):
-        names = [c["case"] for c in s["cases"]]
-        whole = np.array([1000 / c["clips_per_s"]["median"] for c in s["cases"]])
-        left = np.zeros(len(names))
-        for part, colour in parts.items():
-            share = np.array([c[part]["median"] for c in s["cases"]])
-            axes.barh(
-                names, whole * share, left=left, color=colour, label=part if part != "waiting" else "waiting for data"
-            )
-            left += whole * share
-        for at, c in enumerate(s["cases"]):
-            axes.text(left[at], at, f" {c['clips_per_s']['median']:.1f} clips/s", va="center", fontsize=8)
+def draw_epoch_time(result: Result) -> Figure:
+    """Draw the milliseconds per clip of each row: computing, waiting for data, other."""
+    tables = result["sets"]
+    figure = Figure(figsize=(9, 0.9 + 3.6 * len(tables)), layout="constrained")
+    for axes, table in zip(figure.subplots(len(tables), squeeze=False)[:, 0], tables, strict=True):
+        cases = table["cases"]
+        ms_per_clip = np.array([1000 / case["clips_per_s"]["median"] for case in cases])
+        left = np.zeros(len(cases))
+        for key, (color, label) in TIMES.items():
+            lengths = ms_per_clip * np.array([case[key]["median"] for case in cases])
+            axes.barh([case["case"] for case in cases], lengths, left=left, color=color, label=label)
+            left += lengths
+        for i, case in enumerate(cases):
+            axes.text(left[i], i, f" {case['clips_per_s']['median']:.1f} clips/s", va="center", fontsize=8)
         axes.invert_yaxis()
-        axes.set(
-            xlabel="ms a clip", title=f"Training, row by row: {s['name']}, {place(result)}", xlim=(0, 1.18 * left.max())
-        )
+        title = f"Training, row by row: {table['name']}, {machine_name(result)}"
+        axes.set(xlabel="ms per clip", title=title, xlim=(0, 1.18 * left.max()))
         axes.legend(fontsize=8, loc="lower right")
         axes.grid(axis="x", alpha=0.3)
     return figure
 
 
-FIGURES: dict[str, Callable[[dict[str, Any]], Figure | None]] = {"decode": draw_decode, "epoch_time": draw_epoch_time}
+CHARTS: dict[str, Callable[[Result], Figure]] = {"loading": draw_loading, "epoch_time": draw_epoch_time}
