@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.helpers.runs import ROOT
+from tests.helpers import ROOT
 
 # What the modules under each room or folder may import of the project, beside themselves.
 ALLOWED = {
@@ -33,7 +33,9 @@ STEPS = (
     ("pipelines.dali_graph", "pipelines.dali_probe"),
     ("pipelines.batch_decoder", "pipelines.dali_verify"),
     ("pipelines.loader",),
+    ("pipelines.build_loader",),
     ("pipelines.mixup", "pipelines.sliding_window"),
+    ("pipelines.device_augment",),
     ("pipelines.index", "pipelines.prepare", "pipelines.synthetic", "pipelines.preview"),
 )
 COMMANDS = {"train", "eval", *STEPS[-1]}

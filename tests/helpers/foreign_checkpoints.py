@@ -1,9 +1,10 @@
-"""Checkpoints as other projects write them, made from the names and shapes in data/checkpoints.json.
+"""Checkpoints as other projects write them, generated from the keys and shapes in data/checkpoints.json.
 
-Each entry there was taken from the project's own code (at the commits below), built small. `keys` are (pattern, numbers
-that take the place of *, shape); `logits` is what that code gave for `clip`, with every weight as `draw` makes it from
-the key (with `drawn_as` replaced) and the clip from `draw_clip`; `given` is what a user has to say, since the shapes do
-not. seed_maskfeat and videomae_pt have no classifier: their numbers are the first five features.
+Each entry was taken from the project's own code at the commits below, with a small network. `keys` are (pattern,
+numbers that replace *, shape). `logits` are the outputs of that code for a clip of shape `clip` from `draw_clip`, with
+every weight drawn by `draw` from its key (in which `drawn_as` is replaced). `given` are the arguments that a user has
+to give, since the shapes do not determine them. seed_maskfeat and videomae_pt have no classifier: their logits are the
+first five features. Names with seed_ are of VideoTransformer-pytorch.
 
 timesformer: facebookresearch/TimeSformer; mmaction: open-mmlab/mmaction2; slowfast: facebookresearch/SlowFast 287ec00
 (v1_released: e04fba5); pytorchvideo 0.1.5; videomae: MCG-NJU/VideoMAE 14ef8d8; mae: facebookresearch/mae; mae_pytorch:
@@ -11,6 +12,7 @@ pengzhiliang/MAE-pytorch 8b3ab30; scenic: google-research/scenic 4a38d47; seed: 
 194cae6.
 """
 
+import argparse
 import json
 import zlib
 from pathlib import Path
@@ -23,7 +25,7 @@ ENTRIES = json.loads((Path(__file__).parent / "data" / "checkpoints.json").read_
 
 
 def draw(name, shape):
-    """Normal numbers of std 0.2, the same everywhere; norm weights around 1."""
+    """Draw normal numbers of std 0.2, around 1 for the weights of norms, that are the same on every machine."""
     numbers = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(shape)) * 0.2
     is_norm = len(shape) == 1 and "norm" in name.lower() and name.endswith(("weight", "scale"))
     return torch.from_numpy(numbers + is_norm).float()
@@ -34,7 +36,7 @@ def draw_clip(shape):
 
 
 def make_state(name):
-    """The tensors of an entry under its project's keys."""
+    """Return the tensors of an entry under the keys of its project."""
     state = {}
     for pattern, numbers, shape in ENTRIES[name]["keys"]:
         for number in [""] if numbers is None else numbers:
@@ -51,15 +53,15 @@ def nested(state):
     tree = {}
     for key, tensor in state.items():
         *path, last = key.split("/")
-        place = tree
+        subtree = tree
         for part in path:
-            place = place.setdefault(part, {})
-        place[last] = tensor
+            subtree = subtree.setdefault(part, {})
+        subtree[last] = tensor
     return tree
 
 
 def write_checkpoint(name, folder):
-    """The file as the project keeps it: container, prefix and what lies beside the weights."""
+    """Write the file as the project does: its container, its prefix, and what it stores beside the weights."""
     state = make_state(name)
     if name.startswith("scenic"):
         path = folder / "checkpoint"
@@ -69,8 +71,6 @@ def write_checkpoint(name, folder):
         path = folder / "vit.npz"
         np.savez(path, **{key: tensor.numpy() for key, tensor in state.items()})
         return path
-    import argparse
-
     family = name.split("_")[0]
     content = {
         "timesformer": {"model_state": state, "epoch": 3, "cfg": "TIMESFORMER: {}"},
@@ -87,9 +87,10 @@ def write_checkpoint(name, folder):
 
 
 def flax_bytes(tree):
-    """flax.serialization's MessagePack: an array is extension 1 around (shape, dtype, bytes); large ones in chunks."""
+    """Pack as flax.serialization does: an array is MessagePack extension 1 with (shape, dtype, bytes), a large one is
+    split into chunks."""
 
-    def array(tensor):
+    def pack_array(tensor):
         payload = (list(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.numpy().tobytes())
         return msgpack.ExtType(1, msgpack.packb(payload, use_bin_type=True))
 
@@ -101,8 +102,13 @@ def flax_bytes(tree):
             return {
                 "__msgpack_chunked_array__": True,
                 "shape": {str(i): size for i, size in enumerate(value.shape)},
-                "chunks": {str(i): array(chunk) for i, chunk in enumerate(chunks)},
+                "chunks": {str(i): pack_array(chunk) for i, chunk in enumerate(chunks)},
             }
-        return array(value) if isinstance(value, torch.Tensor) else value
+        return pack_array(value) if isinstance(value, torch.Tensor) else value
 
     return msgpack.packb(pack(tree), use_bin_type=True)
+
+
+def details(report, status):
+    """Return the details of a report by key of the network, or by key of the file if it was dropped."""
+    return {record.target or record.sources[0]: record.detail for record in report.with_status(status)}

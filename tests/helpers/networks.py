@@ -1,29 +1,39 @@
-"""Shared by the tests of networks: small networks, random weights, random clips."""
+"""Small networks, random weights and random clips for tests."""
 
 import torch
 from torch import Tensor, nn
 
-# every architecture and every way of attention, small enough for a CPU
-SMALL = dict(num_classes=5, num_frames=4, image_size=32, patch_size=8, width=32, depth=2, heads=4)
-SMALL_MVIT = dict(num_classes=5, num_frames=4, image_size=32, widths=(8, 16, 32), depths=(1, 1, 2))
-EVERY = {
+SMALL = dict(num_classes=5, num_frames=4, image_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4)
+SMALL_MVIT = dict(num_classes=5, num_frames=4, image_size=32, embed_dims=(8, 16, 32), depths=(1, 1, 2))
+TINY_MASKFEAT = dict(
+    backbone="mvit_v2_tiny",
+    num_frames=4,
+    image_size=32,
+    backbone_args=dict(
+        embed_dims=SMALL_MVIT["embed_dims"],
+        depths=SMALL_MVIT["depths"],
+        q_strides=[[1, 1, 1], [1, 2, 2], [1, 1, 1]],
+        expand_attn=False,
+    ),
+)
+EVERY = {  # every architecture and every kind of attention, small enough for a CPU
     "timesformer divided": ("timesformer_tiny", SMALL),
     "timesformer joint": ("timesformer_tiny", SMALL | {"attention": "joint"}),
     "timesformer space": ("timesformer_tiny", SMALL | {"attention": "space"}),
-    "timesformer mean": ("timesformer_tiny", SMALL | {"pooling": "mean", "positions": "sincos"}),
+    "timesformer mean": ("timesformer_tiny", SMALL | {"pooling": "mean", "pos_embed": "sincos"}),
     "vivit joint": ("vivit_tiny", SMALL),
-    "vivit factorised encoder": ("vivit_fe_tiny", SMALL),
-    "vivit factorised encoder, mean": ("vivit_fe_tiny", SMALL | {"pooling": "mean"}),
-    "vivit factorised attention": ("vivit_fsa_tiny", SMALL),
+    "vivit factorized encoder": ("vivit_fe_tiny", SMALL),
+    "vivit factorized encoder, mean": ("vivit_fe_tiny", SMALL | {"pooling": "mean"}),
+    "vivit factorized attention": ("vivit_fsa_tiny", SMALL),
     "videomae": ("videomae_tiny", SMALL),
     "mvit v1": ("mvit_v1_tiny", SMALL_MVIT),
     "mvit v2": ("mvit_v2_tiny", SMALL_MVIT),
-    "mvit of maskfeat": ("mvit_v2_tiny", SMALL_MVIT | {"width_change": "mlp", "pooling": "fc_norm"}),
+    "mvit of maskfeat": ("mvit_v2_tiny", SMALL_MVIT | {"expand_attn": False, "pooling": "fc_norm"}),
 }
 
 
-def randomise(module: nn.Module, seed: int, std: float = 0.2) -> nn.Module:
-    """Every parameter random, zeros and ones of the initialisation too: what is still zero cannot be compared."""
+def randomize(module: nn.Module, seed: int, std: float = 0.2) -> nn.Module:
+    """Draw all parameters, also those that are initialized to 0 or 1: a comparison of zeros proves nothing."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -33,4 +43,5 @@ def randomise(module: nn.Module, seed: int, std: float = 0.2) -> nn.Module:
 
 
 def random_video(*shape: int, seed: int = 0) -> Tensor:
+    """Draw normally distributed pixels of any shape."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""Videos of any encoder, pixel format and color matrix, for the tests of who decodes what."""
+"""Write videos of any encoder, pixel format and color matrix, for the tests that choose a decoder."""
 
 from __future__ import annotations
 
@@ -18,30 +18,39 @@ OPTIONS = {
 }
 
 
-def smooth(width: int, height: int) -> np.ndarray:
-    """(H, W, 3) uint8: saturated colors that change slowly, so that coding and subsampling lose little of them."""
+def smooth_image(width: int, height: int) -> np.ndarray:
+    """Return an image (H, W, 3) uint8 of saturated colors that change slowly, so that encoding loses little of them."""
     y, x = np.mgrid[:height, :width]
     waves = np.sin(y / 97 + x / 153), np.cos(y / 81), np.sin(x / 161 - y / 79)
     return np.stack([128 + 80 * wave for wave in waves], axis=-1).astype(np.uint8)
 
 
 def write_video(
-    path: Path, encoder: str, width: int, height: int, *, pix_fmt: str = "yuv420p", frames: int = 24, seed: int = 0,
-    colorspace: Colorspace = Colorspace.ITU601, color_range: ColorRange = ColorRange.MPEG, still: bool = False,
+    path: Path,
+    encoder: str,
+    width: int,
+    height: int,
+    *,
+    pix_fmt: str = "yuv420p",
+    num_frames: int = 24,
+    seed: int = 0,
+    colorspace: Colorspace = Colorspace.ITU601,
+    color_range: ColorRange = ColorRange.MPEG,
+    still: bool = False,
     options: dict[str, str] | None = None,
-) -> Path:  # fmt: skip
-    """Write a moving texture, or with `still` always the picture of smooth()."""
+) -> Path:
+    """Write a moving texture; with `still` every frame is smooth_image()."""
     if still:
-        video = np.broadcast_to(smooth(width, height), (frames, height, width, 3))
+        video = np.broadcast_to(smooth_image(width, height), (num_frames, height, width, 3))
     else:
-        video = render(seed % 6, 0, seed, frames, width, height)
+        video = render(seed % 6, 0, seed, num_frames, width, height)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(encoder, rate=30, options=OPTIONS.get(encoder, {}) | (options or {}))
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         stream.codec_context.gop_size = 12
         stream.codec_context.colorspace, stream.codec_context.color_range = colorspace, color_range
-        for picture in video:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        for image in video:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             frame = frame.reformat(format=pix_fmt, dst_colorspace=colorspace, dst_color_range=color_range)
             frame.colorspace, frame.color_range = colorspace, color_range
             container.mux(stream.encode(frame))

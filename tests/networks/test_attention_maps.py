@@ -1,6 +1,4 @@
-"""attention: the shares of what a network looks at lie where it looks."""
-
-from __future__ import annotations
+"""Attention maps equal the attention that is used, and saliency lies where a network attends."""
 
 import math
 
@@ -10,42 +8,91 @@ from einops import rearrange
 
 import networks
 from networks import attention_maps as attention_module
-from networks.attention_maps import attended, attention_maps
-from tests.helpers.networks import EVERY, random_video, randomise
+from networks.attention_maps import attention_maps, attention_saliency
+from networks.layers import Attention
+from tests.helpers.networks import EVERY, SMALL, random_video, randomize
 
-PLAIN = [kind for kind in EVERY if not kind.startswith("mvit")]
+UNPOOLED = [kind for kind in EVERY if not kind.startswith("mvit")]
 
 
-def small(kind: str) -> torch.nn.Module:
+def make_network(kind: str) -> torch.nn.Module:
     name, kwargs = EVERY[kind]
-    return randomise(networks.build(name, **kwargs), seed=0)
+    return randomize(networks.build(name, **kwargs), seed=0)
+
+
+# ---- maps ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_attention_maps_reproduce_the_output_of_each_layer(kind):
+    """The output computed from a map and the values equals that of the fused kernel."""
+    name, settings = EVERY[kind]
+    network = randomize(networks.build(name, **settings), seed=10)
+    video = random_video(2, 3, 4, 32, 32)
+    layers = {key: layer for key, layer in network.named_modules() if isinstance(layer, Attention)}
+    inputs_and_outputs = {}
+    hooks = [
+        layer.register_forward_hook(
+            lambda layer, inputs, output, key=key: inputs_and_outputs.update({key: (inputs[0], output)})
+        )
+        for key, layer in layers.items()
+    ]
+    maps = attention_maps(network, video, list(layers))
+    for hook in hooks:
+        hook.remove()
+    for key, layer in layers.items():
+        tokens, expected = inputs_and_outputs[key]
+        query, _, value = layer.query_key_value(tokens)
+        assert maps[key].shape == (*query.shape[:3], value.shape[2])
+        torch.testing.assert_close(maps[key].sum(-1), torch.ones(maps[key].shape[:3]))
+        mixed = maps[key] @ value
+        if getattr(layer, "residual_pooling", False):
+            mixed[:, :, 1:] += query[:, :, 1:, : layer.head_dim]
+        actual = layer.proj(mixed.transpose(1, 2).flatten(2))
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_attention_maps_leave_the_network_unchanged():
+    network = randomize(networks.build("timesformer_tiny", **SMALL), seed=11)
+    video = random_video(2, 3, 4, 32, 32)
+    before = network(video)
+    assert list(attention_maps(network, video)) == ["blocks.1.temporal_attn"]
+    assert list(attention_maps(network, video, ["blocks.0.attn"])) == ["blocks.0.attn"]
+    assert torch.equal(network(video), before)
+    assert not any(module._forward_pre_hooks for module in network.modules())
+    with pytest.raises(ValueError, match="no attention layer blocks.9.attn; there are blocks.0.attn"):
+        attention_maps(network, video, ["blocks.9.attn"])
+
+
+# ---- saliency --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", EVERY)
 @pytest.mark.parametrize("rollout", [False, True])
-def test_shares_of_a_clip(kind, rollout):
-    network, video = small(kind), random_video(3, 3, 4, 32, 32)
+def test_saliency_sums_to_one_in_every_clip(kind, rollout):
+    network, video = make_network(kind), random_video(3, 3, 4, 32, 32)
     if rollout and kind.startswith("mvit"):
         with pytest.raises(ValueError, match="MViT pools its queries"):
-            attended(network, video, rollout)
+            attention_saliency(network, video, rollout)
         return
-    seen = attended(network, video, rollout)
+    saliency = attention_saliency(network, video, rollout)
     grid = network.blocks[-1].attn.key_grid if kind.startswith("mvit") else network.patch_embed.grid
-    assert seen.shape == (3, *grid) and seen.min() >= 0
-    assert torch.allclose(seen.sum((1, 2, 3)), torch.ones(3)) and seen.std() > 0
-    assert torch.allclose(attended(network, video[1:2], rollout), seen[1:2], atol=1e-6), "clips do not mix"
+    assert saliency.shape == (3, *grid) and saliency.min() >= 0
+    assert torch.allclose(saliency.sum((1, 2, 3)), torch.ones(3)) and saliency.std() > 0
+    of_one_clip = attention_saliency(network, video[1:2], rollout)
+    assert torch.allclose(of_one_clip, saliency[1:2], atol=1e-6), "clips must not mix"
 
 
-@pytest.mark.parametrize("kind", PLAIN)
+@pytest.mark.parametrize("kind", UNPOOLED)
 @pytest.mark.parametrize("rollout", [False, True])
-def test_a_patch_that_all_look_at_is_found(kind, rollout, monkeypatch):
-    """Every layer's weights are put on one patch of one frame (or its frame's, its position's share of them)."""
-    network, video = small(kind), random_video(2, 3, 4, 32, 32)
+def test_saliency_finds_a_patch_that_all_tokens_attend_to(kind, rollout, monkeypatch):
+    """Every layer attends to one patch of one frame alone: to its frame (over time) or its position (over space)."""
+    network, video = make_network(kind), random_video(2, 3, 4, 32, 32)
     t, h, w = network.patch_embed.grid
     frame, row, column = 1, h - 1, 1
     patch, n = row * w + column, h * w
 
-    def hot(network, video, names):
+    def one_hot_maps(network, video, names):
         maps = {}
         for name, weights in attention_maps(network, video, names).items():
             weights = torch.zeros_like(weights)
@@ -55,54 +102,57 @@ def test_a_patch_that_all_look_at_is_found(kind, rollout, monkeypatch):
             elif name.endswith("temporal_attn"):
                 key = frame
             elif keys >= t * n:
-                joint = hasattr(network, "time_embed") and network.attention == "joint"
-                key = keys - t * n + (patch * t + frame if joint else frame * n + patch)
+                is_patch_first = kind == "timesformer joint"
+                key = keys - t * n + (patch * t + frame if is_patch_first else frame * n + patch)
             else:
                 key = keys - n + patch
             weights[..., key] = 1
             maps[name] = weights
         return maps
 
-    monkeypatch.setattr(attention_module, "attention_maps", hot)
-    seen = attended(network, video, rollout)
-    peaks = {tuple(place) for place in (seen == seen.amax((1, 2, 3), keepdim=True)).nonzero()[:, 1:].tolist()}
-    alone = kind in ("vivit joint", "videomae", "timesformer joint") or "factorised encoder" in kind
-    by_frames = {(f, row, column) for f in range(t)}
-    assert peaks == {(frame, row, column)} if alone or rollout and "space" not in kind else peaks <= by_frames
+    monkeypatch.setattr(attention_module, "attention_maps", one_hot_maps)
+    saliency = attention_saliency(network, video, rollout)
+    is_peak = saliency == saliency.amax((1, 2, 3), keepdim=True)
+    peaks = {tuple(index) for index in is_peak.nonzero()[:, 1:].tolist()}
+    tells_frames_apart = kind in ("vivit joint", "videomae", "timesformer joint") or "factorized encoder" in kind
+    if tells_frames_apart or rollout and "space" not in kind:
+        assert peaks == {(frame, row, column)}
+    else:
+        assert peaks <= {(f, row, column) for f in range(t)}
 
 
-def test_rollout_by_hand():
-    """Joint attention: the plain product over layers (Abnar and Zuidema, section 3)."""
-    network, video = small("vivit joint"), random_video(2, 3, 4, 32, 32)
+def test_rollout_of_joint_attention_equals_values_by_hand():
+    """The product over layers (Abnar and Zuidema, section 3)."""
+    network, video = make_network("vivit joint"), random_video(2, 3, 4, 32, 32)
     maps = attention_maps(network, video, [f"blocks.{n}.attn" for n in range(2)])
-    a, b = (0.5 * weights.mean(1) + 0.5 * torch.eye(weights.shape[-1]) for weights in maps.values())
-    expected = (b @ a)[:, 0, 1:]
+    first, second = (0.5 * weights.mean(1) + 0.5 * torch.eye(weights.shape[-1]) for weights in maps.values())
+    expected = (second @ first)[:, 0, 1:]
     expected = expected / expected.sum(1, keepdim=True)
     t, h, w = network.patch_embed.grid
     expected = rearrange(expected, "B (t h w) -> B t h w", t=t, h=h)
-    assert torch.allclose(attended(network, video, True), expected, atol=1e-6)
+    assert torch.allclose(attention_saliency(network, video, True), expected, atol=1e-6)
 
 
-def test_divided_rollout_by_hand():
-    """One block, one clip: through time, then through space, written out for a single pair of patches."""
-    network, video = small("timesformer divided"), random_video(1, 3, 4, 32, 32)
+def test_rollout_of_divided_attention_equals_values_by_hand():
+    """One block and one clip: through time, then through space, written out for single patches."""
+    network, video = make_network("timesformer divided"), random_video(1, 3, 4, 32, 32)
     network.blocks = network.blocks[:1]
     names = ["blocks.0.attn", "blocks.0.temporal_attn"]
     maps = attention_maps(network, video, names)
     space, time = (maps[name].mean(1) for name in names)
     t, h, w = network.patch_embed.grid
     expected = torch.zeros(t, h * w)
-    for frame in range(t):  # class token -> patch of `frame` by space, -> the same position in another frame by time
+    for frame in range(t):  # from the class token to a patch of `frame`, then to its position in other frames
         for position in range(h * w):
             share = space[frame, 0, 1 + position] / t / 2
             expected[frame, position] += share / 2
             expected[:, position] += share * time[position, frame] / 2
     expected = (expected / expected.sum()).reshape(1, t, h, w)
-    assert torch.allclose(attended(network, video, True), expected, atol=1e-6)
+    assert torch.allclose(attention_saliency(network, video, True), expected, atol=1e-6)
 
 
-def test_too_many_tokens_are_refused(monkeypatch):
-    network = small("vivit joint")
-    monkeypatch.setattr(attention_module, "_MOST_TOKENS", math.prod(network.patch_embed.grid) - 1)
+def test_rollout_refuses_too_many_tokens(monkeypatch):
+    network = make_network("vivit joint")
+    monkeypatch.setattr(attention_module, "_MAX_ROLLOUT_TOKENS", math.prod(network.patch_embed.grid) - 1)
     with pytest.raises(ValueError, match="tokens are more than"):
-        attended(network, random_video(1, 3, 4, 32, 32), True)
+        attention_saliency(network, random_video(1, 3, 4, 32, 32), True)

@@ -1,6 +1,6 @@
-"""networks/ against independent implementations: the same random weights give the same outputs and gradients.
+"""Parity with independent implementations: the same random weights give the same outputs and gradients.
 
-The weights pass through networks.weights in both directions of the comparison, so the key tables are tested too.
+Weights and gradients of the other implementation pass through networks.weights, so its key tables are tested too.
 """
 
 import pytest
@@ -12,35 +12,35 @@ from torch import nn
 import networks
 from networks.timesformer import TimeSformer
 from networks.vivit import ViViT
-from networks.weights.adapt import transfer
-from networks.weights.rename_keys import translate
+from networks.weights.adapt import adapt
+from networks.weights.rename_keys import rename_keys
 from networks.weights.save_load import load_state
-from tests.helpers.networks import SMALL, random_video, randomise
-
-torch.set_num_threads(1)
+from tests.helpers.networks import SMALL, random_video, randomize
 
 FORWARD, BACKWARD = 1e-5, 1e-4
 
 
-def assert_same(ours, theirs, run_ours, run_theirs):
-    """Outputs within 1e-5, gradients within 1e-4 of their tensor's largest. Biases of keys have rounding errors for
-    gradients (softmax does not see what is added to all scores alike): no tensor is held to less than 1e-3 of the
-    network's largest."""
-    load_state(ours, transfer(translate(theirs.state_dict()), ours)[0])
-    mine, expected = run_ours(ours), run_theirs(theirs)
-    assert expected.detach().std() > 0.1
-    torch.testing.assert_close(mine, expected, atol=FORWARD, rtol=FORWARD)
+def assert_same(network, reference, run_network, run_reference):
+    """Compare outputs (within 1e-5) and gradients (within 1e-4 of the tensor's largest one).
 
-    direction = random_video(*mine.shape, seed=99)
-    (mine * direction).sum().backward()
+    The gradients of key biases are nothing but rounding errors, since softmax cancels what is added to all scores. So
+    errors are relative to at least 1e-3 of the network's largest gradient.
+    """
+    load_state(network, adapt(rename_keys(reference.state_dict()), network)[0])
+    actual, expected = run_network(network), run_reference(reference)
+    assert expected.detach().std() > 0.1
+    torch.testing.assert_close(actual, expected, atol=FORWARD, rtol=FORWARD)
+
+    direction = random_video(*actual.shape, seed=99)
+    (actual * direction).sum().backward()
     (expected * direction).sum().backward()
-    zeros = {key: torch.zeros_like(tensor) for key, tensor in theirs.state_dict().items()}
-    gradients = translate(zeros | {key: p.grad for key, p in theirs.named_parameters()}).state
+    buffers = {key: torch.zeros_like(tensor) for key, tensor in reference.state_dict().items()}
+    gradients = rename_keys(buffers | {key: p.grad for key, p in reference.named_parameters()}).state
     largest = max(gradient.abs().max() for gradient in gradients.values())
-    for key, parameter in ours.named_parameters():
-        want = gradients[key]
-        assert parameter.grad.shape == want.shape
-        error = (parameter.grad - want).abs().max() / want.abs().max().clamp_min(1e-3 * largest)
+    for key, parameter in network.named_parameters():
+        gradient = gradients[key]
+        assert parameter.grad.shape == gradient.shape
+        error = (parameter.grad - gradient).abs().max() / gradient.abs().max().clamp_min(1e-3 * largest)
         assert error < BACKWARD, (key, error.item())
 
 
@@ -51,9 +51,15 @@ def frames_first(video):
 # ---- transformers ----------------------------------------------------------------------------------------------------
 
 HF = dict(
-    image_size=32, patch_size=8, num_frames=4, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-    intermediate_size=128, num_labels=5,
-)  # fmt: skip
+    image_size=32,
+    patch_size=8,
+    num_frames=4,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=128,
+    num_labels=5,
+)
 
 
 @pytest.mark.parametrize("attention", ["divided", "joint"])
@@ -61,13 +67,13 @@ def test_timesformer_equals_transformers(attention):
     from transformers import TimesformerConfig, TimesformerForVideoClassification
 
     config = TimesformerConfig(**HF, attention_type=f"{attention}_space_time")
-    theirs = randomise(TimesformerForVideoClassification(config), seed=3)
+    reference = randomize(TimesformerForVideoClassification(config), seed=3)
     video = random_video(2, 3, 4, 32, 32)
     assert_same(
         TimeSformer(**SMALL, attention=attention).eval(),
-        theirs,
-        lambda ours: ours(video),
-        lambda theirs: theirs(pixel_values=frames_first(video)).logits,
+        reference,
+        lambda network: network(video),
+        lambda reference: reference(pixel_values=frames_first(video)).logits,
     )
 
 
@@ -76,28 +82,28 @@ def test_vivit_joint_equals_transformers(image_size):
     from transformers import VivitConfig, VivitForVideoClassification
 
     settings = {key: value for key, value in HF.items() if key != "patch_size"} | {"image_size": image_size}
-    theirs = randomise(VivitForVideoClassification(VivitConfig(**settings, tubelet_size=(2, 8, 8))), seed=1)
+    reference = randomize(VivitForVideoClassification(VivitConfig(**settings, tubelet_size=(2, 8, 8))), seed=1)
     video = random_video(2, 3, 4, *(image_size if isinstance(image_size, tuple) else (image_size, image_size)))
     assert_same(
         ViViT(**SMALL | {"image_size": image_size}).eval(),
-        theirs,
-        lambda ours: ours(video),
-        lambda theirs: theirs(pixel_values=frames_first(video)).logits,
+        reference,
+        lambda network: network(video),
+        lambda reference: reference(pixel_values=frames_first(video)).logits,
     )
 
 
 def test_videomae_equals_transformers():
     from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
-    theirs = VideoMAEForVideoClassification(VideoMAEConfig(**HF, layer_norm_eps=1e-6))
-    theirs.fc_norm.eps = 1e-6  # theirs keeps PyTorch's default there, against the original
-    randomise(theirs, seed=2)
+    reference = VideoMAEForVideoClassification(VideoMAEConfig(**HF, layer_norm_eps=1e-6))
+    reference.fc_norm.eps = 1e-6  # transformers has PyTorch's default here, unlike the original
+    randomize(reference, seed=2)
     video = random_video(2, 3, 4, 32, 32)
     assert_same(
         networks.build("videomae_tiny", **SMALL).eval(),
-        theirs,
-        lambda ours: ours(video),
-        lambda theirs: theirs(pixel_values=frames_first(video)).logits,
+        reference,
+        lambda network: network(video),
+        lambda reference: reference(pixel_values=frames_first(video)).logits,
     )
 
 
@@ -116,116 +122,128 @@ def torchvision_mvit(relative, residual, after_attention, pool_q, size):
         MSBlockConfig(2, *widths[2], rest[0], kernel, rest[1], [1, 2, 2]),
     ]
     return MViT(
-        spatial_size=size, temporal_size=4, block_setting=blocks, residual_pool=residual, residual_with_cls_embed=False,
-        rel_pos_embed=relative, proj_after_attn=after_attention, num_classes=5,
-    )  # fmt: skip
+        spatial_size=size,
+        temporal_size=4,
+        block_setting=blocks,
+        residual_pool=residual,
+        residual_with_cls_embed=False,
+        rel_pos_embed=relative,
+        proj_after_attn=after_attention,
+        num_classes=5,
+    )
 
 
 MVIT = dict(
-    num_classes=5, num_frames=4, depths=(1, 2), widths=(16, 32), heads=(1, 2), key_stride=(1, 4, 4),
-    query_strides=((1, 1, 1), (1, 2, 2)),
-)  # fmt: skip
+    num_classes=5,
+    num_frames=4,
+    depths=(1, 2),
+    embed_dims=(16, 32),
+    num_heads=(1, 2),
+    kv_stride=(1, 4, 4),
+    q_strides=((1, 1, 1), (1, 2, 2)),
+)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (32, 64), (40, 40)])  # (40, 40): grids of 10 and 5, odd
 @pytest.mark.parametrize(
-    ("name", "options", "theirs"),
+    ("name", "options", "layout"),
     [
         ("mvit_v1_b", {}, dict(relative=False, residual=False, after_attention=False, pool_q=False)),
         ("mvit_v2_s", {}, dict(relative=True, residual=True, after_attention=True, pool_q=True)),
-        ("mvit_v2_s", {"width_change": "mlp"}, dict(relative=True, residual=True, after_attention=False, pool_q=True)),
+        ("mvit_v2_s", {"expand_attn": False}, dict(relative=True, residual=True, after_attention=False, pool_q=True)),
     ],
 )
-def test_mvit_equals_torchvision(name, options, theirs, size):
-    ours = networks.build(name, **MVIT, image_size=size, **options).eval()
-    theirs = randomise(torchvision_mvit(**theirs, size=size), seed=4)
+def test_mvit_equals_torchvision(name, options, layout, size):
+    network = networks.build(name, **MVIT, image_size=size, **options).eval()
+    reference = randomize(torchvision_mvit(**layout, size=size), seed=4)
     video = random_video(2, 3, 4, *size)
-    if "v2" in name and size != (32, 32):  # theirs stretches its tables on every call, ours once: compare outputs only
-        load_state(ours, transfer(translate(theirs.state_dict()), ours)[0])
+    if "v2" in name and size != (32, 32):
+        # torchvision resamples its tables in every call, adapt() once: their gradients cannot be compared
+        load_state(network, adapt(rename_keys(reference.state_dict()), network)[0])
         with torch.no_grad():
-            torch.testing.assert_close(ours(video), theirs(video), atol=FORWARD, rtol=FORWARD)
+            torch.testing.assert_close(network(video), reference(video), atol=FORWARD, rtol=FORWARD)
         return
-    assert_same(ours, theirs, lambda ours: ours(video), lambda theirs: theirs(video))
+    assert_same(network, reference, lambda network: network(video), lambda reference: reference(video))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mvit_v1_b", "mvit_v2_s"])
-def test_whole_mvit_equals_torchvision(name):
+def test_full_size_mvit_equals_torchvision(name):
     import torchvision
 
-    theirs = randomise(getattr(torchvision.models.video, name)(), seed=5, std=0.05)
-    ours = networks.build(name, num_classes=400).eval()
-    load_state(ours, transfer(translate(theirs.state_dict()), ours)[0])
+    reference = randomize(getattr(torchvision.models.video, name)(), seed=5, std=0.05)
+    network = networks.build(name, num_classes=400).eval()
+    load_state(network, adapt(rename_keys(reference.state_dict()), network)[0])
     video = random_video(1, 3, 16, 224, 224)
     with torch.no_grad():
-        expected = theirs(video)
-        torch.testing.assert_close(ours(video), expected, atol=FORWARD * expected.abs().max().item(), rtol=0)
+        expected = reference(video)
+        torch.testing.assert_close(network(video), expected, atol=FORWARD * expected.abs().max().item(), rtol=0)
 
 
-# ---- timm: a video network that starts as an image network -----------------------------------------------------------
+# ---- timm: video networks that start as image networks ---------------------------------------------------------------
 
 
 def image_model(**options):
     from timm.models.vision_transformer import VisionTransformer
 
     settings = dict(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, num_classes=7)
-    return randomise(VisionTransformer(**settings | options), seed=6)
+    return randomize(VisionTransformer(**settings | options), seed=6)
 
 
 @pytest.mark.parametrize("temporal", ["copy", "zero"])
 @pytest.mark.parametrize("attention", ["divided", "space"])
-def test_timesformer_starts_as_the_image_model(attention, temporal):
-    theirs = image_model()
-    ours = randomise(TimeSformer(**SMALL, attention=attention), seed=7)
-    state, report = transfer(translate(theirs.state_dict()), ours, temporal=temporal)
-    load_state(ours, state)
+def test_timesformer_from_an_image_model_computes_the_same(attention, temporal):
+    reference = image_model()
+    network = randomize(TimeSformer(**SMALL, attention=attention), seed=7)
+    state, report = adapt(rename_keys(reference.state_dict()), network, temporal=temporal)
+    load_state(network, state)
     images = random_video(2, 3, 32, 32)
     with torch.no_grad():
-        expected = theirs.forward_features(images)[:, 0]
+        expected = reference.forward_features(images)[:, 0]
         still = rearrange(images, "B C H W -> B C 1 H W").expand(-1, -1, 4, -1, -1)
-        torch.testing.assert_close(ours.forward_features(still), expected, atol=FORWARD, rtol=FORWARD)
-    assert [row.sources for row in report.rows if row.what == "dropped"] == [("head.weight",), ("head.bias",)]
+        torch.testing.assert_close(network.forward_features(still), expected, atol=FORWARD, rtol=FORWARD)
+    assert [record.sources for record in report.with_status("dropped")] == [("head.weight",), ("head.bias",)]
     if attention == "divided":
-        source = theirs.state_dict()["blocks.1.attn.qkv.weight"]
+        source = reference.state_dict()["blocks.1.attn.qkv.weight"]
         assert torch.equal(state["blocks.1.temporal_attn.qkv.weight"], source) == (temporal == "copy")
         assert not state["blocks.1.temporal_fc.weight"].any() and not state["time_embed"].any()
 
 
-def test_space_attention_is_the_mean_over_frames_before_the_norm():
-    theirs = image_model()
-    ours = randomise(TimeSformer(**SMALL, attention="space"), seed=8)
-    load_state(ours, transfer(translate(theirs.state_dict()), ours)[0])
+def test_timesformer_with_space_attention_averages_frames_before_the_norm():
+    reference = image_model()
+    network = randomize(TimeSformer(**SMALL, attention="space"), seed=8)
+    load_state(network, adapt(rename_keys(reference.state_dict()), network)[0])
     video = random_video(2, 3, 4, 32, 32)
     with torch.no_grad():
-        tokens = theirs._pos_embed(theirs.patch_embed(rearrange(video, "B C T H W -> (B T) C H W")))
-        for block in theirs.blocks:
+        tokens = reference._pos_embed(reference.patch_embed(rearrange(video, "B C T H W -> (B T) C H W")))
+        for block in reference.blocks:
             tokens = block(tokens)
-        expected = theirs.norm(rearrange(tokens[:, 0], "(B T) D -> B T D", T=4).mean(1))
-        torch.testing.assert_close(ours.forward_features(video), expected, atol=FORWARD, rtol=FORWARD)
+        expected = reference.norm(rearrange(tokens[:, 0], "(B T) D -> B T D", T=4).mean(1))
+        torch.testing.assert_close(network.forward_features(video), expected, atol=FORWARD, rtol=FORWARD)
 
 
 @pytest.mark.parametrize("inflation", ["central", "average"])
-@pytest.mark.parametrize("tubelet", [2, 4])
-def test_vivit_over_a_still_video_starts_as_the_image_model_frame_by_frame(inflation, tubelet):
-    theirs = image_model()
-    ours = ViViT(**SMALL, tubelet=tubelet, attention="factorised_encoder", gelu="exact").eval()
-    load_state(ours, transfer(translate(theirs.state_dict()), ours, inflation=inflation)[0])
+@pytest.mark.parametrize("tubelet_size", [2, 4])
+def test_vivit_from_an_image_model_computes_the_same_on_a_still_video(inflation, tubelet_size):
+    reference = image_model()
+    network = ViViT(**SMALL, tubelet_size=tubelet_size, attention="factorized_encoder", gelu="exact").eval()
+    load_state(network, adapt(rename_keys(reference.state_dict()), network, inflation=inflation)[0])
     images = random_video(2, 3, 32, 32)
     still = rearrange(images, "B C H W -> B C 1 H W").expand(-1, -1, 4, -1, -1)
     with torch.no_grad():
-        frames = rearrange(ours.patch_embed(still), "B t n D -> (B t) n D")
-        mine = rearrange(ours.encode(frames), "(B t) D -> B t D", B=2)
-        expected = theirs.forward_features(images)[:, 0]
-    for frame in range(4 // tubelet):
-        torch.testing.assert_close(mine[:, frame], expected, atol=FORWARD, rtol=FORWARD)
+        frames = rearrange(network.patch_embed(still), "B t n D -> (B t) n D")
+        actual = rearrange(network.encode(frames), "(B t) D -> B t D", B=2)
+        expected = reference.forward_features(images)[:, 0]
+    for frame in range(4 // tubelet_size):
+        torch.testing.assert_close(actual[:, frame], expected, atol=FORWARD, rtol=FORWARD)
 
 
-# ---- what no package has: composed of PyTorch's own layers -----------------------------------------------------------
+# ---- references composed of PyTorch's own layers ---------------------------------------------------------------------
 
 
 def reference_attention(tokens, attention):
     """(B, N, D) -> (B, N, D) by nn.MultiheadAttention."""
-    layer = nn.MultiheadAttention(attention.width, attention.heads, batch_first=True)
+    layer = nn.MultiheadAttention(attention.embed_dim, attention.num_heads, batch_first=True)
     state = {f"in_proj_{key}": value for key, value in attention.qkv.state_dict().items()}
     layer.load_state_dict(state | {f"out_proj.{key}": value for key, value in attention.proj.state_dict().items()})
     return layer(tokens, tokens, tokens, need_weights=False)[0]
@@ -258,10 +276,10 @@ def reference_encoder(tokens, cls_token, pos_embed, blocks, norm, pooling):
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_factorised_encoder_equals_two_reference_encoders(pooling):
+def test_factorized_encoder_equals_two_reference_encoders(pooling):
     settings = SMALL | {"image_size": (16, 32)}
-    network = ViViT(**settings, attention="factorised_encoder", temporal_depth=3, pooling=pooling)
-    randomise(network, seed=4)
+    network = ViViT(**settings, attention="factorized_encoder", temporal_depth=3, pooling=pooling)
+    randomize(network, seed=4)
     video = random_video(3, 3, 4, 16, 32)
     logits = []
     with torch.no_grad():
@@ -272,16 +290,20 @@ def test_factorised_encoder_equals_two_reference_encoders(pooling):
                 for tokens in reference_tubelets(clip, n.patch_embed)
             ]
             feature = reference_encoder(
-                torch.stack(frames), n.temporal_cls_token, n.temporal_pos_embed, n.temporal_blocks, n.temporal_norm,
+                torch.stack(frames),
+                n.temporal_cls_token,
+                n.temporal_pos_embed,
+                n.temporal_blocks,
+                n.temporal_norm,
                 pooling,
-            )  # fmt: skip
+            )
             logits.append(n.head(feature))
         torch.testing.assert_close(network(video), torch.stack(logits), atol=FORWARD, rtol=FORWARD)
 
 
-def test_factorised_attention_equals_a_reference():
-    network = ViViT(**SMALL, attention="factorised_attention", cls_token=False, pooling="mean")
-    randomise(network, seed=5)
+def test_factorized_attention_equals_a_reference():
+    network = ViViT(**SMALL, attention="factorized_attention", cls_token=False, pooling="mean")
+    randomize(network, seed=5)
     video = random_video(2, 3, 4, 32, 32)
     logits = []
     with torch.no_grad():
@@ -289,8 +311,8 @@ def test_factorised_attention_equals_a_reference():
             tokens = reference_tubelets(clip, network.patch_embed)  # (t, n, D)
             tokens = tokens + rearrange(network.pos_embed, "one (t n) D -> (one t) n D", t=2)
             for block in network.blocks:
-                rows = reference_norm(tokens, block.temporal_norm1).transpose(0, 1)
-                tokens = tokens + reference_attention(rows, block.temporal_attn).transpose(0, 1)
+                positions = reference_norm(tokens, block.temporal_norm1).transpose(0, 1)  # (n, t, D)
+                tokens = tokens + reference_attention(positions, block.temporal_attn).transpose(0, 1)
                 tokens = tokens + reference_attention(reference_norm(tokens, block.norm1), block.attn)
                 tokens = tokens + reference_mlp(reference_norm(tokens, block.norm2), block.mlp)
             logits.append(network.head(reference_norm(tokens, network.norm).mean((0, 1))))

@@ -1,8 +1,7 @@
-"""sliding: one video of any length; the same pixels as the loader's, and what the command makes of it."""
+"""Windows over one video of any length: they cover it with the loader's pixels; eval.py classifies with them."""
 
 from __future__ import annotations
 
-import csv
 import re
 import shutil
 from pathlib import Path
@@ -14,90 +13,97 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import eval as eval_command
-import train as train_command
 from configs import loading
-from pipelines.decode.video_info import Row
-from pipelines.loader import build_loader
+from configs.schema import Data, Eval
+from pipelines.decode.video_info import VideoInfo
 from pipelines.sliding_window import choose_frames, windows
-from tests.helpers.runs import ROOT, SMALL
-from tests.pipelines.test_loader import turned
-from utils.distributed import World
+from tests.helpers import ROOT
+from tests.helpers.loaders import build_loader, write_rotated
+from tests.helpers.runs import TINY_RUN, evaluate, read_csv, train
 
 
 @given(st.integers(1, 3000), st.integers(1, 32), st.integers(0, 33))
-def test_clips_cover_the_video_and_overlap_by_half_at_least(num_frames, frames, stride):
-    cfg = loading.load(None, [f"data.frames={frames}", f"data.stride={stride}"])
-    clips = choose_frames(Row("x", num_frames=num_frames, fps=25.0), cfg)
-    span = (frames - 1) * stride + 1
-    assert clips.min() == 0 or len(clips) == 1 and num_frames > span
-    assert clips.max() < num_frames
-    if num_frames >= span:
-        steps = np.diff(clips[:, 0])
-        assert len(clips) == 1 or clips[-1, -1] == num_frames - 1 and steps.max() <= max(span / 2, 1) + 1
-        assert len(clips) <= 2 * num_frames / span + 1
+def test_windows_cover_the_video_and_overlap_by_half_at_least(video_frames, num_frames, frame_stride):
+    info = VideoInfo("x", num_frames=video_frames, fps=25.0)
+    clips = choose_frames(info, Data(num_frames=num_frames, frame_stride=frame_stride))
+    span = (num_frames - 1) * frame_stride + 1
+    assert clips.min() == 0 or len(clips) == 1 and video_frames > span
+    assert clips.max() < video_frames
+    if video_frames >= span:
+        distances = np.diff(clips[:, 0])
+        assert len(clips) == 1 or clips[-1, -1] == video_frames - 1 and distances.max() <= max(span / 2, 1) + 1
+        assert len(clips) <= 2 * video_frames / span + 1
 
 
-@pytest.mark.parametrize("turns", [0, 1, 2, 3])
-def test_views_are_the_loaders(video, tmp_path, turns):
-    turned(video("vp9", 40, 96, 64), tmp_path / "x.mp4", turns)
+@pytest.mark.parametrize("quarter_turns", [0, 1, 2, 3])
+def test_windows_have_the_pixels_of_the_loader(video, tmp_path, quarter_turns):
+    write_rotated(video("vp9", 40, 96, 64), tmp_path / "x.mp4", quarter_turns)
     (tmp_path / "list.txt").write_text("x.mp4 0\n")
-    words = [f"data.val={tmp_path}/list.txt", *SMALL, "data.stride=3", "eval.batch=1", "data.decoder=host"]
-    cfg = loading.load(None, words)
-    slid = list(windows(str(tmp_path / "x.mp4"), cfg))
-    assert len(slid) > 5 and slid[0].start == 0 and slid[-1].end == pytest.approx(40 / 30)
-    cfg = loading.load(None, [*words, f"eval.clips={len(slid)}"])
-    batch = next(iter(build_loader(cfg, "test", ["a"], World(), torch.device("cpu"))))
-    theirs = batch.video[0].unflatten(0, (len(slid), 3))
-    ours = torch.stack([window.views for window in slid])
-    assert torch.allclose(ours.mean(1), theirs.mean(1), atol=1e-5), "the same three views, in whatever order"
-    assert slid[0].picture.shape == (32, 32, 3) and slid[0].picture.dtype == np.uint8
+    overrides = ["data.frame_stride=3", "eval.batch_size=1", "data.decoder=pyav"]
+    arguments = [f"data.val={tmp_path}/list.txt", *TINY_RUN, *overrides]
+    cfg = loading.load_config(None, arguments)
+    clips = list(windows(str(tmp_path / "x.mp4"), cfg.data, cfg.eval))
+    assert len(clips) > 5 and clips[0].start == 0 and clips[-1].end == pytest.approx(40 / 30)
+    cfg = loading.load_config(None, [*arguments, f"eval.num_clips={len(clips)}"])
+    batch = next(iter(build_loader(cfg, "test", ["a"])))
+    expected = batch.video[0].unflatten(0, (len(clips), 3))
+    actual = torch.stack([window.views for window in clips])
+    assert torch.allclose(actual.mean(1), expected.mean(1), atol=1e-5), "the same three views, in whatever order"
+    assert clips[0].frame.shape == (32, 32, 3) and clips[0].frame.dtype == np.uint8
 
 
-def test_a_video_that_cannot_be_read_is_named(tmp_path):
+def test_windows_name_a_video_that_cannot_be_read(tmp_path):
     (tmp_path / "x.mp4").write_text("no video")
     with pytest.raises(ValueError, match=r"x\.mp4: not a readable video"):
-        next(windows(str(tmp_path / "x.mp4"), loading.load(None, SMALL)))
+        next(windows(str(tmp_path / "x.mp4"), Data(), Eval()))
 
 
-def test_the_example_in_the_readme(arguments, tmp_path, video, monkeypatch, capsys):
-    assert train_command.main([*arguments, "run.name=demo", f"run.folder={tmp_path}/runs", "optim.epochs=1"]) == 0
+def test_readme_example_prints_the_classes_of_eval_py(arguments, tmp_path, video, monkeypatch, capsys):
+    output_dir = f"run.output_dir={tmp_path}/runs"
+    train([output_dir if "output_dir" in argument else argument for argument in arguments], "demo", "optim.epochs=1")
     shutil.copy(video("vp9", 75), tmp_path / "clip.mp4")
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(example.strip().splitlines()) <= 12
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     exec(compile(example, "README.md", "exec"), {})
-    ours = [line.split("%  ")[1] for line in capsys.readouterr().out.splitlines()]
+    actual = [line.split("%  ")[1] for line in capsys.readouterr().out.splitlines()]
     assert eval_command.main(["runs/demo", "video=clip.mp4"]) == 0
-    theirs = [line.split("%  ")[1].split("  (")[0] for line in capsys.readouterr().out.splitlines()[1:4]]
-    assert ours == theirs and len(ours) == 3
+    expected = [line.split("%  ")[1].split("  (")[0] for line in capsys.readouterr().out.splitlines()[1:4]]
+    assert actual == expected and len(actual) == 3
 
 
-def test_the_command(arguments, tmp_path, video, capsys):
-    assert train_command.main([*arguments, "run.name=a", "optim.epochs=1"]) == 0
-    run, clip = tmp_path / "a", video("vp9", 75)
+def test_eval_py_classifies_a_video(run_dir, video, capsys):
+    clip = video("vp9", 75)
     capsys.readouterr()
-    assert eval_command.main([str(run), f"video={clip}"]) == 0
-    out = capsys.readouterr().out.splitlines()
-    assert f"{clip}: 2.5 s" in out[0] and len(out) == 1 + 5 + 1 and " s: " in out[1]
-    shares = [float(line.split("%")[0]) for line in out[1:6]]
-    assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 100.5
-    assert (run / "video" / f"{clip.name}.png").stat().st_size > 3000
+    evaluate(run_dir, f"video={clip}")
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{clip}: 2.5 s" in lines[0] and len(lines) == 1 + 5 + 1 and " s: " in lines[1]
+    percentages = [float(line.split("%")[0]) for line in lines[1:6]]
+    assert percentages == sorted(percentages, reverse=True) and 0 < sum(percentages) <= 100.5
+    assert (run_dir / "video" / f"{clip.name}.png").stat().st_size > 3000
 
+
+def test_eval_py_classifies_a_folder_of_videos(run_dir, tmp_path, video, capsys):
     folder = tmp_path / "clips"
     (folder / "deep").mkdir(parents=True)
     for name in ("b.mp4", "a b.mp4", "deep/c.webm"):
-        shutil.copy(clip, folder / name)
+        shutil.copy(video("vp9", 75), folder / name)
     (folder / "broken.mp4").write_bytes(b"no video")
     (folder / "note.txt").write_text("no video either")
-    assert eval_command.main([str(run), f"--video={folder}"]) == 0
+    evaluate(run_dir, f"--video={folder}")
     assert "4 videos, 1 could not be read" in capsys.readouterr().out
-    rows = list(csv.DictReader(open(run / "video" / "clips.csv")))
+    rows = read_csv(run_dir / "video" / "clips.csv")
     assert [Path(row["video"]).name for row in rows] == ["a b.mp4", "b.mp4", "broken.mp4", "c.webm"]
-    assert rows[2]["state"].startswith("not a readable video") and rows[0]["class1"] == rows[1]["class1"]
-    for wrong, message in (("nowhere.mp4", "no such file"), (tmp_path / "data" / "list.txt", "not a readable video")):
-        assert eval_command.main([str(run), f"video={wrong}"]) == 2
-        assert message in capsys.readouterr().err
+    assert rows[2]["status"].startswith("not a readable video") and rows[0]["class1"] == rows[1]["class1"]
+
+
+def test_eval_py_refuses_what_is_no_video(run_dir, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert eval_command.main([str(run), f"video={tmp_path / 'empty'}"]) == 2
-    assert "no videos in it" in capsys.readouterr().err
+    for path, message in (
+        ("nowhere.mp4", "no such file"),
+        (tmp_path / "data" / "list.txt", "not a readable video"),
+        (tmp_path / "empty", "no videos in it"),
+    ):
+        evaluate(run_dir, f"video={path}", status=2)
+        assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""training/optimizers.py: parameter groups, optimisers, the schedule."""
+"""Parameter groups, optimizers, gradient clipping and the schedules of lr and weight decay."""
 
 import pytest
 import timm.optim
@@ -9,9 +9,7 @@ from torch import nn
 
 import networks
 from training.optimizers import build_optimizer, clip_gradients, layer_of, parameter_groups, takes_weight_decay
-from training.schedule import cosine_lr, decay_at, rate_at
-
-torch.set_num_threads(1)
+from training.schedule import cosine_lr, lr_at, weight_decay_at
 
 
 @st.composite
@@ -28,20 +26,20 @@ def schedules(draw):
 
 
 @given(schedules())
-def test_schedule_is_bounded_rises_then_falls_and_ends_at_min_lr(schedule):
+def test_cosine_lr_rises_then_falls_and_ends_at_min_lr(schedule):
     total, warmup, lr, min_lr = (schedule[key] for key in ("total_steps", "warmup_steps", "lr", "min_lr"))
-    rates = [cosine_lr(step, **schedule) for step in range(total + 3)]
+    lrs = [cosine_lr(step, **schedule) for step in range(total + 3)]
     slack = 1e-9 * lr
-    assert all(min_lr - slack <= rate <= lr + slack for rate in rates)
-    assert all(a <= b + slack for a, b in zip(rates[:warmup], rates[1 : warmup + 1], strict=True))
-    assert all(a + slack >= b for a, b in zip(rates[warmup:-1], rates[warmup + 1 :], strict=True))
-    assert rates[warmup] == pytest.approx(lr)
-    assert rates[total:] == pytest.approx([min_lr] * 3)
+    assert all(min_lr - slack <= value <= lr + slack for value in lrs)
+    assert all(before <= after + slack for before, after in zip(lrs[:warmup], lrs[1 : warmup + 1], strict=True))
+    assert all(before + slack >= after for before, after in zip(lrs[warmup:-1], lrs[warmup + 1 :], strict=True))
+    assert lrs[warmup] == pytest.approx(lr)
+    assert lrs[total:] == pytest.approx([min_lr] * 3)
 
 
-def test_schedule_by_hand():
-    rates = [cosine_lr(step, total_steps=8, warmup_steps=4, lr=1.0, min_lr=0.0) for step in range(9)]
-    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 0.853553, 0.5, 0.146447, 0.0], abs=1e-6)
+def test_cosine_lr_equals_values_by_hand():
+    lrs = [cosine_lr(step, total_steps=8, warmup_steps=4, lr=1.0, min_lr=0.0) for step in range(9)]
+    assert lrs == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 0.853553, 0.5, 0.146447, 0.0], abs=1e-6)
     assert cosine_lr(0, total_steps=1, warmup_steps=0, lr=0.5) == 0.5
 
 
@@ -54,32 +52,32 @@ def test_schedule_by_hand():
         ((-1, 10, 0, 1.0, 0.0), "step=-1"),
     ],
 )
-def test_schedule_errors(arguments, message):
+def test_cosine_lr_refuses_arguments_with_their_names(arguments, message):
     with pytest.raises(ValueError, match=message):
         cosine_lr(*arguments)
 
 
 @pytest.mark.parametrize("name", networks.VARIANTS)
-def test_groups_partition_the_parameters(name):
+def test_parameter_groups_contain_each_parameter_once(name):
     with torch.device("meta"):
         network = networks.build(name, num_classes=3)
-    decayed, kept = parameter_groups(network, 0.3)
-    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.3, 0.0)
-    ids = [id(parameter) for group in (decayed, kept) for parameter in group["params"]]
+    decayed, not_decayed = parameter_groups(network, 0.3)
+    assert (decayed["weight_decay"], not_decayed["weight_decay"]) == (0.3, 0.0)
+    ids = [id(parameter) for group in (decayed, not_decayed) for parameter in group["params"]]
     assert len(ids) == len(set(ids)) and set(ids) == {id(parameter) for parameter in network.parameters()}
 
     names = {id(parameter): key for key, parameter in network.named_parameters()}
-    kept_names = {names[id(parameter)] for parameter in kept["params"]}
+    not_decayed_names = {names[id(parameter)] for parameter in not_decayed["params"]}
     weights = {f"{key}.weight" for key, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv3d)}
-    assert set(names.values()) - kept_names == weights
-    assert {"norm.weight", "head.bias"} <= kept_names
+    assert set(names.values()) - not_decayed_names == weights
+    assert {"norm.weight", "head.bias"} <= not_decayed_names
 
 
-def test_frozen_parameters_are_in_no_group():
+def test_parameter_groups_leave_out_frozen_parameters():
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     network[0].requires_grad_(False)
-    decayed, kept = parameter_groups(network, 0.1)
-    assert decayed["params"] == [network[1].weight] and kept["params"] == [network[1].bias]
+    decayed, not_decayed = parameter_groups(network, 0.1)
+    assert decayed["params"] == [network[1].weight] and not_decayed["params"] == [network[1].bias]
 
 
 @pytest.mark.parametrize(
@@ -100,11 +98,11 @@ def test_frozen_parameters_are_in_no_group():
         ("repos_embedding", (2, 2), True),
     ],
 )
-def test_weight_decay_rule(name, shape, decays):
+def test_weight_decay_spares_biases_norms_and_learned_tokens(name, shape, decays):
     assert takes_weight_decay(name, nn.Parameter(torch.zeros(shape))) == decays
 
 
-def test_optimisers():
+def test_build_optimizer_passes_its_settings_on():
     network = nn.Linear(2, 2)
     adamw = build_optimizer(network, "adamw", lr=0.1, weight_decay=0.2, betas=(0.8, 0.95))
     assert isinstance(adamw, torch.optim.AdamW)
@@ -118,22 +116,24 @@ def test_optimisers():
 
 
 @pytest.mark.parametrize("name", ["lamb", "lion"])
-def test_timms_optimisers_are_what_they_are_at_timm(name):
+def test_lamb_and_lion_step_as_timm_creates_them(name):
     torch.manual_seed(0)
-    ours, theirs = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
-    theirs.load_state_dict(ours.state_dict())
-    more = {"max_grad_norm": None, "decoupled_decay": True} if name == "lamb" else {}
-    pair = build_optimizer(ours, name, 0.1, 0.2, (0.9, 0.95)), timm.optim.create_optimizer_v2(
-        theirs.parameters(), name, lr=0.1, weight_decay=0.2, betas=(0.9, 0.95), **more)  # fmt: skip
+    network, timm_network = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+    timm_network.load_state_dict(network.state_dict())
+    options = {"max_grad_norm": None, "decoupled_decay": True} if name == "lamb" else {}
+    optimizer = build_optimizer(network, name, lr=0.1, weight_decay=0.2, betas=(0.9, 0.95))
+    timm_optimizer = timm.optim.create_optimizer_v2(
+        timm_network.parameters(), name, lr=0.1, weight_decay=0.2, betas=(0.9, 0.95), **options
+    )
     for _ in range(3):
-        for network, optimizer in zip((ours, theirs), pair, strict=True):
-            optimizer.zero_grad()
-            network(torch.arange(6.0).view(2, 3)).square().sum().backward()
-            optimizer.step()
-    assert torch.equal(ours.weight, theirs.weight)
+        for net, opt in ((network, optimizer), (timm_network, timm_optimizer)):
+            opt.zero_grad()
+            net(torch.arange(6.0).view(2, 3)).square().sum().backward()
+            opt.step()
+    assert torch.equal(network.weight, timm_network.weight)
 
 
-def test_layers_of_a_factorised_encoder_follow_each_other():
+def test_layer_of_a_temporal_encoder_follows_the_spatial_one():
     with torch.device("meta"):
         network = networks.build("vivit_fe_tiny", num_classes=3)
     depths = [len(network.blocks), len(network.temporal_blocks)]
@@ -146,7 +146,7 @@ def test_layers_of_a_factorised_encoder_follow_each_other():
 
 
 @pytest.mark.parametrize("name", networks.VARIANTS)
-def test_layer_decay_gives_each_layer_its_rate(name):
+def test_layer_decay_scales_the_lr_of_each_layer(name):
     with torch.device("meta"):
         network = networks.build(name, num_classes=3)
     scales = sorted({group["lr_scale"] for group in parameter_groups(network, 0.1, 0.5)})
@@ -155,44 +155,47 @@ def test_layer_decay_gives_each_layer_its_rate(name):
 
 
 @given(st.lists(st.integers(0, 20), max_size=4), st.integers(0, 5), st.integers(0, 30))
-def test_step_and_constant_schedules(drops, warmup, place):
-    rates = {kind: rate_at(place, 30, warmup, 2.0, 0.5, kind, drops, 0.1) for kind in ("step", "constant")}
-    if place < warmup:
-        assert rates["step"] == rates["constant"] == pytest.approx(0.5 + 1.5 * (place + 1) / (warmup + 1))
+def test_step_and_constant_lr_after_warmup(milestones, warmup, step):
+    lrs = {
+        schedule: lr_at(step, 30, warmup, 2.0, min_lr=0.5, schedule=schedule, milestones=milestones, gamma=0.1)
+        for schedule in ("step", "constant")
+    }
+    if step < warmup:
+        assert lrs["step"] == lrs["constant"] == pytest.approx(0.5 + 1.5 * (step + 1) / (warmup + 1))
     else:
-        assert rates["constant"] == 2.0
-        assert rates["step"] == pytest.approx(2.0 * 0.1 ** len([d for d in drops if d <= place]))
+        assert lrs["constant"] == 2.0
+        assert lrs["step"] == pytest.approx(2.0 * 0.1 ** len([m for m in milestones if m <= step]))
 
 
-def test_weight_decay_goes_from_one_to_the_other():
-    values = [decay_at(step, 10, 0.04, 0.4) for step in range(12)]
-    assert (
-        values[0] == pytest.approx(0.04)
-        and values[5] == pytest.approx(0.22)
-        and values[10:] == pytest.approx([0.4] * 2)
-    )
-    assert all(a < b for a, b in zip(values[:10], values[1:11], strict=True))
+def test_weight_decay_rises_along_a_cosine_to_its_end():
+    values = [weight_decay_at(step, 10, 0.04, 0.4) for step in range(12)]
+    assert values[0] == pytest.approx(0.04)
+    assert values[5] == pytest.approx(0.22)
+    assert values[10:] == pytest.approx([0.4] * 2)
+    assert all(before < after for before, after in zip(values[:10], values[1:11], strict=True))
 
 
-@pytest.mark.parametrize("each", [False, True])
-def test_clipping(each):
+@pytest.mark.parametrize("per_param", [False, True])
+def test_gradients_are_clipped_by_the_global_norm_or_per_parameter(per_param):
     parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
-    for parameter, grad in zip(parameters[:2], ([3.0, 4.0], [0.5]), strict=True):
+    with_grad = parameters[:2]
+    for parameter, grad in zip(with_grad, ([3.0, 4.0], [0.5]), strict=True):
         parameter.grad = torch.tensor(grad)
-    norm = clip_gradients(parameters, 1.0, each)
+    norm = clip_gradients(parameters, 1.0, per_param)
     assert norm.item() == pytest.approx(25.25**0.5)
-    expected = ([0.6, 0.8], [0.5]) if each else ([3 / 25.25**0.5, 4 / 25.25**0.5], [0.5 / 25.25**0.5])
-    for parameter, grad in zip(parameters[:2], expected, strict=True):
+    expected = ([0.6, 0.8], [0.5]) if per_param else ([3 / 25.25**0.5, 4 / 25.25**0.5], [0.5 / 25.25**0.5])
+    for parameter, grad in zip(with_grad, expected, strict=True):
         assert parameter.grad.tolist() == pytest.approx(grad, rel=1e-4)
-    before = [parameter.grad.clone() for parameter in parameters[:2]]
-    assert clip_gradients(parameters, 0.0, each).item() == pytest.approx(torch.cat(before).norm().item())
-    assert all(torch.equal(a, p.grad) for a, p in zip(before, parameters[:2], strict=True)), "0: none are clipped"
+    before = [parameter.grad.clone() for parameter in with_grad]
+    assert clip_gradients(parameters, 0.0, per_param).item() == pytest.approx(torch.cat(before).norm().item())
+    for parameter, grad in zip(with_grad, before, strict=True):
+        assert torch.equal(parameter.grad, grad), "with 0 nothing is clipped"
     parameters[0].grad[0] = float("nan")
-    assert clip_gradients(parameters, 1.0, each).isnan()
+    assert clip_gradients(parameters, 1.0, per_param).isnan()
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_weight_decay_reaches_only_what_it_should(name):
+def test_weight_decay_changes_weights_but_no_biases(name):
     network = nn.Linear(2, 2)
     nn.init.ones_(network.weight)
     nn.init.ones_(network.bias)

@@ -1,4 +1,4 @@
-"""Values in memory that processes share."""
+"""shared_list: objects and integers in memory that processes share."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.decode.video_info import Row
-from utils.shared_list import Packed, pack
+from pipelines.decode.video_info import VideoInfo
+from utils.shared_list import SharedList, share
 
 VALUES = st.lists(st.tuples(st.text(), st.integers(), st.lists(st.integers(), max_size=3).map(tuple)))
 
 
 @given(VALUES)
-def test_it_is_the_sequence_it_was_made_of(values: list[Any]) -> None:
-    packed = pack(values)
-    assert len(packed) == len(values) and list(packed) == values and packed[1:-1] == values[1:-1]
-    assert [packed[-number - 1] for number in range(len(values))] == values[::-1]
-    for place in (len(values), -len(values) - 1):
+def test_shared_list_is_the_sequence_of_its_values(values: list[Any]) -> None:
+    shared = share(values)
+    assert len(shared) == len(values) and list(shared) == values and shared[1:-1] == values[1:-1]
+    assert [shared[-i - 1] for i in range(len(values))] == values[::-1]
+    for index in (len(values), -len(values) - 1):
         with pytest.raises(IndexError):
-            packed[place]
+            shared[index]
 
 
-def test_another_process_reads_it_and_is_sent_next_to_nothing() -> None:
-    rows = [Row(f"videos/{number}.mp4", 10**6, 1, 300, keyframes=tuple(range(300))) for number in range(1000)]
-    packed = pack(rows)
-    assert len(pickle.dumps(packed)) < 200 < len(pickle.dumps(rows))
+def test_shared_list_is_read_by_another_process_and_its_pickle_is_small() -> None:
+    infos = [VideoInfo(path=f"videos/{i}.mp4", num_frames=300, keyframes=tuple(range(300))) for i in range(1000)]
+    shared = share(infos)
+    assert len(pickle.dumps(shared)) < 200 < len(pickle.dumps(infos))
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        assert pool.submit(list, packed).result() == rows
+        assert pool.submit(list, shared).result() == infos
 
 
-def test_what_was_unpickled_stays_when_the_first_has_gone() -> None:
-    packed = pack("abc")
-    other = pickle.loads(pickle.dumps(packed))
-    del packed
-    assert list(other) == ["a", "b", "c"]
+def test_unpickled_shared_list_outlives_the_original() -> None:
+    shared = share("abc")
+    unpickled = pickle.loads(pickle.dumps(shared))
+    del shared
+    assert list(unpickled) == ["a", "b", "c"]
 
 
-def test_nothing_is_left_open() -> None:
-    def opened() -> int:
+def test_deleted_shared_list_leaves_no_open_files() -> None:
+    def count_open_files() -> int:
         return len(os.listdir("/proc/self/fd"))
 
-    before = opened()
-    packed: Packed[int] | None = pack(range(10))
-    other = pickle.loads(pickle.dumps(packed))
-    assert opened() > before
-    packed = other = None
-    assert opened() == before and other is None
+    before = count_open_files()
+    shared: SharedList[int] | None = share(range(10))
+    unpickled = pickle.loads(pickle.dumps(shared))
+    assert count_open_files() > before
+    shared = unpickled = None
+    assert count_open_files() == before and unpickled is None

@@ -1,4 +1,4 @@
-"""shards: tars of WebDataset's layout as lists, and training from them."""
+"""webdataset: tars in WebDataset's layout as lists, and training from them."""
 
 from __future__ import annotations
 
@@ -9,25 +9,22 @@ import tarfile
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from configs import loading
 from pipelines import prepare, storage
 from pipelines.data import webdataset
-from pipelines.data.annotations import is_there, plain_name
-from pipelines.data.dataset import class_names, read_list
-from pipelines.decode.video_info import read_row
+from pipelines.data.annotations import cache_stem, list_exists
+from pipelines.data.dataset import VideoEntry, read_class_names, read_list
+from pipelines.data.webdataset import expand_shards
+from pipelines.decode.video_info import read_video_info
 from pipelines.index import main as index
-from pipelines.loader import build_loader
-from pipelines.sample_source import Unreadable
-from tests.helpers.runs import SMALL
-from utils.distributed import World
+from pipelines.sample_source import TooManyUnreadableVideos
+from tests.helpers.loaders import collect, is_same_stream, make_loader
 
 
-def write(tar: Path, *members: tuple[str, bytes | str | Path], **more) -> Path:
-    with tarfile.open(tar, "w", **more) as file:
+def write(tar: Path, *members: tuple[str, bytes | str | Path], **options) -> Path:
+    with tarfile.open(tar, "w", **options) as file:
         for name, content in members:
             data = content.read_bytes() if isinstance(content, Path) else content
             data = data.encode() if isinstance(data, str) else data
@@ -39,22 +36,19 @@ def write(tar: Path, *members: tuple[str, bytes | str | Path], **more) -> Path:
 
 @pytest.fixture
 def sharded(video, tmp_path):
-    """sharded(n, tars): tars of n videos side by side with a list of the same files; their two list names."""
+    """sharded(n, tars): write n videos into tars and a list of the same files; return the pattern and the list."""
 
     def make(n: int = 7, tars: int = 3, scheme: str = "") -> tuple[str, str]:
         files = [video("vp9", 40, 80 + 8 * (i % 3), 64, i) for i in range(n)]
         for number in range(tars):
             members = []
             for i in range(number, n, tars):
-                label = (
-                    (f"s{i:02}.cls", str(i % 6))
-                    if i % 2
-                    else (f"s{i:02}.json", json.dumps({"label": i % 6, "id": "x"}))
-                )
+                in_json = f"s{i:02}.json", json.dumps({"label": i % 6, "id": "x"})
+                label = (f"s{i:02}.cls", str(i % 6)) if i % 2 else in_json
                 members += [(f"s{i:02}.mp4", files[i]), label, (f"s{i:02}.txt", "a caption")]
             write(tmp_path / f"t-{number:03}.tar", *members)
-        rows = [i for number in range(tars) for i in range(number, n, tars)]
-        (tmp_path / "list.txt").write_text("".join(f"{files[i]} {i % 6}\n" for i in rows))
+        indices = [i for number in range(tars) for i in range(number, n, tars)]
+        (tmp_path / "list.txt").write_text("".join(f"{files[i]} {i % 6}\n" for i in indices))
         return f"{scheme}{tmp_path}/t-{{000..{tars - 1:03}}}.tar", str(tmp_path / "list.txt")
 
     return make
@@ -65,101 +59,97 @@ def cache_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def batches(path: str, *overrides: str, split: str = "train") -> list[tuple[list[int], torch.Tensor]]:
-    cfg = loading.load(None, [
-        f"data.train={path}", f"data.val={path}", "data.frames=4", "data.stride=3", "data.size=32", "data.batch=3",
-        "data.workers=0", "data.threads=1", *overrides,
-    ])  # fmt: skip
-    loader = build_loader(cfg, split, [str(i) for i in range(6)], World(), torch.device("cpu"))
-    return [(batch.label.tolist(), batch.video.clone()) for batch in loader]
-
-
-@pytest.mark.parametrize("scheme", ["", "file://"])
-@pytest.mark.parametrize("decoder", ["dali", "host"])
-def test_the_stream_is_that_of_the_single_files(sharded, scheme, decoder):
+@pytest.mark.parametrize(
+    ("decoder", "scheme"),
+    [
+        ("pyav", "file://"),
+        ("dali", ""),
+        pytest.param("pyav", "", marks=pytest.mark.slow),
+        pytest.param("dali", "file://", marks=pytest.mark.slow),
+    ],
+)
+def test_stream_of_shards_is_that_of_single_files(sharded, scheme, decoder):
     tars, plain = sharded(scheme=scheme)
     for split, workers in (("train", 0), ("train", 2), ("val", 0)):
-        here, there = (
-            batches(p, f"data.decoder={decoder}", f"data.workers={workers}", split=split) for p in (plain, tars)
-        )
-        assert len(here) == len(there) > 0
-        assert all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in zip(here, there, strict=True))
+        settings = f"data.decoder={decoder}", f"data.num_workers={workers}"
+        expected, actual = (collect(make_loader(path, *settings, split=split), epochs=1) for path in (plain, tars))
+        assert expected and is_same_stream(actual, expected)
 
 
-def test_names_and_numbers(video, tmp_path):
-    clip = video("vp9", 40)
+def member_names(videos: list[VideoEntry]) -> list[str]:
+    return [storage.parse_location(video.path).member for video in videos]
+
+
+def test_labels_are_names_from_cls_and_json(video, tmp_path):
+    file = video("vp9", 40)
     tar = write(
         tmp_path / "a.tar",
-        ("k/x y.mp4", clip),
+        ("k/x y.mp4", file),
         ("k/x y.cls", "riding a bike\n"),
         ("-u.b.json", '{"class": "juggling_balls"}'),
-        ("-u.b.webm", clip),
+        ("-u.b.webm", file),
         ("k/", ""),
         ("readme.txt", "no sample"),
     )
-    assert class_names(tar) == ["juggling_balls", "riding a bike"]
-    found = read_list(tar, classes=["riding a bike", "juggling balls"])
-    assert [(storage.place_of(c.path).name, c.label) for c in found] == [("k/x y.mp4", 0), ("-u.b.webm", 1)]
-    assert all(read_row(c.path).num_frames == 40 for c in found)
-    assert [c.label for c in read_list(tar, classes=["juggling balls"], subset=True)] == [0]
+    assert read_class_names(tar) == ["juggling_balls", "riding a bike"]
+    videos = read_list(tar, classes=["riding a bike", "juggling balls"])
+    assert member_names(videos) == ["k/x y.mp4", "-u.b.webm"] and [video.label for video in videos] == [0, 1]
+    assert all(read_video_info(video.path).num_frames == 40 for video in videos)
+    assert [video.label for video in read_list(tar, classes=["juggling balls"], subset=True)] == [0]
     with pytest.raises(ValueError, match=r"a\.tar#k/x y\.mp4: label 'riding a bike' is none of"):
         read_list(tar, classes=["juggling balls", "riding a bicycle"])
 
 
-@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_long_and_foreign_names_in_every_form_of_tar(video, tmp_path, form):
-    names = ["a" * 60 + "/" + "b" * 90, "plain"] + ["ü" * 70 + "/日本"] * (form != tarfile.USTAR_FORMAT)
-    members = [pair for n in names for pair in ((f"{n}.mp4", video("h264", 40)), (f"{n}.cls", "3"))]
-    found = read_list(write(tmp_path / "x.tar", *members, format=form))
-    assert [storage.place_of(c.path).name for c in found] == [f"{n}.mp4" for n in names]
-    assert {(read_row(c.path).num_frames, c.label) for c in found} == {(40, 3)}
+@pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_and_non_ascii_names_in_every_tar_format(video, tmp_path, tar_format):
+    stems = ["a" * 60 + "/" + "b" * 90, "plain"] + ["ü" * 70 + "/日本"] * (tar_format != tarfile.USTAR_FORMAT)
+    members = [member for s in stems for member in ((f"{s}.mp4", video("h264", 40)), (f"{s}.cls", "3"))]
+    videos = read_list(write(tmp_path / "x.tar", *members, format=tar_format))
+    assert member_names(videos) == [f"{stem}.mp4" for stem in stems]
+    assert {(read_video_info(entry.path).num_frames, entry.label) for entry in videos} == {(40, 3)}
 
 
-def test_patterns(tmp_path):
+def test_shard_patterns(tmp_path):
     for name in ("t-08", "t-09", "t-10", "v-1"):
         write(tmp_path / f"{name}.tar")
-    name = str(tmp_path)
-    assert [Path(p).name for p in webdataset.expand(f"{name}/t-{{08..10}}.tar")] == ["t-08.tar", "t-09.tar", "t-10.tar"]
-    assert [Path(p).name for p in webdataset.expand(f"{name}/t-1?.tar")] == ["t-10.tar"]
-    assert [p.rpartition("/")[2] for p in webdataset.expand(f"file://{name}/t-*.tar")] == [
-        "t-08.tar",
-        "t-09.tar",
-        "t-10.tar",
-    ]
-    assert webdataset.expand("s3://b/{1..2}/{08..09}.tar") == [
-        f"s3://b/{a}/{b}.tar" for a in "12" for b in ("08", "09")
-    ]
-    for pattern, reason in {f"{name}/none*.tar": "no such tar", f"{name}/t-{{10..08}}.tar": "counts downwards"}.items():
+    folder = str(tmp_path)
+    three_tars = ["t-08.tar", "t-09.tar", "t-10.tar"]
+    assert [Path(tar).name for tar in expand_shards(f"{folder}/t-{{08..10}}.tar")] == three_tars
+    assert [Path(tar).name for tar in expand_shards(f"{folder}/t-1?.tar")] == ["t-10.tar"]
+    assert [tar.rpartition("/")[2] for tar in expand_shards(f"file://{folder}/t-*.tar")] == three_tars
+    assert expand_shards("s3://b/{1..2}/{08..09}.tar") == [f"s3://b/{a}/{b}.tar" for a in "12" for b in ("08", "09")]
+    reasons = {f"{folder}/none*.tar": "no such tar", f"{folder}/t-{{10..08}}.tar": "counts downwards"}
+    for pattern, reason in reasons.items():
         with pytest.raises(ValueError, match=reason):
-            webdataset.expand(pattern)
+            expand_shards(pattern)
     with pytest.raises(ValueError, match=r"t-11\.tar: no such file"):
-        read_list(f"{name}/t-{{11..12}}.tar")
+        read_list(f"{folder}/t-{{11..12}}.tar")
     with pytest.raises(ValueError, match=r"v-1\.tar: no videos in it"):
-        read_list(f"{name}/v-1.tar")
-    assert plain_name(f"{name}/t-*.tar") == f"{name}/t-all.tar"
-    assert plain_name("s3://b/k 400/t-{0..9}.tar") == f"{name}/cache/clipline/s3_b_k_400_t-{{0..9}}.tar"
+        read_list(f"{folder}/v-1.tar")
+    assert cache_stem(f"{folder}/t-*.tar") == f"{folder}/t-all.tar"
+    assert cache_stem("s3://b/k 400/t-{0..9}.tar") == f"{folder}/cache/clipline/s3_b_k_400_t-{{0..9}}.tar"
 
 
-def test_damaged_tars(video, tmp_path, capsys):
-    clip = video("vp9", 40)
-    sample = [("a.mp4", clip), ("a.cls", "0"), ("b.mp4", clip), ("b.cls", "1"), ("c.cls", "1"), ("c.mp4", clip)]
-    whole = write(tmp_path / "whole.tar", *sample)
-    (tmp_path / "cut.tar").write_bytes(whole.read_bytes()[: -clip.stat().st_size])
-    found = read_list(tmp_path / "cut.tar")
+def test_damaged_tars_are_reported_or_refused(video, tmp_path, capsys):
+    file = video("vp9", 40)
+    sample = [("a.mp4", file), ("a.cls", "0"), ("b.mp4", file), ("b.cls", "1"), ("c.cls", "1"), ("c.mp4", file)]
+    undamaged = write(tmp_path / "undamaged.tar", *sample)
+    (tmp_path / "cut.tar").write_bytes(undamaged.read_bytes()[: -file.stat().st_size])
+    videos = read_list(tmp_path / "cut.tar")
     read_list(tmp_path / "cut.tar")
     assert capsys.readouterr().err.count("cut.tar: not a whole tar") == 1
-    assert [c.label for c in found] == [0, 1, 1] and not read_row(found[1].path).error
-    assert read_row(found[2].path).error  # the member that is cut
+    assert [entry.label for entry in videos] == [0, 1, 1] and not read_video_info(videos[1].path).error
+    assert read_video_info(videos[2].path).error  # the member that is cut
     refused = {
         "gz.tar": ("not a whole tar without compression", None),
         "text.tar": ("not a whole tar", b"no tar at all" * 100),
         "empty.tar": ("not a whole tar", b""),
         "bare.tar": (r"bare\.tar#b\.mp4.*: no label beside it", [*sample[:3]]),
         "odd.tar": (r"odd\.tar#a\.mp4.*: no label beside it", [sample[0], ("a.json", '["label"]')]),
-        "twice.tar": ("two videos of one sample: a.mp4 and a.2.webm", [sample[0], ("a.2.webm", clip)]),
+        "twice.tar": ("two videos of one sample: a.mp4 and a.2.webm", [sample[0], ("a.2.webm", file)]),
     }
-    with tarfile.open(tmp_path / "gz.tar", "w:gz") as file:
-        file.add(clip, "a.mp4")
+    with tarfile.open(tmp_path / "gz.tar", "w:gz") as archive:
+        archive.add(file, "a.mp4")
     for name, (reason, content) in refused.items():
         if isinstance(content, list):
             write(tmp_path / name, *content)
@@ -169,75 +159,89 @@ def test_damaged_tars(video, tmp_path, capsys):
             read_list(tmp_path / name)
 
 
-def test_a_shard_is_walked_through_once_and_again_when_it_changes(sharded, monkeypatch):
+def test_shard_is_read_once_and_again_after_it_changed(sharded, monkeypatch):
     tars, plain = sharded()
-    first = read_list(tars)
+    before = read_list(tars)
     monkeypatch.setattr(webdataset, "read_shard", lambda tar: pytest.fail(f"{tar} is read again"))
-    assert read_list(tars) == first
+    assert read_list(tars) == before
     monkeypatch.undo()
-    tar = webdataset.expand(tars)[1]
+    tar = expand_shards(tars)[1]
     write(Path(tar), ("new.mp4", Path(read_list(plain)[0].path)), ("new.cls", "5"))
-    again = read_list(tars)
-    assert [storage.place_of(c.path).name for c in again if c not in first] == ["new.mp4"]
-    assert len(again) == len(first) - 2 + 1
+    after = read_list(tars)
+    assert member_names([video for video in after if video not in before]) == ["new.mp4"]
+    assert len(after) == len(before) - 2 + 1
 
 
-def test_index_and_prepare_commands(sharded, tmp_path, capsys):
+def test_index_and_prepare_commands_with_shards(sharded, tmp_path, capsys):
     tars, plain = sharded(4, 2, "file://")
     assert index([tars, "--verify"]) == 0
     assert "4 videos, 4 found" in capsys.readouterr().out
-    assert prepare.main([tars, str(tmp_path / "small"), "short=32", "codec=vp9", "workers=1"]) == 0
-    prepared = read_list(tmp_path / "small" / "t-{000..001}.txt")
-    assert [c.label for c in prepared] == [c.label for c in read_list(plain)]
-    assert sorted(p.relative_to(tmp_path / "small").as_posix() for p in (tmp_path / "small").glob("*/*.mp4")) == [
-        "t-000/s00.mp4", "t-000/s02.mp4", "t-001/s01.mp4", "t-001/s03.mp4"]  # fmt: skip
+    out = tmp_path / "small"
+    assert prepare.main([tars, str(out), "short_side=32", "codec=vp9", "workers=1"]) == 0
+    prepared = read_list(out / "t-{000..001}.txt")
+    assert [video.label for video in prepared] == [video.label for video in read_list(plain)]
+    assert sorted(path.relative_to(out).as_posix() for path in out.glob("*/*.mp4")) == [
+        "t-000/s00.mp4",
+        "t-000/s02.mp4",
+        "t-001/s01.mp4",
+        "t-001/s03.mp4",
+    ]
 
 
-def test_a_shard_that_is_replaced_while_training_is_no_silent_fault(sharded, tmp_path):
-    """The members' places hold other videos: their labels would be wrong."""
+def test_shard_that_is_replaced_during_training_is_reported(sharded):
+    """Its byte ranges may now contain other videos, so the labels would be wrong."""
     tars, _ = sharded(6, 1)
-    cfg = loading.load(None, [f"data.train={tars}", *SMALL, "data.batch=2", "data.max_bad=1"])
-    loader = build_loader(cfg, "train", [str(i) for i in range(6)], World(), torch.device("cpu"))
-    tar = Path(webdataset.expand(tars)[0])
+    loader = make_loader(tars, "data.batch_size=2", "data.max_unreadable=1")
+    tar = Path(expand_shards(tars)[0])
     tar.write_bytes(tar.read_bytes())
-    with pytest.raises(Unreadable, match="100 videos in a row cannot be read"):
+    with pytest.raises(TooManyUnreadableVideos, match="100 videos in a row cannot be read"):
         next(iter(loader))
-    assert loader.source.reason(0) == "it has changed since it was indexed"
+    assert loader.source.reason(0) == "the file has changed since it was indexed"
     tar.unlink()
     assert loader.source.reason(0) == "no such file"
 
 
-def test_relative_paths(sharded, tmp_path, monkeypatch):
+def test_relative_paths_of_shards(sharded, tmp_path, monkeypatch):
     sharded(3, 2)
     monkeypatch.chdir(tmp_path.parent)
     for pattern in (f"{tmp_path.name}/t-*.tar", f"./{tmp_path.name}/t-{{000..001}}.tar"):
-        assert [read_row(c.path).error for c in read_list(pattern, root="elsewhere")] == [""] * 3
+        assert [read_video_info(video.path).error for video in read_list(pattern, root="elsewhere")] == [""] * 3
     monkeypatch.chdir(tmp_path)
-    assert [read_row(c.path).error for c in read_list("t-000.tar")] == [""] * 2
+    assert [read_video_info(video.path).error for video in read_list("t-000.tar")] == [""] * 2
     (tmp_path / "[x]{1..2}").mkdir()
     shutil.copy("t-000.tar", "[x]{1..2}/t.tar")
-    assert len(read_list("[x]{1..2}/t.tar")) == 2, "a name that is there is no pattern"
-    there = ("t-000.tar", "t-*.tar", "list.txt", "s3://b/t-*.tar")
-    for path in (*there, "x*.tar", "t-{000..002}.tar", "none.txt"):
-        assert is_there(path) == (path in there), path
+    assert len(read_list("[x]{1..2}/t.tar")) == 2, "the name of an existing file is not a pattern"
 
 
-def test_what_lies_behind_a_damaged_header_is_not_lost_in_silence(video, tmp_path, capsys):
+def test_list_exists_for_tars_patterns_and_lists(sharded, tmp_path, monkeypatch):
+    sharded(3, 2)
+    monkeypatch.chdir(tmp_path)
+    for path in ("t-000.tar", "t-*.tar", "list.txt", "s3://b/t-*.tar"):
+        assert list_exists(path), path
+    for path in ("x*.tar", "t-{000..002}.tar", "none.txt"):
+        assert not list_exists(path), path
+
+
+def test_bytes_after_a_damaged_header_are_reported(video, tmp_path, capsys):
     sample = [(f"{n}.{kind}", content) for n in "abc" for kind, content in (("mp4", video("vp9", 40)), ("cls", "1"))]
-    whole = write(tmp_path / "whole.tar", *sample).read_bytes()
-    with tarfile.open(tmp_path / "whole.tar") as tar:
-        third = tar.getmember("b.mp4").offset
+    undamaged = write(tmp_path / "undamaged.tar", *sample).read_bytes()
+    with tarfile.open(tmp_path / "undamaged.tar") as tar:
+        header = tar.getmember("b.mp4").offset
     for name, content in {
-        "flipped": whole[: third + 9] + b"x" + whole[third + 10 :], "cut": whole[: third + 100], "two": whole + whole,
-    }.items():  # fmt: skip
+        "flipped": undamaged[: header + 9] + b"x" + undamaged[header + 10 :],
+        "cut": undamaged[: header + 100],
+        "two": undamaged + undamaged,
+    }.items():
         (tmp_path / f"{name}.tar").write_bytes(content)
         assert len(read_list(tmp_path / f"{name}.tar")) == (3 if name == "two" else 1)
         assert "from byte" in capsys.readouterr().err
-    (tmp_path / "bare.tar").write_bytes(whole.rstrip(b"\0") + bytes(-len(whole.rstrip(b"\0")) % 512))
-    assert len(read_list(tmp_path / "bare.tar")) == 3 and capsys.readouterr().err == "", "zeros at the end may lack"
+    without_zeros = undamaged.rstrip(b"\0")
+    (tmp_path / "bare.tar").write_bytes(without_zeros + bytes(-len(without_zeros) % 512))
+    assert len(read_list(tmp_path / "bare.tar")) == 3
+    assert capsys.readouterr().err == "", "the zeros at the end may be missing"
 
 
-def test_links_within_a_tar(video, tmp_path):
+def test_links_within_a_tar_are_followed(video, tmp_path):
     write(tmp_path / "x.tar", ("k/a.mp4", video("vp9", 40)), ("k/a.cls", "1"))
     with tarfile.open(tmp_path / "x.tar", "a") as tar:
         for name, kind, target in (
@@ -249,9 +253,9 @@ def test_links_within_a_tar(video, tmp_path):
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, target
             tar.addfile(info)
-    found = read_list(tmp_path / "x.tar")
-    assert [(storage.place_of(c.path).name, c.label, read_row(c.path).num_frames) for c in found] == [
-        ("k/a.mp4", 1, 40), ("b.mp4", 1, 40), ("k/c.mp4", 1, 40)]  # fmt: skip
+    videos = read_list(tmp_path / "x.tar")
+    assert member_names(videos) == ["k/a.mp4", "b.mp4", "k/c.mp4"]
+    assert [(entry.label, read_video_info(entry.path).num_frames) for entry in videos] == [(1, 40)] * 3
     with tarfile.open(tmp_path / "x.tar", "a") as tar:
         info = tarfile.TarInfo("d.mp4")
         info.type, info.linkname = tarfile.SYMTYPE, "/videos/d.mp4"
@@ -261,7 +265,7 @@ def test_links_within_a_tar(video, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("beside", "label"),
+    ("labels", "expected"),
     [
         ({"json": '{"cls": null, "label": 4}'}, "4"),
         ({"json": '{"label": 3.0}'}, "3"),
@@ -273,22 +277,22 @@ def test_links_within_a_tar(video, tmp_path):
         ({"cls": "\ufeff5"}, "5"),
     ],
 )
-def test_labels(video, tmp_path, beside, label):
-    write(tmp_path / "x.tar", ("a.mp4", video("vp9", 40)), *((f"a.{kind}", text) for kind, text in beside.items()))
-    assert webdataset.read_shard(str(tmp_path / "x.tar")).labels == (label,)
+def test_label_is_taken_from_cls_or_json(video, tmp_path, labels, expected):
+    write(tmp_path / "x.tar", ("a.mp4", video("vp9", 40)), *((f"a.{kind}", text) for kind, text in labels.items()))
+    assert webdataset.read_shard(str(tmp_path / "x.tar")).labels == (expected,)
 
 
 @given(st.data())
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_damaged_tar_never_raises_or_hangs(video, tmp_path, data):
-    whole = bytearray(write(tmp_path / "w.tar", ("a.mp4", video("vp9", 40)), ("a.cls", "1")).read_bytes())
+def test_read_shard_never_raises_or_hangs_on_a_damaged_tar(video, tmp_path, data):
+    content = bytearray(write(tmp_path / "w.tar", ("a.mp4", video("vp9", 40)), ("a.cls", "1")).read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
-        at = data.draw(st.one_of(st.integers(0, 511), st.integers(0, len(whole) - 1)))
-        whole[at] = data.draw(st.sampled_from([0, 0x20, 0x2D, 0x37, 0x4C, 0x53, 0x78, 0x80, 0xFF]))
-    if data.draw(st.booleans()):  # with a checksum that fits
-        whole[148:156] = b" " * 8
-        whole[148:156] = b"%06o\0 " % sum(whole[:512])
-    (tmp_path / "x.tar").write_bytes(whole)
-    found = webdataset.read_shard(str(tmp_path / "x.tar"))
-    assert found.error or found.videos
-    assert all(read_row(path).path == path for path in found.videos)
+        offset = data.draw(st.one_of(st.integers(0, 511), st.integers(0, len(content) - 1)))
+        content[offset] = data.draw(st.sampled_from([0, 0x20, 0x2D, 0x37, 0x4C, 0x53, 0x78, 0x80, 0xFF]))
+    if data.draw(st.booleans()):  # make the checksum of the header valid
+        content[148:156] = b" " * 8
+        content[148:156] = b"%06o\0 " % sum(content[:512])
+    (tmp_path / "x.tar").write_bytes(content)
+    shard = webdataset.read_shard(str(tmp_path / "x.tar"))
+    assert shard.error or shard.videos
+    assert all(read_video_info(path).path == path for path in shard.videos)

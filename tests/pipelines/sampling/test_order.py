@@ -1,103 +1,127 @@
-"""order: ranks share an epoch without a gap or an overlap, and neither their number nor a restart changes it."""
+"""order: ranks share an epoch without gaps or overlaps, and neither their number nor a restart changes the samples."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.sampling.order import eval_steps, generator, position, train_sample, train_steps
+from pipelines.sampling.order import batches_per_epoch, epoch_position, sample_rng, shuffled_index
 
-WORLDS = pytest.mark.parametrize("world", [1, 2, 3, 8])
-SAMPLES, BATCH = st.integers(1, 300), st.integers(1, 9)
-
-
-def rank_places(steps: int, batch: int, rank: int, world: int) -> list[list[int]]:
-    """The places of one rank's epoch, a list a step."""
-    return [[position(step, slot, batch, rank, world) for slot in range(batch)] for step in range(steps)]
+WORLD_SIZES = pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+NUM_SAMPLES, BATCH_SIZE = st.integers(1, 300), st.integers(1, 9)
 
 
-def all_places(steps: int, batch: int, world: int) -> list[int]:
-    return [place for rank in range(world) for step in rank_places(steps, batch, rank, world) for place in step]
+def rank_positions(num_batches: int, batch_size: int, rank: int, world_size: int) -> list[list[int]]:
+    """Return the positions in the epoch's order that one rank takes, a list per batch."""
+    return [
+        [epoch_position(batch_index, slot, batch_size, rank, world_size) for slot in range(batch_size)]
+        for batch_index in range(num_batches)
+    ]
 
 
-@WORLDS
-@given(SAMPLES, BATCH)
-def test_training_takes_each_row_at_most_once_and_leaves_out_less_than_a_step(world, samples, batch):
-    steps = train_steps(samples, batch, world)
-    rows = [train_sample(samples, 3, 1, place) for place in all_places(steps, batch, world)]
-    assert len(set(rows)) == len(rows) and set(rows) <= set(range(samples))
-    assert 0 <= samples - len(rows) < batch * world
+def all_positions(num_batches: int, batch_size: int, world_size: int) -> list[int]:
+    return [
+        position
+        for rank in range(world_size)
+        for batch in rank_positions(num_batches, batch_size, rank, world_size)
+        for position in batch
+    ]
 
 
-@WORLDS
-def test_training_takes_every_row_when_the_batches_come_out_even(world):
-    samples, batch = 24 * 5, 24 // world
-    places = all_places(train_steps(samples, batch, world), batch, world)
-    rows = [train_sample(samples, 0, 0, place) for place in places]
-    assert sorted(rows) == list(range(samples))
+@WORLD_SIZES
+@given(NUM_SAMPLES, BATCH_SIZE)
+def test_train_epoch_takes_samples_at_most_once_and_drops_less_than_a_batch(world_size, num_samples, batch_size):
+    num_batches = batches_per_epoch(num_samples, batch_size, world_size, train=True)
+    positions = all_positions(num_batches, batch_size, world_size)
+    samples = [shuffled_index(num_samples, 3, 1, position) for position in positions]
+    assert len(set(samples)) == len(samples) and set(samples) <= set(range(num_samples))
+    assert 0 <= num_samples - len(samples) < batch_size * world_size
 
 
-@WORLDS
-@given(SAMPLES, BATCH)
-def test_evaluation_takes_every_row_once_and_pads_less_than_a_step(world, samples, batch):
-    places = all_places(eval_steps(samples, batch, world), batch, world)
-    assert sorted(places)[:samples] == list(range(samples))
-    assert len(set(places)) == len(places)
-    assert all(place >= samples for place in sorted(places)[samples:])
-    assert 0 <= len(places) - samples < batch * world
+@WORLD_SIZES
+@given(NUM_SAMPLES, BATCH_SIZE, st.integers(1, 4))
+def test_train_epoch_with_accumulation_has_whole_steps(world_size, num_samples, batch_size, grad_accum_steps):
+    num_batches = batches_per_epoch(num_samples, batch_size, world_size, train=True, grad_accum_steps=grad_accum_steps)
+    assert num_batches % grad_accum_steps == 0
+    assert 0 <= num_samples - num_batches * batch_size * world_size < batch_size * world_size * grad_accum_steps
+
+
+@WORLD_SIZES
+def test_train_epoch_takes_every_sample_if_the_batches_are_full(world_size):
+    num_samples, batch_size = 24 * 5, 24 // world_size
+    num_batches = batches_per_epoch(num_samples, batch_size, world_size, train=True)
+    positions = all_positions(num_batches, batch_size, world_size)
+    samples = [shuffled_index(num_samples, 0, 0, position) for position in positions]
+    assert sorted(samples) == list(range(num_samples))
+
+
+@WORLD_SIZES
+@given(NUM_SAMPLES, BATCH_SIZE)
+def test_eval_epoch_takes_every_sample_once_and_pads_less_than_a_batch(world_size, num_samples, batch_size):
+    num_batches = batches_per_epoch(num_samples, batch_size, world_size, train=False)
+    positions = all_positions(num_batches, batch_size, world_size)
+    assert sorted(positions)[:num_samples] == list(range(num_samples))
+    assert len(set(positions)) == len(positions)
+    assert all(position >= num_samples for position in sorted(positions)[num_samples:])
+    assert 0 <= len(positions) - num_samples < batch_size * world_size
 
 
 @given(st.integers(0, 50), st.integers(1, 4))
-def test_the_samples_of_a_step_do_not_depend_on_how_many_ranks_share_it(step, multiple):
-    whole = 24 * multiple
-    expected = [position(step, slot, whole, 0, 1) for slot in range(whole)]
-    assert expected == list(range(step * whole, (step + 1) * whole))
-    for world in (2, 3, 8):
-        batch = whole // world
-        shared = [position(step, slot, batch, rank, world) for rank in range(world) for slot in range(batch)]
-        assert shared == expected
+def test_global_batch_does_not_depend_on_the_number_of_ranks(batch_index, multiple):
+    global_batch_size = 24 * multiple
+    expected = [epoch_position(batch_index, slot, global_batch_size, 0, 1) for slot in range(global_batch_size)]
+    assert expected == list(range(batch_index * global_batch_size, (batch_index + 1) * global_batch_size))
+    for world_size in (2, 3, 8):
+        batch_size = global_batch_size // world_size
+        actual = [
+            epoch_position(batch_index, slot, batch_size, rank, world_size)
+            for rank in range(world_size)
+            for slot in range(batch_size)
+        ]
+        assert actual == expected
 
 
-def test_too_few_samples_make_no_training_step_and_one_evaluation_step():
-    assert train_steps(7, 4, 2) == 0 and eval_steps(7, 4, 2) == 1 and eval_steps(8, 4, 2) == 1
-    assert train_steps(8, 4, 2) == 1 and eval_steps(9, 4, 2) == 2 and eval_steps(0, 4, 2) == 0
+@pytest.mark.parametrize(("num_samples", "train_batches", "eval_batches"), [(0, 0, 0), (7, 0, 1), (8, 1, 1), (9, 1, 2)])
+def test_batches_per_epoch_around_one_global_batch(num_samples, train_batches, eval_batches):
+    assert batches_per_epoch(num_samples, 4, 2, train=True) == train_batches
+    assert batches_per_epoch(num_samples, 4, 2, train=False) == eval_batches
 
 
-def epoch_rows(seed: int, epoch: int, samples: int = 50) -> list[int]:
-    return [train_sample(samples, seed, epoch, place) for place in range(samples)]
+def epoch_samples(seed: int, epoch: int, num_samples: int = 50) -> list[int]:
+    return [shuffled_index(num_samples, seed, epoch, position) for position in range(num_samples)]
 
 
-def test_an_epoch_is_a_shuffle_that_depends_on_seed_and_epoch_alone():
-    orders = {(seed, epoch): epoch_rows(seed, epoch) for seed in range(3) for epoch in range(4)}
-    for rows in orders.values():
-        assert sorted(rows) == list(range(50)) and rows != sorted(rows)
+def test_shuffled_order_depends_on_seed_and_epoch_only():
+    orders = {(seed, epoch): epoch_samples(seed, epoch) for seed in range(3) for epoch in range(4)}
+    for samples in orders.values():
+        assert sorted(samples) == list(range(50)) and samples != sorted(samples)
     assert len(set(map(tuple, orders.values()))) == len(orders)
-    for (seed, epoch), rows in reversed(orders.items()):  # in another order, so that no cache is of help
-        assert epoch_rows(seed, epoch) == rows
+    for (seed, epoch), samples in reversed(orders.items()):  # in another order, so that no cache can help
+        assert epoch_samples(seed, epoch) == samples
 
 
-def test_the_part_left_out_of_an_epoch_differs_between_epochs():
-    left_out = [frozenset(epoch_rows(0, epoch, 50)[48:]) for epoch in range(6)]
-    assert len(set(left_out)) > 1
+def test_dropped_samples_differ_between_epochs():
+    dropped = [frozenset(epoch_samples(0, epoch, 50)[48:]) for epoch in range(6)]
+    assert len(set(dropped)) > 1
 
 
-def test_every_seed_epoch_and_sample_has_its_own_stream():
+def test_sample_rng_has_a_stream_per_seed_epoch_and_sample():
     keys = [(seed, epoch, sample) for seed in range(4) for epoch in range(4) for sample in range(4)]
-    first = {key: tuple(generator(*key).integers(0, 2**63, 2)) for key in keys}
-    assert len(set(first.values())) == len(keys)
+    expected = {key: tuple(sample_rng(*key).integers(0, 2**63, 2)) for key in keys}
+    assert len(set(expected.values())) == len(keys)
     for key in reversed(keys):
-        assert tuple(generator(*key).integers(0, 2**63, 2)) == first[key]
+        assert tuple(sample_rng(*key).integers(0, 2**63, 2)) == expected[key]
 
 
-def test_no_sample_shares_the_stream_that_shuffles_its_epoch():
+def test_sample_rng_is_not_the_stream_that_shuffles_the_epoch():
     """numpy pads a seed with zeros: [seed, epoch] and [seed, epoch, 0] are one stream."""
-    shuffled = epoch_rows(5, 2)
+    samples = epoch_samples(5, 2)
     for sample in range(3):
-        assert generator(5, 2, sample).permutation(50).tolist() != shuffled
+        assert sample_rng(5, 2, sample).permutation(50).tolist() != samples
 
 
-def test_streams_are_not_correlated():
-    draws = np.array([[generator(0, epoch, sample).random() for sample in range(40)] for epoch in range(40)])
+def test_sample_rng_streams_are_not_correlated():
+    draws = np.array([[sample_rng(0, epoch, sample).random() for sample in range(40)] for epoch in range(40)])
     assert abs(draws.mean() - 0.5) < 0.04
-    for one, two in ((draws[:, :-1], draws[:, 1:]), (draws[:-1], draws[1:])):
-        assert abs(np.corrcoef(one.ravel(), two.ravel())[0, 1]) < 0.1
+    for first, second in ((draws[:, :-1], draws[:, 1:]), (draws[:-1], draws[1:])):
+        assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.1

@@ -1,0 +1,51 @@
+"""Parameters and FLOPs against the figures of the papers."""
+
+import pytest
+import torch
+
+import networks
+from networks.flops import count_flops, count_parameters, main
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "gflops"),
+    [
+        ("timesformer_b", 121.4, 196),
+        ("timesformer_hr", 121.4, 1703),
+        ("timesformer_l", 121.4, 2380),
+        ("mvit_v1_b", 36.6, 70.6),
+        ("mvit_v2_s", 34.5, 64.2),
+        ("mvit_v2_b", 51.2, 225),
+        ("videomae_s", 22, 57),
+        ("videomae_b", 87, 180),
+        ("videomae_l", 305, 597),
+        ("videomae_h", 633, 1192),
+    ],
+)
+def test_published_parameters_and_flops(name, millions, gflops):
+    """The papers count a multiply-add as one FLOP."""
+    with torch.device("meta"):
+        network = networks.build(name, num_classes=400)
+    assert count_parameters(network) / 1e6 == pytest.approx(millions, rel=0.006)
+    assert count_flops(network) / 1e9 == pytest.approx(gflops, rel=0.005)
+
+
+def test_command_prints_a_row_per_network(capsys):
+    assert main(["vivit_tiny", "timesformer_tiny", "num_frames=4"]) == 0
+    heading, *rows = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["network", "clip", "M", "params", "GFLOPs"]
+    assert [row.split()[:2] for row in rows] == [["vivit_tiny", "4x64x64"], ["timesformer_tiny", "4x64x64"]]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["vivit_tinny"], "unknown network 'vivit_tinny': did you mean 'vivit_tiny'?"),
+        (["vivit_tiny", "depht=2"], "unknown key 'depht': did you mean 'depth'?"),
+        (["vivit_tiny", "q_strides=2"], "unexpected keyword argument 'q_strides'"),
+    ],
+)
+def test_command_refuses_unknown_names(argv, message, capsys):
+    assert main(argv) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and not printed.out

@@ -1,0 +1,106 @@
+"""README and docs: every command, key, path and link in them exists, and the Python in them runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import train as train_command
+from configs import loading
+from configs.schema import SECTIONS
+from tests.helpers import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+KEY = re.compile(rf"(?<![\w.])({'|'.join(SECTIONS)})\.([a-z_]+)(?:\.[a-z_]+)?(?:=([^\s`|,;)]*))?")
+PLACEHOLDERS = {"CHECKPOINT", "FILE", "N", "LIST", "FOLDER", "clip.mp4"}
+
+
+def code_blocks(page: Path, language: str = "") -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
+
+
+def commands() -> list[tuple[str, str]]:
+    """Return the page and text of every command in a code block, without the comment after it."""
+    lines = [(page.name, line) for page in PAGES for block in code_blocks(page) for line in block.splitlines()]
+    starts = re.compile(r"(python |torchrun |make )")
+    return [(page, re.split(r"  +", line.strip())[0].split("  #")[0]) for page, line in lines if starts.match(line)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_keys_in_a_page_exist_and_take_the_values(page):
+    for match in KEY.finditer(page.read_text()):
+        section, key, value = match[1], match[2], match[3]
+        if match[0].endswith((".py", ".md", ".json", ".pt", ".csv")) or f"{section}.{key}" in (
+            "eval.py",
+            "model.safetensors",
+        ):
+            continue
+        assert key in SECTIONS[section].model_fields, f"{page.name}: {match[0]}"
+        if value and value not in PLACEHOLDERS and "..." not in value:
+            loading.load_config(
+                None, [match[0].rstrip(".:")] if key not in ("milestones",) else ["optim.schedule=step", match[0]]
+            )
+
+
+@pytest.mark.parametrize(("page", "command"), commands())
+def test_commands_in_a_page_exist(page, command):
+    words = command.split()
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M), f"{page}: {command}"
+        return
+    if "-m" in words:
+        assert importlib.util.find_spec(words[words.index("-m") + 1]), f"{page}: {command}"
+    else:
+        script = next(word for word in words if word.endswith(".py"))
+        assert (ROOT / script).exists(), f"{page}: {command}"
+    for recipe in (word for word in words if word.endswith(".yaml")):
+        loading.load_config(ROOT / recipe)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paths_and_links_in_a_page_exist(page):
+    text = page.read_text()
+    for path in re.findall(
+        r"`((?!bench/results/NAME)(?:bench|configs|docs|evaluation|networks|pipelines|tests|training|utils)/[\w/.]*)`",
+        text,
+    ):
+        assert (ROOT / path).exists(), f"{page.name}: {path}"
+    for link in re.findall(r"\]\(([^)#:]+\.(?:md|png))(?:#[\w-]+)?\)", text):
+        assert (page.parent / link).exists(), f"{page.name}: {link}"
+    for link, anchor in re.findall(r"\]\(([^)#:]*\.md)#([\w-]+)\)", text):
+        headings = re.findall(r"^#+ (.*)$", (page.parent / link).read_text(), re.M)
+        assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_readme_is_short_enough_to_read():
+    assert (ROOT / "README.md").stat().st_size < 11_500
+
+
+def test_python_in_readme_classifies_a_video(arguments, tmp_path, monkeypatch, capsys):
+    assert train_command.main([*arguments, "run.name=demo", "optim.epochs=1"]) == 0
+    (tmp_path / "runs").mkdir()
+    shutil.move(tmp_path / "demo", tmp_path / "runs" / "demo")
+    shutil.copy(tmp_path / "data" / "0.mp4", tmp_path / "clip.mp4")
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    (code,) = code_blocks(ROOT / "README.md", "python")
+    exec(compile(code, "README.md", "exec"), {})
+    assert len(re.findall(r"^\d+\.\d %  \d$", capsys.readouterr().out, re.M)) == 3
+
+
+def test_python_in_loader_page_yields_batches(clips_folder, tmp_path, monkeypatch):
+    for name in ("train", "val"):
+        clips_folder(tmp_path, 9).rename(tmp_path / f"{name}.txt")
+        for video in tmp_path.glob("*.mp4"):
+            video.unlink()
+    clips_folder(tmp_path, 9)
+    monkeypatch.chdir(tmp_path)
+    (code,) = code_blocks(ROOT / "docs" / "loader.md", "python")
+    variables: dict = {}
+    exec(compile(code.replace("image_size=112", "image_size=32, num_workers=0"), "loader.md", "exec"), variables)
+    assert variables["position"]["epoch"] == 2 and variables["batch"].video.shape[:2] == (1, 12)
+    assert variables["scored"].all()
