@@ -1,8 +1,15 @@
-# make demo · make demo-maskfeat · make test · make test-slow · make test-gpu · make bench · make bench-gpu · make lint      (each sets up .venv by itself)
+# make install | demo | demo-maskfeat | lint | test | test-fast | test-slow | test-gpu | bench | bench-gpu     (each sets up .venv by itself)
 PYTHON ?= python3
 BIN := .venv/bin
+# A worker per core; each decodes and computes on one thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
+FAST_TESTS := $(addprefix tests/,test_imports.py configs/test_loading.py configs/test_loading_errors.py evaluation/test_scores.py \
+	training/test_optimizers.py $(addprefix pipelines/,sampling/test_temporal.py sampling/test_spatial.py sampling/test_order.py \
+	data/test_dataset.py data/test_annotations.py decode/test_color.py decode/test_nvdec.py))
 
-.PHONY: demo demo-maskfeat test test-slow test-gpu bench bench-gpu lint
+.PHONY: install demo demo-maskfeat lint test test-fast test-slow test-gpu bench bench-gpu
+
+install: .venv/runtime
 
 demo: .venv/runtime
 	$(BIN)/python -m pipelines.synthetic demo
@@ -17,7 +24,11 @@ demo-maskfeat: .venv/runtime
 	$(BIN)/python eval.py runs/demo_finetune
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
+
+# Pure arithmetic: no video, no DALI, no network.
+test-fast: .venv/dev
+	$(PYTEST) $(FAST_TESTS)
 
 test-slow: .venv/dev
 	$(BIN)/python -m pytest -q -m slow
