@@ -17,18 +17,17 @@ matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a class or 
 def draw_strips(frames: np.ndarray, titles: Sequence[str]) -> Figure:
     """Draw each clip of (B, T, H, W, 3) uint8 as a row of frames under its title."""
     clips, times, height, width = frames.shape[:4]
-    gap = max(width // 16, 1)
-    # One image per clip: matplotlib takes about 20 ms for each axes, so one axes per frame would be slow.
-    strips = np.full((clips, height, times, width + gap, 3), 255, np.uint8)
-    strips[:, :, :, :width] = frames.transpose(0, 2, 1, 3, 4)
-    strips = strips.reshape(clips, height, -1, 3)[:, :, :-gap]
-    row_height = 0.3 + 1.1 * height / width  # inches; the title takes 0.3
-    figure = Figure(figsize=(1.1 * times, row_height * clips))
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.0, top=1 - 0.3 / (row_height * clips), hspace=0.3)
-    for axes, strip, title in zip(figure.subplots(clips, squeeze=False)[:, 0], strips, titles, strict=True):
-        axes.imshow(strip)
-        axes.axis("off")
-        axes.set_title(title, fontsize=8, loc="left")
+    gap, title_height = max(width // 16, 1), round(0.3 * width)  # pixels
+    # One image for all: matplotlib takes about 20 ms for each axes, so one axes per frame would be slow.
+    rows = np.full((clips, title_height + height, times, width + gap, 3), 255, np.uint8)
+    rows[:, title_height:, :, :width] = frames.transpose(0, 2, 1, 3, 4)
+    image = rows.reshape(clips * (title_height + height), -1, 3)[:, :-gap]
+    figure = Figure(figsize=(1.1 * times, 1.1 * times * image.shape[0] / image.shape[1]))
+    axes = figure.add_axes((0.01, 0.01, 0.98, 0.98))
+    axes.imshow(image)
+    axes.axis("off")
+    for clip, title in enumerate(titles):
+        axes.text(0, (clip + 0.5) * title_height + clip * height, title, fontsize=8, va="center")
     return figure
 
 
