@@ -113,7 +113,8 @@ def train_epoch(  # noqa: PLR0913  # the objects that live longer than an epoch
     accumulate = loader.source.grad_accum_steps
     metrics.reset()
     batches = metrics.timed(progress(loader, f"epoch {epoch + 1}/{cfg.optim.epochs}", world))
-    last = None
+    batch: Batch | None = None
+    out: dict[str, Tensor] = {}
     for step_in_epoch in range(loader.batch_index // accumulate, schedule.steps_per_epoch):
         # --- the training step ----------------------------------------------------------------------------------------
         for i in range(accumulate):
@@ -130,7 +131,6 @@ def train_epoch(  # noqa: PLR0913  # the objects that live longer than an epoch
         # --------------------------------------------------------------------------------------------------------------
         metrics.update_step(grad_norm)
         t.step += 1
-        last = LastBatch(batch, out)
         after_step()
         is_due = metrics.num_steps == cfg.run.log_interval or loader.batch_index == len(loader)
         asks_others = is_due or metrics.num_steps % metrics.sync_every == 0
@@ -144,7 +144,7 @@ def train_epoch(  # noqa: PLR0913  # the objects that live longer than an epoch
                 save_checkpoint(t)
     else:
         next(batches, None)  # there is none: the loader turns to the next epoch
-    return last
+    return LastBatch(batch, out) if batch else None
 
 
 def log_metrics(t: Training, row: dict[str, float], epoch: int, total_steps: int) -> None:

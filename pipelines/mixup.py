@@ -25,6 +25,7 @@ from utils import random_streams
 ERASE_AREA, ERASE_ASPECT = (0.02, 1 / 3), 0.3  # of an erased box: fraction of the frame, smallest height / width
 MAX_TRIES = 10  # to place an erased box
 NO_BOX = (0, 0, 0, 0)
+MIXUP = RandomMixUpV2()
 Box = tuple[int, int, int, int]  # top, left, bottom, right
 
 
@@ -102,7 +103,7 @@ def blend(video: torch.Tensor, partner_weight: np.ndarray) -> torch.Tensor:
         "mixup_pairs": torch.arange(len(video), device=video.device).flip(0),
         "mixup_lambdas": to_device(partner_weight.astype(np.float32), video.device),
     }
-    mixed = RandomMixUpV2().apply_transform(rearrange(video, "B C T H W -> B (C T) H W"), params)
+    mixed = MIXUP.apply_transform(rearrange(video, "B C T H W -> B (C T) H W"), params)
     return rearrange(mixed, "B (C T) H W -> B C T H W", C=video.shape[1])
 
 
