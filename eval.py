@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from configs import loading
-from configs.schema import Config
+from configs.schema import Config, Eval
 from evaluation.compare import compare_runs
 from evaluation.evaluate import evaluate, evaluate_pretraining
 from evaluation.features import Features, extract_features
@@ -36,17 +36,16 @@ from evaluation.report import write_report
 from evaluation.scores import Scores
 from evaluation.video import classify_video, classify_videos, score_video
 from networks import weights
-from pipelines.build_loader import build_eval_loader
 from pipelines.data.annotations import list_exists
-from pipelines.data.dataset import load_dataset, read_class_names
-from pipelines.loader import VideoLoader
+from pipelines.data.dataset import read_class_names
+from pipelines.loader import EvalVideoLoader
 from pipelines.sample_source import TooManyUnreadableVideos
 from pipelines.sliding_window import is_short
 from pipelines.storage import videos_below
 from training.run_dir import run_path
 from training.setup import build_network, init_from_pretrained
 from utils.cli import run_command
-from utils.device import choose_device, choose_dtype
+from utils.device import choose_device, choose_dtype, clip_dtype
 from utils.distributed import World
 
 
@@ -141,28 +140,26 @@ def load_run_dir(source: Path, overrides: Sequence[str]) -> tuple[Config, Config
     return cfg, saved_cfg, network, [names[index] for index in range(len(names))]
 
 
-def build_test_loader(run: EvalRun) -> VideoLoader:
-    """Read the test list, of a pre-training the validation list, and build its loader."""
+def build_test_loader(run: EvalRun) -> EvalVideoLoader:
+    """Read the test list, or of a pre-training the validation list (one center view), and build its loader."""
     data, is_test = run.cfg.data, run.cfg.task.name == "classify"
     path = data.test or data.val if is_test else data.val
     if not path:
         raise ValueError(f"data.{'test' if is_test else 'val'}: expected a list")
-    dataset = run.world.broadcast(
-        lambda: load_dataset(
-            path,
-            data.root,
-            class_subset=data.class_subset,
-            classes=run.classes,
-            max_per_class=data.eval_max_per_class,
-        )
-    )
-    test = run.cfg.eval if is_test else None
-    return build_eval_loader(
-        dataset, data, test, device=run.device, dtype=run.dtype, world=run.world, seed=run.cfg.run.seed
+    test = run.cfg.eval if is_test else Eval(num_clips=1, num_crops=1, batch_size=data.batch_size)
+    return EvalVideoLoader(
+        path,
+        data,
+        test,
+        device=run.device,
+        dtype=clip_dtype(run.dtype),
+        world=run.world,
+        seed=run.cfg.run.seed,
+        classes=run.classes,
     )
 
 
-def run_multi_view_test(run: EvalRun, loader: VideoLoader) -> str:
+def run_multi_view_test(run: EvalRun, loader: EvalVideoLoader) -> str:
     """Score the list and write all files of the test to RUN/eval/; return the lines to print."""
     output_dir = run.path / "eval" / eval_dir_name(run.cfg, run.saved_cfg)
     has_best = (run.path / "best").exists()
@@ -178,7 +175,7 @@ def run_multi_view_test(run: EvalRun, loader: VideoLoader) -> str:
     return text
 
 
-def write_test(run: EvalRun, loader: VideoLoader, scores: Scores, output_dir: Path) -> str:
+def write_test(run: EvalRun, loader: EvalVideoLoader, scores: Scores, output_dir: Path) -> str:
     """Write the report, the HTML page and, if asked for, attention.png; return the lines to print."""
     cfg, infos = run.cfg, loader.infos
     settings: dict[str, Any] = {

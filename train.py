@@ -23,8 +23,7 @@ from configs import loading
 from configs.schema import Config
 from evaluation.evaluate import evaluate, progress
 from networks import weights
-from pipelines.device_augment import build_transforms
-from pipelines.loader import Batch
+from pipelines.batch_loader import Batch
 from pipelines.sample_source import TooManyUnreadableVideos
 from pipelines.sampling.order import torch_seed
 from training.figures import draw_attention, draw_hog, draw_predictions
@@ -79,14 +78,13 @@ def train(cfg: Config) -> int:
     t.run_dir.log(f"{t.schedule.steps_per_epoch} steps per epoch, each of {step_text}")
 
     metrics, timer = StepMetrics(t.device), IntervalTimer(cfg.run.checkpoint_minutes)
-    transforms = build_transforms(cfg.data, len(t.classes))
     profile_dir = t.run_dir.path / "profile" if world.is_main else None
     stop = GracefulStop(single_process=world.size == 1)
     with stop, profile_steps(cfg.run.profile_steps, profile_dir, t.run_dir.log) as after_step:
         if checkpoint and t.step and not t.train_loader.batch_index and not world.broadcast(lambda: is_validated(t)):
             validate(t)  # the run was stopped between the end of the epoch and its validation
         for epoch in range(t.train_loader.epoch, cfg.optim.epochs):
-            last = train_epoch(t, epoch, total_steps, metrics, transforms, stop, timer, after_step)
+            last = train_epoch(t, epoch, total_steps, metrics, stop, timer, after_step)
             save_checkpoint(t)
             if stop.signal:
                 break
@@ -103,7 +101,6 @@ def train_epoch(  # noqa: PLR0913  # the objects that live longer than an epoch
     epoch: int,
     total_steps: int,
     metrics: StepMetrics,
-    transforms: Sequence[Callable[[Batch], Batch]],
     stop: GracefulStop,
     timer: IntervalTimer,
     after_step: Callable[[], None],
@@ -120,8 +117,6 @@ def train_epoch(  # noqa: PLR0913  # the objects that live longer than an epoch
         for i in range(accumulate):
             batch = next(batches)
             torch.manual_seed(torch_seed(cfg.run.seed, epoch, loader.batch_index, world.rank))  # of dropout
-            for transform in transforms:
-                batch = transform(batch)
             with sync_gradients(state.model, i + 1 == accumulate), autocast(t.device, t.dtype):
                 out = t.task(state.model, batch)
                 state.scaler.scale(out["loss"] / accumulate).backward()

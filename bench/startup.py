@@ -31,13 +31,11 @@ from bench.harness.runner import check_minimum, run_bench
 from bench.harness.system import process_tree_memory_mib, wait_until_idle
 from bench.harness.videos import VideoSettings
 from configs.schema import Data
-from pipelines.build_loader import build_train_loader
 from pipelines.data import cache
-from pipelines.data.dataset import load_dataset, read_list
+from pipelines.data.dataset import read_list
 from pipelines.data.metadata import build_index, cache_path
 from pipelines.decode.video_info import read_video_info
 from pipelines.loader import VideoLoader
-from utils.device import choose_device
 
 NUM_CLASSES = 400
 MAX_INDEXED = 10_000  # larger data sets get the metadata of the files that their links refer to
@@ -124,7 +122,7 @@ def measure(list_file: Path, paths: Sequence[str], settings: Settings) -> dict[s
         wait_until_idle()
         parts = time_list_and_index(list_file, index)
         before = time.perf_counter()
-        loader = build_train_loader(load_dataset(list_file), data, device=choose_device(settings.device))
+        loader = VideoLoader(list_file, data, device=settings.device)
         next(iter(loader))
         rounds.append({**parts, "start_s": time.perf_counter() - before})
     assert loader

@@ -13,7 +13,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,22 @@ def parse_config(text: str, source: str = "", overrides: Sequence[str] = ()) -> 
         if not equals:
             raise ValueError(f"'{override}': expected section.key=value, for instance optim.lr=1e-3")
         _set(values, key, value)
+    return _validate(values)
+
+
+def make_config(**sections: Mapping[str, Any]) -> Config:
+    """Build a configuration from keys and values of some sections, make_config(data={"num_frames": 16}).
+
+    Raises ValueError as load_config().
+    """
+    values: dict[str, dict[str, Any]] = {}
+    for section, entries in sections.items():
+        for key, value in sorted(entries.items(), key=lambda entry: entry[0] != "preset"):  # the others override it
+            _set(values, f"{section}.{key}", value)
+    return _validate(values)
+
+
+def _validate(values: Mapping[str, Mapping[str, Any]]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from configs.schema import Config
 from evaluation.partial import PartialScores
 from evaluation.scores import Scores
-from pipelines.loader import VideoLoader
+from pipelines.batch_loader import BatchLoader
 from training.figures import draw_hog
 from training.setup import build_task
 from training.tasks import MaskFeatTask, mean_loss
@@ -60,7 +60,7 @@ class ScoreTable:
 @torch.inference_mode()
 def evaluate(
     network: nn.Module,
-    loader: VideoLoader,
+    loader: BatchLoader,
     world: World,
     dtype: torch.dtype = torch.float32,
     *,
@@ -122,7 +122,7 @@ def _score_views(logits: Tensor, label: Tensor, num_clips: int, average: str) ->
     return after[:, -1] if average == "probs" else F.softmax(after[:, -1], dim=-1), correct
 
 
-def progress(loader: VideoLoader, description: str, world: World) -> tqdm:
+def progress(loader: BatchLoader, description: str, world: World) -> tqdm:
     """Wrap a loader in a progress bar on the terminal of the main process."""
     return tqdm(
         loader,
@@ -136,7 +136,7 @@ def progress(loader: VideoLoader, description: str, world: World) -> tqdm:
 
 
 def evaluate_pretraining(
-    cfg: Config, network: nn.Module, loader: VideoLoader, world: World, output_dir: Path, dtype: torch.dtype
+    cfg: Config, network: nn.Module, loader: BatchLoader, world: World, output_dir: Path, dtype: torch.dtype
 ) -> str:
     """Write MaskFeat's loss and predictions, summary.json and predictions.png; return the lines to print."""
     task = build_task(cfg.task, network)

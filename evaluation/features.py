@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from configs.schema import Eval
 from evaluation.evaluate import progress
-from pipelines.loader import Batch, VideoLoader
+from pipelines.batch_loader import Batch, BatchLoader
 from utils.device import autocast
 from utils.distributed import World
 
@@ -123,7 +123,7 @@ def extract(
     return torch.cat(indices), torch.cat(features)
 
 
-def extract_features(test: Eval, network: nn.Module, loader: VideoLoader, world: World, dtype: torch.dtype) -> str:
+def extract_features(test: Eval, network: nn.Module, loader: BatchLoader, world: World, dtype: torch.dtype) -> str:
     """Write the features of every video that can be read to eval.features_path; return the lines to print."""
     extract_clips = feature_extractor(network.eval(), test.feature_layer, test.feature_pool)
     parts = world.gather(extract(extract_clips, progress(loader, "features", world), loader.device, dtype))
@@ -132,6 +132,6 @@ def extract_features(test: Eval, network: nn.Module, loader: VideoLoader, world:
     videos = [loader.videos[i] for i in index[order].tolist()]
     if world.is_main:
         label = torch.tensor([video.label for video in videos])
-        Features(features[order], label, [video.path for video in videos]).save(Path(test.features_path))
+        Features(features[order], label, [video.name for video in videos]).save(Path(test.features_path))
     shape = "x".join(map(str, features.shape[1:]))
     return f"{len(videos)} of {len(loader.videos)} videos, {shape} features\nwritten: {test.features_path}"

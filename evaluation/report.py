@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from evaluation.scores import Scores, confusion_matrix, wilson_interval
+from pipelines.data.dataset import VideoEntry
 from utils.files import atomic_write_text, write_csv
 from utils.plotting import draw_confusion
 
@@ -47,13 +48,13 @@ class Report(NamedTuple):
 def write_report(
     output_dir: Path,
     scores: Scores,
-    videos: Sequence[tuple[str, int]],
+    videos: Sequence[VideoEntry],
     classes: Sequence[str],
     settings: Mapping[str, Any],
 ) -> Report:
     """Write summary.json, predictions.csv, per_class.csv, confusions.csv and confusion.png.
 
-    `videos` are (path, label). `settings` go into the summary: num_clips and num_crops at least.
+    `settings` go into the summary: num_clips and num_crops at least.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     columns, rows = _prediction_rows(scores, videos, classes)
@@ -109,24 +110,25 @@ def count_classes(scores: Scores, matrix: Tensor, classes: Sequence[str]) -> tup
 
 
 def _prediction_rows(
-    scores: Scores, videos: Sequence[tuple[str, int]], classes: Sequence[str]
+    scores: Scores, videos: Sequence[VideoEntry], classes: Sequence[str]
 ) -> tuple[list[str], list[list[str]]]:
     best = scores.probs.topk(min(5, len(classes)))
     rows = []
-    for i, (path, label) in enumerate(videos):
+    for i, video in enumerate(videos):
+        label = classes[video.label]
         if scores.scored[i]:
             predictions = zip(best.indices[i].tolist(), best.values[i].tolist(), strict=True)
             cells = [text for predicted, prob in predictions for text in (classes[predicted], f"{prob:.4f}")]
-            rows.append([path, classes[label], "scored", *cells])
+            rows.append([video.name, label, "scored", *cells])
         else:
-            rows.append([path, classes[label], f"failed: {scores.failed.get(i, 'unknown')}"])
+            rows.append([video.name, label, f"failed: {scores.failed.get(i, 'unknown')}"])
     numbers = range(1, best.indices.shape[1] + 1)
     return ["video", "label", "status", *(f"{what}{i}" for i in numbers for what in ("class", "score"))], rows
 
 
 def _lines(
     scores: Scores,
-    videos: Sequence[tuple[str, int]],
+    videos: Sequence[VideoEntry],
     summary: Mapping[str, Any],
     per_class: Sequence[ClassResult],
     confusions: Sequence[Confusion],
@@ -138,7 +140,7 @@ def _lines(
     lines = [
         f"test {views}: top-1 {top1:.2f} % (95 %: {low:.1f}-{high:.1f})  top-5 {top5:.2f} %",
         scores.coverage(),
-        *(f"  failed: {videos[index][0]}: {reason}" for index, reason in sorted(scores.failed.items())),
+        *(f"  failed: {videos[index].name}: {reason}" for index, reason in sorted(scores.failed.items())),
         "worst classes: " + ", ".join(f"{result.name} {result.correct}/{result.videos}" for result in worst),
     ]
     if confusions:

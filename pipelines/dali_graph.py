@@ -7,7 +7,9 @@ clips x crops in evaluation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +62,23 @@ def build_pipeline(pipeline: PipelineConfig, source: Callable[..., Any], batch: 
         )
         return video, on_device(pipeline, meta[_LABEL : _LABEL + 2]), meta
 
-    return define()
+    with _code_in_own_folder():
+        return define()
+
+
+@contextlib.contextmanager
+def _code_in_own_folder() -> Iterator[None]:
+    """Remove the Python files that DALI makes of a definition with conditions as soon as they are imported.
+
+    DALI removes them when the program exits; one that is killed would leave them in the temporary folder.
+    """
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory(prefix="clipline-") as folder:
+        tempfile.tempdir = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
 
 
 def external_inputs(pipeline: PipelineConfig, source: Callable[..., Any]) -> Any:

@@ -16,9 +16,10 @@ from kornia.enhance import solarize
 from kornia.filters import filter2d_separable, get_gaussian_kernel1d
 
 from configs.schema import Data
-from pipelines.loader import Batch
-from pipelines.mixup import BatchMixing, to_device
+from pipelines.batch_loader import Batch
+from pipelines.mixup import BatchMixing
 from utils import random_streams
+from utils.device import to_device
 
 SIGMA = (0.1, 2.0)  # of the blur, in pixels (SimCLR, appendix A)
 THRESHOLD = 128 / 255  # of solarization (BYOL, appendix B)

@@ -1,173 +1,336 @@
-"""Batches on the device: run a DALI pipeline, hand its buffers to torch without a copy, count unreadable videos.
+"""The loaders: a list of videos in, batches of normalized clips on the device out.
 
-dataset = load_dataset("train.csv")
-loader = build_train_loader(dataset, Data(image_size=112), device=torch.device("cuda"))
-for batch in loader:            # the rest of the current epoch
-    batch.video                 # (B, C, T, H, W), normalized, on the device; DALI's own buffer
+    from pipelines.loader import EvalVideoLoader, VideoLoader
+
+    with VideoLoader("train.csv", num_frames=16, frame_stride=4, image_size=224, batch_size=8) as loader:
+        for batch in loader:    # the rest of the current epoch
+            batch.video         # (B, C, T, H, W), normalized, on the device; DALI's own buffer
+            batch.label         # (B,)
+
+Every key of the configuration's section data is a keyword argument, with the schema's type, bounds and default.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from nvidia.dali import backend
 
-from pipelines.batch_decoder import BatchDecoder
-from pipelines.dali_graph import PipelineConfig
-from pipelines.data.dataset import VideoEntry
+from configs import loading
+from configs.schema import Config, Data, Eval
+from pipelines.batch_loader import BatchLoader
+from pipelines.dali_graph import PipelineConfig, mean_color
+from pipelines.dali_probe import probe_dali
+from pipelines.data.dataset import Dataset, load_dataset
+from pipelines.data.metadata import build_index, cache_path, coverage
+from pipelines.decode.decoder_choice import DaliSupport, DecoderPlan, describe_plan, plan_decoders
 from pipelines.decode.video_info import VideoInfo
-from pipelines.known_faults import UNREADABLE
-from pipelines.sample_source import SampleMeta, SampleSource, Status, TooManyUnreadableVideos
+from pipelines.device_augment import build_transforms
+from pipelines.known_faults import Faults
+from pipelines.sample_source import SampleSource, ViewSpec
 from pipelines.sampling import order
-from pipelines.storage import is_remote
+from pipelines.sampling.rand_augment import parse_policy
+from pipelines.sampling.spatial import short_side_pixels
+from utils.device import choose_device
+from utils.distributed import World, current_world, local_world_size
+from utils.shared_list import share
+
+Videos = str | Path | Dataset | Sequence[Any]  # a list file, a class folder, a data set, or entries in memory
+_LISTS = ("train", "val", "test")  # keys of the section data that name lists, which the loaders take as `videos`
+_VIEWS = ("preset", "num_clips", "clip_placement", "num_crops", "short_side", "batch_size")  # of the section eval
 
 
-class Batch(NamedTuple):
-    """A batch of clips. `video` is on the device, float16 or float32."""
+class VideoLoader(BatchLoader):
+    """Yield random clips of a training list, shuffled anew in each epoch: video (B, C, T, H, W), label (B,).
 
-    video: torch.Tensor  # train (B, C, T, H, W), repeats side by side; eval (B, V, C, T, H, W)
-    label: torch.Tensor  # (B,) int64; after mixing (B, num_classes) float32
-    sample_index: torch.Tensor  # (B,) int64, the line of the list; -1: not to be scored (padding or unreadable)
-    seeds: tuple[tuple[int, ...], ...]  # on the host: (seed, epoch, sample_index[, repeat]), for further random draws
+    `videos` is a list file, a folder with a folder per class, entries in memory ("a.mp4", label) or ("a.mp4", start,
+    end, label), or a Dataset. Keyword arguments are keys of the section data; `data` holds the values of the others.
+    `device` is auto, cpu, cuda or a torch.device; `dtype` float32 or float16. With torch.distributed initialized, each
+    rank gets its part of every batch; `world` says otherwise. `global_batch_size` is optim.global_batch_size: an epoch
+    then has whole optimizer steps. `classes` are the class names if they are not those of `videos`.
 
-    @property
-    def class_index(self) -> torch.Tensor:
-        """The classes (B,); of a mixed clip the one with the larger share."""
-        return self.label if self.label.ndim == 1 else self.label.argmax(-1)
-
-
-class VideoLoader:
-    """Iterate over epochs of a source.
-
-    `state_dict()` holds the epoch, the samples seen and the faults found, and restores the exact stream; on another
-    number of ranks the epoch continues with samples that it has not seen. `bad_videos` maps sample indices to the
-    reason why they could not be read: replaced in training, not scored in evaluation.
+    Prints what the list holds and who decodes it. Raises ValueError for a wrong argument, for a list without a
+    readable video, with more unreadable ones than max_unreadable allows, or with fewer videos than a step needs.
     """
 
-    def __init__(
-        self, source: SampleSource, pipeline: PipelineConfig, device: torch.device, max_unreadable: float = 1.0
+    def __init__(  # noqa: PLR0913
+        self,
+        videos: Videos,
+        data: Data | None = None,
+        *,
+        device: str | torch.device = "auto",
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+        world: World | None = None,
+        global_batch_size: int = 0,
+        classes: Sequence[str] | None = None,
+        **keys: Any,
     ):
-        self.device, self.max_unreadable = device, max_unreadable
-        self.epoch, self.batch_index = 0, 0
-        self.bad_videos: dict[int, str] = {}
-        self.decoder = BatchDecoder(source, pipeline, device)
-
-    @property
-    def source(self) -> SampleSource:
-        """The source that decides and reads the samples, also in worker processes."""
-        return self.decoder.source
-
-    @property
-    def pipeline(self) -> PipelineConfig:
-        """The configuration of the DALI pipeline."""
-        return self.decoder.pipeline
-
-    @property
-    def videos(self) -> Sequence[VideoEntry]:
-        """The videos of the list, in its order."""
-        return self.source.videos
-
-    @property
-    def infos(self) -> Sequence[VideoInfo]:
-        """The index entry of each video."""
-        return self.source.infos
-
-    def __len__(self) -> int:
-        """Count the batches per epoch."""
-        return self.source.num_batches
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches from the current one to the end of the epoch; DALI already works on the next epoch."""
-        while self.batch_index < len(self):
-            batch = self._batch(*self.decoder.decode(self.epoch * len(self) + self.batch_index))
-            self.batch_index += 1
-            yield batch
-        self.epoch, self.batch_index = self.epoch + 1, 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position in the run and what was found out about videos."""
-        # After the last batch and before the first of the next epoch the position is the same.
-        epochs, batch_index = divmod(self.batch_index, len(self))
-        s = self.source
-        faults = [[*fault, *self._file(fault[0])] for fault in s.faults.state()]
-        bad_videos = [[index, reason, *self._file(index)] for index, reason in sorted(self.bad_videos.items())]
-        seen = batch_index * s.batch_size * s.world.size
-        return {"epoch": self.epoch + epochs, "seen": seen, "faults": faults, "bad_videos": bad_videos}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where state_dict() was called."""
-        s = self.source
-        done = order.batches_done(state["seen"], s.batch_size, s.world.size, s.grad_accum_steps)
-        self.epoch, self.batch_index = (state["epoch"], done) if done < len(self) else (state["epoch"] + 1, 0)
-        # What was found out about a file holds while the same file is in the same line of the list.
-        s.faults.merge(
-            [
-                fault
-                for *fault, path, size, mtime_ns in state.get("faults", [])
-                if self._file(fault[0]) == [path, size, mtime_ns]
-            ]
+        data = _sections(data, None, keys, takes_views=False).data
+        run = _Run.choose(device, dtype, seed, world)
+        self.dataset = run.world.broadcast(
+            lambda: load_dataset(
+                videos,
+                data.root,
+                class_names=data.class_names,
+                class_subset=data.class_subset,
+                classes=classes,
+                max_per_class=data.max_per_class,
+            )
         )
-        for index, reason, *file in state.get("bad_videos", []):
-            if self._file(index) == file:
-                self.bad_videos[index] = reason
-        self.decoder.restart()
+        size = run.world.size
+        grad_accum_steps = order.grad_accum_steps(global_batch_size, data.batch_size, size)
+        batch_size = data.batch_size // data.aug_repeats
+        source = _build_source(self.dataset, data, _train_views(data), run, batch_size, grad_accum_steps)
+        super().__init__(
+            source,
+            _pipeline_config(source, data, run),
+            run.device,
+            max_unreadable=data.max_unreadable,
+            transforms=build_transforms(data, len(self.dataset.classes)),
+            targets=self.dataset.targets,
+        )
+        self._check_enough(data, global_batch_size)
 
-    def _file(self, index: int) -> list[Any]:
-        """Return path, size and mtime of a video as it was indexed; an empty list if there is no such index."""
-        if index >= len(self.infos):
-            return []
-        info = self.infos[index]
-        return [info.path, info.size, info.mtime_ns]
+    @property
+    def classes(self) -> list[str]:
+        """The class names, by label; empty if the labels are no classes."""
+        return self.dataset.classes
 
-    def release_memory(self) -> None:
-        """Return the GPU memory that DALI holds and does not use: its pools grow with the largest batch, and torch
-        cannot use them."""
-        if self.device.type == "cuda":
-            backend.ReleaseUnusedMemory()  # type: ignore[attr-defined]  # DALI's stubs leave it out
-
-    def share_faults(self) -> None:
-        """Tell all ranks what each has found out about its videos. All of them call it together.
-
-        Raises TooManyUnreadableVideos, in training, for more bad videos than `max_unreadable` allows.
-        """
-        for bad_videos, faults in self.source.world.gather((dict(self.bad_videos), self.source.faults.state())):
-            self.add_bad_videos(bad_videos)
-            self.source.faults.merge(faults)
-
-    def add_bad_videos(self, reasons: Mapping[int, str]) -> None:
-        """Note sample indices and reasons, also those of other processes. Raises as share_faults()."""
-        self.bad_videos.update(reasons)
-        if self.source.views.train and len(self.bad_videos) > self.max_unreadable * len(self.videos):
-            lines = "\n".join(f"  {self.videos[i].path}: {reason}" for i, reason in sorted(self.bad_videos.items()))
-            raise TooManyUnreadableVideos(
-                f"{len(self.bad_videos)} of {len(self.videos)} videos cannot be read, more than "
-                f"data.max_unreadable={self.max_unreadable} allows:\n{lines}"
+    def _check_enough(self, data: Data, global_batch_size: int) -> None:
+        """Raise ValueError if too few videos can be read, or fewer than a step needs."""
+        path, unusable = self.dataset.path, [info for info in self.infos if info.error]
+        if len(unusable) > data.max_unreadable * len(self.infos):
+            raise ValueError(
+                f"{path}: {len(unusable)} of its {len(self.infos)} videos cannot be read, more than "
+                f"data.max_unreadable={data.max_unreadable} allows; the first: {unusable[0].path}: "
+                f"{unusable[0].error} (python -m pipelines.index {path} names all)"
+            )
+        if not len(self):
+            steps = self.source.grad_accum_steps
+            times = f", {steps} times (optim.global_batch_size={global_batch_size})" * (steps > 1)
+            raise ValueError(
+                f"{path}: {len(self.infos)} videos do not fill one step of data.batch_size={data.batch_size} "
+                f"on {self.source.world.size} process(es){times}"
             )
 
-    def _batch(self, video: torch.Tensor, numbers: torch.Tensor, meta_rows: np.ndarray) -> Batch:
-        v, metas = self.source.views, [SampleMeta(*row) for row in meta_rows.tolist()]
-        for slot, meta in enumerate(metas):
-            if meta.status in (Status.REPLACED, Status.FAILED):
-                self._note_bad_video(meta.sample_index, meta.batch_index)
-            if meta.rotation:  # few videos are rotated, so the DALI pipeline need not know about it
-                for number, view in enumerate(torch.rot90(video[slot], meta.rotation, (-2, -1))):
-                    video[slot, number] = view.flip(-1) if meta.mirror >> number & 1 else view
-        if v.train:
-            video = video.flatten(0, 1)
-            metas = [meta for meta in metas for _ in range(v.aug_repeats)]
-            numbers = numbers.repeat_interleave(v.aug_repeats, 0) if v.aug_repeats > 1 else numbers
-        seeds = (
-            (self.source.seed, meta.batch_index // len(self) if v.train else 0, meta.sample_index, i % v.aug_repeats)
-            for i, meta in enumerate(metas)
-        )
-        label, scored_index = numbers.unbind(1)
-        return Batch(video, label, scored_index, tuple(seed if v.aug_repeats > 1 else seed[:3] for seed in seeds))
 
-    def _note_bad_video(self, index: int, batch_index: int) -> None:
-        if index not in self.bad_videos:
-            self.add_bad_videos({index: self.source.reason(index)})
-        if not is_remote(self.videos[index].path):  # at an address the network may have been the reason
-            self.source.faults.add(index, UNREADABLE, batch_index)
+class EvalVideoLoader(BatchLoader):
+    """Yield the views of each video of a test list, once and in order: video (B, V, C, T, H, W), label (B,).
+
+    V = num_clips x num_crops; view c * num_crops + k is crop k of clip c. Keyword arguments are keys of the section
+    data and, of the section eval, preset, num_clips, clip_placement, num_crops, short_side and batch_size (videos per
+    batch); `data` and `test` hold the values of the others. Nothing is random, so keys of the augmentation have no
+    effect. `classes` are those of training (`VideoLoader.classes`), whose numbers the labels are. The other arguments
+    are VideoLoader's. sample_index is -1 for what must not be scored: padding of the last batch, unreadable videos.
+
+    Prints what the list holds and who decodes it. Raises ValueError for a wrong argument and for a list without a
+    readable video.
+    """
+
+    def __init__(  # noqa: PLR0913
+        self,
+        videos: Videos,
+        data: Data | None = None,
+        test: Eval | None = None,
+        *,
+        device: str | torch.device = "auto",
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+        world: World | None = None,
+        classes: Sequence[str] | None = None,
+        **keys: Any,
+    ):
+        cfg = _sections(data, test, keys, takes_views=True)
+        data, test = cfg.data, cfg.eval
+        run = _Run.choose(device, dtype, seed, world)
+        self.dataset = run.world.broadcast(
+            lambda: load_dataset(
+                videos,
+                data.root,
+                class_names=data.class_names,
+                class_subset=data.class_subset,
+                classes=classes,
+                max_per_class=data.eval_max_per_class,
+            )
+        )
+        source = _build_source(self.dataset, data, _eval_views(data, test), run, test.batch_size)
+        super().__init__(source, _pipeline_config(source, data, run), run.device, targets=self.dataset.targets)
+
+    @property
+    def classes(self) -> list[str]:
+        """The class names, by label; empty if the labels are no classes."""
+        return self.dataset.classes
+
+
+class _Run(NamedTuple):
+    """Where and how precisely batches are made."""
+
+    device: torch.device
+    dtype: torch.dtype
+    seed: int
+    world: World
+
+    @staticmethod
+    def choose(device: str | torch.device, dtype: torch.dtype, seed: int, world: World | None) -> _Run:
+        """Check the arguments. Raises ValueError that names the wrong one."""
+        world = world or current_world()
+        if isinstance(device, str):
+            device = choose_device(device, world.local_rank)
+        if dtype not in (torch.float32, torch.float16):
+            raise ValueError(f"dtype={dtype}: expected torch.float32 or torch.float16, which DALI writes")
+        if not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"seed={seed}: expected a whole number, 0 or more")
+        return _Run(device, dtype, seed, world)
+
+
+def _sections(data: Data | None, test: Eval | None, keys: Mapping[str, Any], takes_views: bool) -> Config:
+    """Return the configuration in which keyword arguments have replaced keys of the section data (or eval: _VIEWS).
+
+    Raises ValueError for an unknown argument, with the nearest known one, and for a value that does not fit.
+    """
+    values, views = dict(data.model_dump() if data else {}), test.model_dump() if test else {}
+    for key, value in keys.items():
+        if key in _LISTS:
+            raise ValueError(f"{key}={value}: expected the list as the first argument")
+        if takes_views and key in _VIEWS:
+            views[key] = value
+        else:
+            values[key] = value
+    return loading.make_config(data=values, eval=views if takes_views else {"num_crops": 1})
+
+
+def _train_views(data: Data) -> ViewSpec:
+    return ViewSpec(
+        train=True,
+        crop_scale=data.crop_scale,
+        crop_ratio=data.crop_ratio,
+        short_side_range=data.short_side_range,
+        hflip=data.hflip,
+        augment=parse_policy(data.rand_augment, data.color_jitter, data.grayscale),
+        aug_repeats=data.aug_repeats,
+        **_frames_and_size(data),
+    )
+
+
+def _eval_views(data: Data, test: Eval) -> ViewSpec:
+    return ViewSpec(
+        train=False,
+        num_clips=test.num_clips,
+        clip_placement=test.clip_placement,
+        num_crops=test.num_crops,
+        short_side=short_side_pixels(test.short_side, data.image_size),
+        **_frames_and_size(data),
+    )
+
+
+def _frames_and_size(data: Data) -> dict[str, Any]:
+    """Return the arguments of ViewSpec that training and evaluation share."""
+    keys = ("num_frames", "frame_stride", "image_size", "short_clip", "fps", "sampling", "snap_to_keyframes", "crop")
+    return {key: getattr(data, key) for key in keys}
+
+
+def _build_source(
+    dataset: Dataset, data: Data, views: ViewSpec, run: _Run, batch_size: int, grad_accum_steps: int = 1
+) -> SampleSource:
+    """Index the list, decide who decodes what, and say so; return what workers need to read the samples."""
+    world = run.world
+    infos = world.broadcast(lambda: build_index(dataset.videos, cache_path(dataset.path)))
+    readable = [info for info in infos if not info.error]
+    if not readable:
+        first = f"{infos[0].path}: {infos[0].error}"
+        raise ValueError(f"{dataset.path}: none of its {len(infos)} videos can be read; the first: {first}")
+    decoders, dali = _plan(readable, data, run.device, world)
+    num_batches = order.batches_per_epoch(
+        len(infos), batch_size, world.size, train=views.train, grad_accum_steps=grad_accum_steps
+    )
+    source = SampleSource(
+        videos=share(dataset.videos),
+        infos=share(infos),
+        views=views,
+        batch_size=batch_size,
+        seed=run.seed,
+        world=world,
+        decoders=decoders,
+        faults=Faults(len(infos), max(num_batches, 1), world.rank),
+        fill=mean_color(data.mean),
+        decode_timeout=data.decode_timeout,
+        grad_accum_steps=grad_accum_steps,
+    )
+    if world.is_main:
+        who = describe_plan(readable, decoders, data.decoder, dali)
+        print(f"{dataset.path}: {describe(dataset, infos)}; decoder: {who}", flush=True)
+        _print_notes(dataset, source, readable)
+    return source
+
+
+def _pipeline_config(source: SampleSource, data: Data, run: _Run) -> PipelineConfig:
+    return PipelineConfig(
+        views=source.views,
+        uses_dali=source.decoders.uses_dali,
+        mean=data.mean,
+        std=data.std,
+        dtype="float32" if run.dtype is torch.float32 else "float16",
+        device_id=run.world.local_rank if run.device.type == "cuda" else None,
+        num_threads=dali_threads(data.dali_threads, source.decoders),
+        prefetch=data.prefetch,
+        num_workers=data.num_workers,
+    )
+
+
+def _plan(
+    infos: Sequence[VideoInfo], data: Data, device: torch.device, world: World
+) -> tuple[DecoderPlan, DaliSupport]:
+    """Decide who decodes what. Every rank decodes as the first one does, unless a card cannot: then none uses NVDEC."""
+    dali = max(world.gather(probe_dali(device)), key=lambda support: bool(support.problem))
+    cores = max(1, min(data.num_workers, len(os.sched_getaffinity(0)) // local_world_size()))
+    return world.broadcast(lambda: plan_decoders(infos, data.decoder, data.pyav_share, dali, cores)), dali
+
+
+def dali_threads(wanted: int | str, decoders: DecoderPlan) -> int:
+    """Turn data.dali_threads into a number.
+
+    auto: a thread of DALI waits for each frame that NVDEC decodes, so two keep an engine busy; on a CPU one per core,
+    at most four.
+    """
+    if wanted != "auto":
+        return int(wanted)
+    engines = max((limits.engines for limits in decoders.capabilities.values()), default=1)
+    return 2 * engines if engines > 1 else min(4, len(os.sched_getaffinity(0)))
+
+
+def describe(dataset: Dataset, infos: Sequence[VideoInfo]) -> str:
+    """Describe a list in one line: its coverage, and the number of classes that occur."""
+    if dataset.targets is not None:
+        return f"{coverage(infos)}, labels of shape {dataset.targets.shape[1:]}"
+    return f"{coverage(infos)}, {len({video.label for video in dataset.videos})} classes"
+
+
+def _print_notes(dataset: Dataset, source: SampleSource, readable: Sequence[VideoInfo]) -> None:
+    sequential = [info.path for info in readable if info.proof == "sequential"]
+    if sequential:
+        print(
+            f"{dataset.path}: {len(sequential)} videos are decoded from their first frame, as nothing tells where "
+            f"decoding can start (python -m pipelines.prepare makes them quick to read); the first: {sequential[0]}"
+        )
+    if source.views.snap_to_keyframes:
+        print(f"{dataset.path}: {describe_snap(source)}", flush=True)
+
+
+def describe_snap(source: SampleSource, limit: int = 1000) -> str:
+    """Say how far frames are moved to key frames, over the first `limit` readable videos."""
+    free = dataclasses.replace(source, views=dataclasses.replace(source.views, snap_to_keyframes=False))
+    shifts, on_keyframe = [], []
+    readable = (entry for entry in enumerate(source.infos) if not entry[1].error)
+    for index, info in itertools.islice(readable, limit):
+        snapped, unsnapped = (s.choose_frames(index, order.sample_rng(s.seed, 0, index)) for s in (source, free))
+        shifts.append(np.abs(snapped - unsnapped).ravel())
+        on_keyframe.append(np.isin(snapped, info.keyframes).ravel())
+    shift, percent = np.concatenate(shifts), 100 * np.concatenate(on_keyframe).mean()
+    return f"frames moved by {shift.mean():.2f} on average, {shift.max()} at most; {percent:.1f} % are key frames"

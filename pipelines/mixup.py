@@ -19,8 +19,9 @@ from einops import rearrange
 from kornia.augmentation import RandomMixUpV2
 from kornia.geometry.bbox import bbox_generator, bbox_to_mask
 
-from pipelines.loader import Batch
+from pipelines.batch_loader import Batch
 from utils import random_streams
+from utils.device import to_device
 
 ERASE_AREA, ERASE_ASPECT = (0.02, 1 / 3), 0.3  # of an erased box: fraction of the frame, smallest height / width
 MAX_TRIES = 10  # to place an erased box
@@ -76,10 +77,14 @@ class BatchMixing:
             mixed = blend(video, partner_weight)
         if self.cutmix:
             mixed = torch.where(box_mask(cut_boxes, video), video.flip(0), mixed)
-        lam_on_device = to_device(lam.astype(np.float32), video.device)[:, None]
-        label = F.one_hot(batch.label, self.num_classes).float() * lam_on_device
-        label = label + F.one_hot(batch.label.flip(0), self.num_classes) * (1 - lam_on_device)
-        return batch._replace(video=mixed, label=label)
+        lam_on_device = to_device(lam.astype(np.float32), video.device)
+        return batch._replace(video=mixed, label=self.mix_labels(batch.label, lam_on_device))
+
+    def mix_labels(self, label: torch.Tensor, lam: torch.Tensor) -> torch.Tensor:
+        """Mix class indices (B,), or targets (B, ...), with those of the partners by lam (B,)."""
+        target = label if label.is_floating_point() else F.one_hot(label, self.num_classes).float()
+        lam = lam.view(-1, *[1] * (target.ndim - 1))
+        return target * lam + target.flip(0) * (1 - lam)
 
     def draw(self, seed: tuple[int, ...], height: int, width: int) -> Mixing:
         """Draw the parameters of a clip with frames of a size."""
@@ -136,9 +141,3 @@ def box_mask(boxes: np.ndarray, video: torch.Tensor) -> torch.Tensor:
     top, left, bottom, right = to_device(boxes.astype(np.float32), video.device).unbind(1)
     corners = bbox_generator(left, top, right - left, bottom - top)
     return bbox_to_mask(corners, width, height).bool()[:, None, None]
-
-
-def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Copy an array to the device without waiting for it."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -20,6 +20,7 @@ stopped. The exit status is 1 if a video could not be prepared; those videos are
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -115,7 +116,7 @@ class Plan(NamedTuple):
     """The files to write, and the list to write of them."""
 
     targets: dict[str, str]  # source path -> path of the prepared file
-    lines: list[tuple[str, str]]  # (path below the target folder, label), in the order of the source list
+    lines: list[tuple[str, ...]]  # path below the target folder, start and end if it has them, label; in its order
 
 
 def plan_targets(source: str, folder: Path, root: str) -> Plan:
@@ -134,7 +135,8 @@ def plan_targets(source: str, folder: Path, root: str) -> Plan:
                 name = f"{relative}.mp4"
             names.add(name)
             targets[video.path] = str(folder / name)
-        lines.append((os.path.relpath(targets[video.path], folder), entry.label))
+        interval = () if math.isinf(video.end) else (f"{video.start:g}", f"{video.end:g}")
+        lines.append((os.path.relpath(targets[video.path], folder), *interval, entry.label))
     return Plan(targets, lines)
 
 
@@ -251,9 +253,9 @@ def _measure_decoding(paths: Sequence[str], size: int) -> DecodingCost:
     return DecodingCost(num_decoded / len(paths), len(paths) / seconds)
 
 
-def write_list(path: Path, lines: Sequence[tuple[str, str]]) -> None:
-    """Write a list of paths and labels, separated by tabs."""
-    text = "".join(f"{video}\t{label}\n" for video, label in lines)
+def write_list(path: Path, lines: Sequence[tuple[str, ...]]) -> None:
+    """Write a list, its columns separated by tabs."""
+    text = "".join("\t".join(line) + "\n" for line in lines)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
@@ -282,7 +284,7 @@ def prepare_list(arguments: Sequence[str]) -> int:
     if not os.path.isdir(source):
         list_path = folder / Path(cache_stem(os.path.basename(source))).with_suffix(".txt").name
         names = {os.path.relpath(video.target, folder) for video in good}
-        write_list(list_path, [(name, label) for name, label in lines if name in names])
+        write_list(list_path, [line for line in lines if line[0] in names])
         print(f"written: {list_path}")
     for video in bad:
         print(f"{video.path}: {video.error}")

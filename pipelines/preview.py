@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 
 from configs import loading
 from configs.schema import Config
-from pipelines.build_loader import build_train_loader
-from pipelines.data.dataset import load_dataset
-from pipelines.device_augment import build_transforms
+from pipelines.loader import VideoLoader
 from pipelines.sample_source import TooManyUnreadableVideos
 from utils.cli import run_command
 from utils.plotting import denormalize, draw_strips
@@ -26,25 +25,22 @@ from utils.plotting import denormalize, draw_strips
 
 def draw_before_and_after(cfg: Config, num_clips: int) -> Figure:
     """Draw the first training clips of a configuration: the whole frames, and what the network gets of them."""
-    data, cpu = cfg.data, torch.device("cpu")
-    dataset = load_dataset(
-        data.train,
-        data.root,
-        class_names=data.class_names,
-        class_subset=data.class_subset,
-        max_per_class=data.max_per_class,
-    )
-    plain = {"crop": "letterbox", "hflip": 0.0, "rand_augment": "", "color_jitter": 0.0, "grayscale": 0.0}
-    before, after = (
-        next(iter(build_train_loader(dataset, d, device=cpu, seed=cfg.run.seed, global_batch_size=0)))
-        for d in (data.model_copy(update=plain), data)
-    )
-    for transform in build_transforms(data, len(dataset.classes)):
-        after = transform(after)
+    data = cfg.data
+    plain: dict[str, Any] = {
+        "crop": "letterbox",
+        "hflip": 0.0,
+        "rand_augment": "",
+        "color_jitter": 0.0,
+        "grayscale": 0.0,
+    }
+    plain |= dict.fromkeys(("mixup", "cutmix", "random_erasing", "blur", "solarize"), 0.0)
+    loaders = [VideoLoader(data.train, data, device="cpu", seed=cfg.run.seed, **keys) for keys in (plain, {})]
+    before, after = (next(iter(loader)) for loader in loaders)
+    classes = loaders[0].classes
     video = torch.stack([before.video[:num_clips], after.video[:num_clips]], dim=1).flatten(0, 1)
     titles = []
     for index in after.class_index[:num_clips].tolist():
-        titles += [f"{dataset.classes[index]}: the frames", "what the network gets"]
+        titles += [f"{classes[index]}: the frames", "what the network gets"]
     return draw_strips(denormalize(video, data.mean, data.std), titles)
 
 

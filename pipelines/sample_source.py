@@ -199,22 +199,30 @@ class SampleSource:
         return "the decoder failed on it"
 
     def choose_frames(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        """Choose frame numbers (clips, frames); training draws them."""
-        v, info = self.views, self.infos[index]
+        """Choose frame numbers (clips, frames) inside the entry's part of the video; training draws them.
+
+        Raises ValueError if the video ends before that part begins.
+        """
+        v, info, entry = self.views, self.infos[index], self.videos[index]
+        try:
+            first, count = temporal.frames_between(info.num_frames, info.fps, entry.start, entry.end, info.frame_times)
+        except ValueError as error:
+            raise ValueError(f"{entry.path}: {error}") from None
         stride = temporal.stride_in_frames(v.frame_stride, v.fps, info.fps)
         if v.sampling == "tsn":
-            stride = info.num_frames / v.num_frames
+            stride = count / v.num_frames
             if v.train:
-                frames = temporal.random_segments(info.num_frames, v.num_frames, rng)[None]
+                frames = temporal.random_segments(count, v.num_frames, rng)[None]
             else:
-                frames = temporal.uniform_segments(info.num_frames, v.num_frames, v.num_clips)
+                frames = temporal.uniform_segments(count, v.num_frames, v.num_clips)
         elif v.train:
-            frames = temporal.random_clip(info.num_frames, v.num_frames, stride, v.short_clip, rng)[None]
+            frames = temporal.random_clip(count, v.num_frames, stride, v.short_clip, rng)[None]
         else:
-            frames = temporal.uniform_clips(
-                info.num_frames, v.num_frames, stride, v.num_clips, v.short_clip, v.clip_placement
-            )
-        return temporal.snap_to_keyframes(frames, info.keyframes, stride / 2) if v.snap_to_keyframes else frames
+            frames = temporal.uniform_clips(count, v.num_frames, stride, v.num_clips, v.short_clip, v.clip_placement)
+        if v.snap_to_keyframes:
+            keyframes = [frame - first for frame in info.keyframes if 0 <= frame - first < count]
+            frames = temporal.snap_to_keyframes(frames, keyframes, stride / 2)
+        return frames + first
 
     def choose_box(self, index: int, rng: np.random.Generator) -> np.ndarray:
         """Draw the box (4,) of a training clip, or return that of the whole frame."""

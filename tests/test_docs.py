@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import train as train_command
 from configs import loading
@@ -99,8 +100,13 @@ def test_python_in_loader_page_yields_batches(clips_folder, tmp_path, monkeypatc
             video.unlink()
     clips_folder(tmp_path, 9)
     monkeypatch.chdir(tmp_path)
-    (code,) = code_blocks(ROOT / "docs" / "loader.md", "python")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first, memory = code_blocks(ROOT / "docs" / "loader.md", "python")
     variables: dict = {}
-    exec(compile(code.replace("image_size=112", "image_size=32, num_workers=0"), "loader.md", "exec"), variables)
+    for code in (first, memory):
+        code = code.replace("image_size=112", "image_size=32, num_workers=0")
+        exec(compile(code, "loader.md", "exec"), variables)
     assert variables["position"]["epoch"] == 2 and variables["batch"].video.shape[:2] == (1, 12)
     assert variables["scored"].all()
+    labels = [next(iter(loader)).label for loader in variables["loaders"]]
+    assert [label.dtype for label in labels] == [torch.int64, torch.int64, torch.float32]

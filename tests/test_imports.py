@@ -32,10 +32,10 @@ STEPS = (
     ("pipelines.dali_workers",),
     ("pipelines.dali_graph", "pipelines.dali_probe"),
     ("pipelines.batch_decoder", "pipelines.dali_verify"),
-    ("pipelines.loader",),
-    ("pipelines.build_loader",),
+    ("pipelines.batch_loader",),
     ("pipelines.mixup", "pipelines.sliding_window"),
     ("pipelines.device_augment",),
+    ("pipelines.loader",),
     ("pipelines.index", "pipelines.prepare", "pipelines.synthetic", "pipelines.preview"),
 )
 COMMANDS = {"train", "eval", *STEPS[-1]}

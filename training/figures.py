@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from networks.attention_maps import attention_saliency
 from networks.hog import draw_cells
-from pipelines.loader import Batch
+from pipelines.batch_loader import Batch
 from training.tasks import SeededClips
 from utils.plotting import denormalize, draw_rows, draw_strips, overlay_heatmap
 

@@ -8,7 +8,7 @@ import torch
 
 from configs import loading
 from configs.schema import Config
-from pipelines.loader import VideoLoader
+from pipelines.loader import EvalVideoLoader, VideoLoader
 from training.run_dir import RunDir
 from training.schedule import Schedule
 from training.setup import (
@@ -37,7 +37,7 @@ class Training:
     dtype: torch.dtype
     classes: list[str]
     train_loader: VideoLoader
-    val_loader: VideoLoader | None
+    val_loader: EvalVideoLoader | None
     state: TrainState
     task: Classify | MaskFeatTask
     schedule: Schedule
@@ -60,7 +60,8 @@ def set_up(cfg: Config, world: World) -> tuple[Training, Checkpoint | None, str]
     if checkpoint and cfg.data.pyav_share == "auto":  # keep what was chosen when the run began
         share = loading.parse_config(checkpoint[1].get("config", "")).data.pyav_share
         cfg = loading.replace_values(cfg, "data", pyav_share=share)
-    data, classes, train_loader, val_loader = cfg.data, *build_loaders(cfg, device, dtype, world)
+    data, (train_loader, val_loader) = cfg.data, build_loaders(cfg, device, dtype, world)
+    classes = train_loader.classes
     if data.decoder in ("auto", "both") and train_loader.source.decoders.uses_dali:
         cfg = loading.replace_values(cfg, "data", pyav_share=train_loader.source.decoders.pyav_share)
 
@@ -122,4 +123,4 @@ def save_checkpoint(t: Training) -> None:
     loader.share_faults()
     position = {"loader": loader.state_dict(), "step": t.step, "config": loading.dump_config(t.cfg)}
     t.run_dir.save_last({**t.state.state_dict(), **position})
-    t.run_dir.write_bad_videos((loader.videos[index].path, why) for index, why in sorted(loader.bad_videos.items()))
+    t.run_dir.write_bad_videos((loader.videos[index].name, why) for index, why in sorted(loader.bad_videos.items()))

@@ -11,12 +11,10 @@ from timm.layers import DropPath
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from configs.schema import NO_CUDA_GRAPHS, Config, Model, Task
+from configs.schema import NO_CUDA_GRAPHS, Config, Eval, Model, Task
 from networks import PRETRAINING, VARIANTS, build, weights
 from networks.maskfeat import MaskFeat
-from pipelines.build_loader import build_eval_loader, build_train_loader
-from pipelines.data.dataset import load_dataset
-from pipelines.loader import VideoLoader
+from pipelines.loader import EvalVideoLoader, VideoLoader
 from training.optimizers import build_optimizer
 from training.parallel import distribute
 from training.run_dir import find_checkpoint
@@ -24,6 +22,7 @@ from training.schedule import Schedule
 from training.state import TrainState
 from training.tasks import Classify, MaskFeatTask
 from utils.checkpoint_io import load_checkpoint
+from utils.device import clip_dtype
 from utils.distributed import World
 
 Checkpoint = tuple[Path, dict[str, Any]]  # its path and its content
@@ -38,42 +37,17 @@ def load_resume_checkpoint(cfg: Config, world: World) -> Checkpoint | None:
 
 def build_loaders(
     cfg: Config, device: torch.device, dtype: torch.dtype, world: World
-) -> tuple[list[str], VideoLoader, VideoLoader | None]:
-    """Read the training and the validation list; return the class names and the loaders."""
+) -> tuple[VideoLoader, EvalVideoLoader | None]:
+    """Read the training and the validation list, of which one center view per video is scored."""
     data = cfg.data
     if not data.train:
         raise ValueError("data.train: expected a training list, or a folder with one folder per class")
-    train_set = world.broadcast(
-        lambda: load_dataset(
-            data.train,
-            data.root,
-            class_names=data.class_names,
-            class_subset=data.class_subset,
-            max_per_class=data.max_per_class,
-        )
-    )
-    train_loader = build_train_loader(
-        train_set,
-        data,
-        device=device,
-        dtype=dtype,
-        world=world,
-        seed=cfg.run.seed,
-        global_batch_size=cfg.optim.global_batch_size,
-    )
+    shared: dict[str, Any] = {"device": device, "dtype": clip_dtype(dtype), "world": world, "seed": cfg.run.seed}
+    train_loader = VideoLoader(data.train, data, global_batch_size=cfg.optim.global_batch_size, **shared)
     if not data.val:
-        return train_set.classes, train_loader, None
-    val_set = world.broadcast(
-        lambda: load_dataset(
-            data.val,
-            data.root,
-            class_subset=data.class_subset,
-            classes=train_set.classes,
-            max_per_class=data.eval_max_per_class,
-        )
-    )
-    val_loader = build_eval_loader(val_set, data, device=device, dtype=dtype, world=world, seed=cfg.run.seed)
-    return train_set.classes, train_loader, val_loader
+        return train_loader, None
+    center = Eval(num_clips=1, num_crops=1, batch_size=data.batch_size)
+    return train_loader, EvalVideoLoader(data.val, data, center, classes=train_loader.classes, **shared)
 
 
 def build_network(cfg: Config, num_classes: int) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 
+import numpy as np
 import torch
 
 NVIDIA_DEVICES = "/dev/nvidia[0-9]*"
@@ -38,3 +39,14 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" else "fp32"
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+
+
+def clip_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the clips for a forward pass in `dtype`: DALI writes float32 and float16, no bfloat16."""
+    return torch.float32 if dtype is torch.float32 else torch.float16
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Copy an array to the device without waiting for it."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

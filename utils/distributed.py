@@ -57,6 +57,25 @@ class World:
         return values
 
 
+def current_world() -> World:
+    """Return this process's place in torch.distributed; if that is not initialized, the world of a single process.
+
+    Raises ValueError if torchrun has started several processes, since each of them would read everything.
+    """
+    import torch.distributed  # here, because decode workers import this module and must stay free of torch
+
+    world = World.from_env()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return World(rank, int(os.environ.get("LOCAL_RANK", rank)), size)
+    if world.size > 1:
+        raise ValueError(
+            f"WORLD_SIZE={world.size}, but torch.distributed is not initialized: call "
+            "torch.distributed.init_process_group() first, or pass world=World() to read everything in each process"
+        )
+    return World()
+
+
 def local_world_size() -> int:
     """Return the number of the run's processes on this machine, from LOCAL_WORLD_SIZE, which torchrun sets."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -14,10 +14,8 @@ from nvidia.dali import fn, pipeline_def, types
 
 from bench.baselines import loaders, thread_loaders
 from bench.baselines.loaders import DrawnClip
-from configs import loading
-from pipelines.build_loader import build_train_loader
+from pipelines.batch_loader import BatchLoader
 from pipelines.dali_probe import probe_dali
-from pipelines.data.dataset import load_dataset
 from pipelines.decode import nvdec
 from pipelines.decode.decoder_choice import DecoderPlan
 from pipelines.loader import VideoLoader
@@ -58,8 +56,7 @@ def clipline_loader(
     folder.mkdir(parents=True, exist_ok=True)
     list_file = folder / "train.txt"
     list_file.write_text("".join(f"{os.path.abspath(paths[i % len(paths)])} 0\n" for i in range(num_clips)))
-    data = loading.load_config(None, [f"data.{key}={value}" for key, value in data_keys.items()]).data
-    return build_train_loader(load_dataset(list_file), data, device=device, dtype=dtype, seed=seed)
+    return VideoLoader(list_file, device=device, dtype=dtype, seed=seed, **data_keys)
 
 
 def decoder_name(decoders: DecoderPlan) -> str:
@@ -69,7 +66,7 @@ def decoder_name(decoders: DecoderPlan) -> str:
     return "both" if decoders.pyav_share else "dali"
 
 
-def with_source(loader: VideoLoader, source: ClipSource) -> VideoLoader | None:
+def with_source(loader: VideoLoader, source: ClipSource) -> BatchLoader | None:
     """Return the loader with a single decoder, trimming or not; None if DALI cannot decode these files here."""
     capabilities = probe_dali(loader.device).capabilities
     if not source.by_pyav and any(nvdec.reason_refused(info, capabilities) for info in loader.infos):
@@ -78,10 +75,10 @@ def with_source(loader: VideoLoader, source: ClipSource) -> VideoLoader | None:
     return with_decoders(loader, plan, source.trimmed)
 
 
-def with_decoders(loader: VideoLoader, decoders: DecoderPlan, trimmed: bool) -> VideoLoader:
+def with_decoders(loader: VideoLoader, decoders: DecoderPlan, trimmed: bool) -> BatchLoader:
     """Return the loader with other decoders, trimming or not."""
     source = dataclasses.replace(loader.source, decoders=decoders, trimmed=trimmed)
-    return VideoLoader(source, dataclasses.replace(loader.pipeline, uses_dali=decoders.uses_dali), loader.device)
+    return BatchLoader(source, dataclasses.replace(loader.pipeline, uses_dali=decoders.uses_dali), loader.device)
 
 
 def draw_clips(loader: VideoLoader, num_clips: int) -> list[DrawnClip]:

@@ -18,9 +18,9 @@ from torch import nn
 from bench.baselines import loaders
 from bench.baselines.cases import clipline_loader, decoder_name, draw_clips, with_decoders
 from configs import loading
+from pipelines.batch_loader import Batch
 from pipelines.decode.frame_table import count_decoded, frame_packets, unpack_frame_table
 from pipelines.decode.video_info import VideoInfo, read_video_info
-from pipelines.loader import Batch
 from training.metrics import StepMetrics
 from training.setup import build_network, build_state, build_task
 from training.state import TrainState

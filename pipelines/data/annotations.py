@@ -3,6 +3,7 @@
     path label · path,label             a whole number at the end of the line (SlowFast, VideoMAE, mmaction2, DALI)
     path frames label                   two numbers (AVION, older VideoMAE)
     path<TAB>class name                 a tab; the name may contain spaces (VideoTransformer-pytorch)
+    path start end label                three numbers, or path<TAB>start<TAB>end<TAB>class name: a part, in seconds
     label,youtube_id,time_start,...     the CSV files of Kinetics, official or CVDF's
     [{"id": ..., "template": ...}]      Something-Something v2
     Class/v_Class_g01_c01.avi [1]       trainlist and testlist of UCF-101
@@ -19,19 +20,25 @@ from __future__ import annotations
 import csv
 import difflib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipelines.data.webdataset import expand_shards, is_shard_list, read_shards
 from pipelines.storage import VIDEO_SUFFIXES, is_remote, read_bytes
 
+IN_MEMORY = "list://"  # begins the name of a list that is no file (`pipelines.data.memory`)
 _UCF = re.compile(r"(?:.*/)?(\w+)/v_\1_g\d+_c\d+\.\w+(?: +([1-9]\d*))?", re.IGNORECASE)
 _HMDB = re.compile(r"(.*_test_split\d\.txt):(train|test)")
 _HMDB_MARKS = {"train": "1", "test": "2"}  # 0: in neither part of the split
 _KINETICS_HEADER = re.compile(r"(^|,)\s*\"?youtube_id\"?\s*(,|$)")
+# path start end label: a class name only after a tab. The first line may be these words.
+_INTERVAL = re.compile(r"([^\t]+)\t\s*([\d.]+)\s*\t\s*([\d.]+)\s*\t([^\t]+)")
+_SPACED_INTERVAL = re.compile(r"(.+?\.\w+)(?: *, *| +)([\d.]+)(?: *, *| +)([\d.]+)(?: *, *| +)(\d+)")
+_INTERVAL_HEADER = re.compile(r"path[\t, ]+start[\t, ]+end[\t, ]+label", re.IGNORECASE)
 
 
 class Entry(NamedTuple):
@@ -42,6 +49,8 @@ class Entry(NamedTuple):
     line: str  # file:line, for messages
     is_stem: bool = False  # `file` is a name without folder and suffix, and has to be searched for
     split: str = ""  # the folder in which a stem is preferred
+    start: float = 0.0  # seconds; the part of the video that is meant
+    end: float = math.inf
 
 
 def read_entries(path: str) -> list[Entry]:
@@ -75,8 +84,10 @@ def base_folder(path: str, root: str | Path = "") -> str:
     """Return the folder or address that the relative paths of a list refer to.
 
     A class folder is its own base, and shards refer to their folder. Other lists refer to `root` or else to their own
-    folder, or to the one above if that is called annotations.
+    folder, or to the one above if that is called annotations; a list in memory to the current folder.
     """
+    if path.startswith(IN_MEMORY):
+        return str(root)
     if Path(path).is_dir():
         return path
     folder = os.path.dirname(path)
@@ -146,6 +157,9 @@ def _read_lines(path: str, text: str) -> Iterator[Entry]:
     if _KINETICS_HEADER.search(first_line):
         yield from _read_kinetics(path, text)
         return
+    if match_interval(first_line) or _INTERVAL_HEADER.fullmatch(first_line):
+        yield from _read_intervals(path, numbered[bool(_INTERVAL_HEADER.fullmatch(first_line)) :])
+        return
     parse = _choose_parser([line for _, line in numbered])
     for number, line in numbered:
         file, label = parse(line) or _parse_any(line)
@@ -155,6 +169,33 @@ def _read_lines(path: str, text: str) -> Iterator[Entry]:
             )
         # A file name before a tab may begin or end with spaces.
         yield Entry(file if "\t" in line else file.strip(), label.strip(), f"{path}:{number}")
+
+
+def match_interval(line: str) -> re.Match[str] | None:
+    """Return the groups path, start, end and label of a line that has them; None for another line."""
+    match = _INTERVAL.fullmatch(line) if "\t" in line else _SPACED_INTERVAL.fullmatch(line)
+    is_video = match and ("\t" in line or Path(match[1]).suffix.lower() in VIDEO_SUFFIXES)
+    return match if is_video else None
+
+
+def _read_intervals(path: str, numbered: list[tuple[int, str]]) -> Iterator[Entry]:
+    for number, line in numbered:
+        match = match_interval(line)
+        if not match:
+            raise ValueError(f"{path}:{number}: {line!r}: expected 'path start end label', as in the first line")
+        start, end = parse_interval(match[2], match[3], line=f"{path}:{number}")
+        yield Entry(match[1], match[4].strip(), f"{path}:{number}", start=start, end=end)
+
+
+def parse_interval(start: Any, end: Any, *, line: str) -> tuple[float, float]:
+    """Return start and end in seconds. Raises ValueError, with the line, for what is no interval."""
+    try:
+        first, last = float(start), float(end)
+    except (TypeError, ValueError):
+        raise ValueError(f"{line}: start {start!r} and end {end!r}: expected seconds") from None
+    if not 0 <= first < last or math.isnan(last):
+        raise ValueError(f"{line}: start={start}, end={end}: expected 0 <= start < end, in seconds")
+    return first, last
 
 
 def _choose_parser(lines: list[str]) -> Callable[[str], tuple[str, str] | None]:

@@ -5,21 +5,34 @@ The list formats are in `pipelines.data.annotations`, class names in `pipelines.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from pipelines.data.annotations import Entry, base_folder, read_entries
 from pipelines.data.classes import choose_subset, classes_in_list, labels_to_indices, read_shipped_or_file
+from pipelines.data.memory import read_memory
 from pipelines.storage import VIDEO_SUFFIXES, files_below, is_remote, join_path
 
 
 class VideoEntry(NamedTuple):
-    """One line of a list: the path of a video and the index of its class."""
+    """One line of a list: the path of a video, the index of its class, and the part of the video that is meant."""
 
     path: str
-    label: int
+    label: int  # with targets the row in them
+    start: float = 0.0  # seconds
+    end: float = math.inf
+
+    @property
+    def name(self) -> str:
+        """The path, with the part that is meant as a media fragment (W3C): a.mp4#t=2.5,12."""
+        if self.start == 0 and math.isinf(self.end):
+            return self.path
+        return f"{self.path}#t={self.start:g}" + ("" if math.isinf(self.end) else f",{self.end:g}")
 
 
 class Dataset(NamedTuple):
@@ -28,10 +41,11 @@ class Dataset(NamedTuple):
     path: str
     videos: list[VideoEntry]
     classes: list[str]
+    targets: np.ndarray | None = None  # (N, ...) float32, labels that are no classes: there are no class names then
 
 
 def load_dataset(
-    path: str | Path,
+    source: str | Path | Dataset | Sequence[Any],
     root: str | Path = "",
     *,
     class_names: str = "",
@@ -39,16 +53,29 @@ def load_dataset(
     classes: Sequence[str] | None = None,
     max_per_class: int = 0,
 ) -> Dataset:
-    """Read a list or class folder once: its videos, their labels and the class names.
+    """Read a list, a class folder or entries in memory once: the videos, their labels and the class names.
 
     `class_names` and `class_subset` are those of the configuration; `classes`, for validation and test lists, are the
-    classes of the training list and win over both. Raises ValueError as read_list().
+    classes of the training list and win over both. Entries in memory are described in `pipelines.data.memory`. A
+    Dataset is returned as it is. Raises ValueError as read_list().
     """
-    entries = read_entries(str(path))
+    if isinstance(source, Dataset):
+        return source
+    targets = None
+    if isinstance(source, (str, Path)):
+        path, entries = str(source), read_entries(str(source))
+    else:
+        path, entries, targets = read_memory(source)
+    if targets is not None:
+        if classes or class_names or class_subset or max_per_class:
+            raise ValueError(f"{path}: its labels are numbers or vectors, so there are no classes to choose")
+        base = base_folder(path, root)
+        videos = [VideoEntry(join_path(base, e.file), row, e.start, e.end) for row, e in enumerate(entries)]
+        return Dataset(path, videos, [], targets)
     if classes is None:
         classes = _choose_classes(path, entries, class_names, class_subset)
     videos = _label_entries(path, entries, root, classes, bool(class_subset))
-    return Dataset(str(path), limit_per_class(videos, max_per_class) if max_per_class else videos, list(classes))
+    return Dataset(path, limit_per_class(videos, max_per_class) if max_per_class else videos, list(classes))
 
 
 def read_list(
@@ -98,7 +125,12 @@ def _label_entries(
     base = base_folder(str(path), root)
     find = _Finder(base or ".") if any(entry.is_stem for entry in entries) else None
     videos = [
-        VideoEntry(find(entry) if find else join_path(base, entry.file), indices[entry.label])
+        VideoEntry(
+            path=find(entry) if find else join_path(base, entry.file),
+            label=indices[entry.label],
+            start=entry.start,
+            end=entry.end,
+        )
         for entry in entries
         if entry.label in indices
     ]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import zlib
 from dataclasses import dataclass
+
+import numpy as np
 
 from pipelines.decode.demuxer import VideoDemuxer
 from pipelines.decode.prove import prove_frame_table
 from pipelines.storage import fingerprint
 
-VERSION = 9  # of the fields of VideoInfo; an index with records of another version is read again
+VERSION = 10  # of the fields of VideoInfo; an index with records of another version is read again
 NO_FILE = "no such file"
 INDEX_TIMEOUT = 300  # seconds for demuxing a file; proving its frame table has additional time per packet
 
@@ -41,12 +45,30 @@ class VideoInfo:
     colorspace: str = ""  # the color matrix if the file states another than BT.601's
     proof: str = ""  # how the frame table was proven (`FrameTable.proof`)
     table: str = ""  # the packed frame table (`VideoDemuxer.packed_frame_table`)
+    packed_times: str = ""  # of the frames, if their rate varies (`pack_times`)
     error: str = ""
     version: int = 0  # VERSION of the code that read the file
 
     @property
+    def frame_times(self) -> np.ndarray | None:
+        """The seconds from the first frame to each, (F,), if the frame rate varies; None if it is constant."""
+        return unpack_times(self.packed_times) if self.packed_times else None
+
+    @property
     def missing(self) -> bool:
         return self.error == NO_FILE
+
+
+def pack_times(seconds: np.ndarray) -> str:
+    """Return ascending times (F,), which begin with 0, as a short text; they are rounded to microseconds."""
+    microseconds = np.round(1e6 * seconds).astype("<i8")
+    return base64.b85encode(zlib.compress(np.diff(microseconds).tobytes(), 9)).decode()
+
+
+def unpack_times(text: str) -> np.ndarray:
+    """Return the times (F,) that pack_times() packed, in seconds."""
+    steps = np.frombuffer(zlib.decompress(base64.b85decode(text)), "<i8")
+    return np.concatenate([[0], np.cumsum(steps)]) / 1e6
 
 
 def unreadable_video_info(path: str, reason: str) -> VideoInfo:
@@ -87,7 +109,16 @@ def read_video_info(path: str) -> VideoInfo:
                 colorspace=first_frame.colorspace,
                 proof=table.proof,
                 table=video.packed_frame_table(),
+                packed_times=_varying_times(video),
                 version=VERSION,
             )
     except ValueError as error:
         return unreadable_video_info(path, str(error))
+
+
+def _varying_times(video: VideoDemuxer) -> str:
+    """Return the packed times of the frames if their rate varies and they are known; otherwise an empty text."""
+    times = video.frame_times
+    if times is None or not video.has_variable_frame_rate or video.stream.time_base is None:
+        return ""
+    return pack_times((times - times[0]) * float(video.stream.time_base))

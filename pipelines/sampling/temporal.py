@@ -8,6 +8,7 @@ video_frames=12, num_frames=4, frame_stride=3      . = a frame of the video, x =
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,6 +57,27 @@ def uniform_segments(video_frames: int, num_frames: int, num_clips: int) -> np.n
     """Take the middle of each segment; several clips lie evenly inside it: (num_clips, num_frames) int64."""
     within = (np.arange(num_clips)[:, None] + 0.5) / num_clips
     return np.floor(video_frames * (np.arange(num_frames) + within) / num_frames).astype(np.int64)
+
+
+def frames_between(
+    video_frames: int, fps: float, start: float, end: float, times: np.ndarray | None = None
+) -> tuple[int, int]:
+    """Return the first frame shown at or after `start`, and how many are shown before `end`, at least one.
+
+    Seconds count from the first frame. `times` (video_frames,) are those of the frames, if their rate varies. Raises
+    ValueError if the video ends before `start`.
+    """
+    if start <= 0 and math.isinf(end):
+        return 0, video_frames
+    if times is None:
+        times = np.arange(video_frames) / (fps or 30.0)
+    duration = float(times[-1]) + (1 / fps if fps else 0)
+    if start >= duration:
+        raise ValueError(f"start={start:g}: the video ends after {duration:g} seconds")
+    # Half a millisecond of tolerance: 1/30 and 0.0333 are the same frame.
+    first, last = (int(np.searchsorted(times, second - 5e-4)) for second in (start, end))
+    first = min(first, video_frames - 1)
+    return first, max(last - first, 1)
 
 
 def snap_to_keyframes(frames: np.ndarray, keyframes: Sequence[int], reach: float) -> np.ndarray:

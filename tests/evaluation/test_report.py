@@ -8,10 +8,11 @@ import torch
 
 from evaluation.report import write_report
 from evaluation.scores import Scores, confusion_matrix
+from pipelines.data.dataset import VideoEntry
 from tests.helpers.runs import read_csv
 from utils.plotting import draw_confusion
 
-VIDEOS = [(f"{index}.mp4", index % 3) for index in range(8)]
+VIDEOS = [VideoEntry(f"{index}.mp4", index % 3) for index in range(8)]
 
 
 def random_scores(num_videos: int = 8, num_classes: int = 3) -> Scores:

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from configs import loading
-from configs.schema import Config
-from pipelines.build_loader import build_eval_loader, build_train_loader
-from pipelines.data.dataset import load_dataset
-from pipelines.loader import Batch, VideoLoader
+from configs.schema import Config, Eval
+from pipelines.batch_loader import Batch
+from pipelines.loader import EvalVideoLoader, VideoLoader
 from utils.distributed import World
 
 CPU = torch.device("cpu")
@@ -28,16 +27,15 @@ def build_loader(
     classes: Sequence[str] = CLASSES,
     world: World | None = None,
     device: torch.device = CPU,
-) -> VideoLoader:
+) -> VideoLoader | EvalVideoLoader:
     """Build the loader of a split (train, val or test) as train.py and eval.py do."""
     data = cfg.data
     path = {"train": data.train, "val": data.val, "test": data.test or data.val}[split]
-    limit = data.max_per_class if split == "train" else data.eval_max_per_class
-    dataset = load_dataset(path, data.root, class_subset=data.class_subset, classes=classes, max_per_class=limit)
-    common: dict[str, Any] = {"device": device, "world": world, "seed": cfg.run.seed}
+    common: dict[str, Any] = {"device": device, "world": world, "seed": cfg.run.seed, "classes": classes}
     if split == "train":
-        return build_train_loader(dataset, data, global_batch_size=cfg.optim.global_batch_size, **common)
-    return build_eval_loader(dataset, data, cfg.eval if split == "test" else None, **common)
+        return VideoLoader(path, data, global_batch_size=cfg.optim.global_batch_size, **common)
+    center = Eval(num_clips=1, num_crops=1, batch_size=data.batch_size)
+    return EvalVideoLoader(path, data, cfg.eval if split == "test" else center, **common)
 
 
 def make_loader(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -56,3 +58,24 @@ def write_video(
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+def write_ffv1(
+    path: Path,
+    width: int,
+    height: int,
+    *,
+    pix_fmt: str = "yuv420p",
+    num_frames: int = 20,
+    times: Sequence[int] | None = None,
+) -> None:
+    """Write FFV1 in Matroska, which allows any size and pixel format; `times` are in frames."""
+    with av.open(str(path), "w", format="matroska") as file:
+        stream = file.add_stream("ffv1", rate=30)
+        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+        for number in range(num_frames):
+            image = np.full((height, width, 3), number * 5 % 256, np.uint8)
+            frame = av.VideoFrame.from_ndarray(image).reformat(format=pix_fmt)
+            frame.pts, frame.time_base = (times or range(num_frames))[number], Fraction(1, 30)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))

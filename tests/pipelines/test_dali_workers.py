@@ -51,11 +51,9 @@ def test_workers_that_die_twice_at_a_batch_end_the_run_with_its_files_named(clip
 def test_workers_end_with_a_run_that_is_killed(clips_folder, tmp_path):
     path = clips_folder(tmp_path, 9)
     script = (
-        "import time, torch\nfrom configs.schema import Data\nfrom pipelines.data.dataset import load_dataset\n"
-        "from pipelines.build_loader import build_train_loader\n"
-        "data = Data(image_size=32, batch_size=3, num_workers=2)\n"
-        f"dataset = load_dataset({str(path)!r})\n"
-        "loader = build_train_loader(dataset, data, device=torch.device('cpu'))\nnext(iter(loader))\n"
+        "import time\nfrom pipelines.loader import VideoLoader\n"
+        f"loader = VideoLoader({str(path)!r}, device='cpu', image_size=32, batch_size=3, num_workers=2)\n"
+        "next(iter(loader))\n"
         "print('pids', *(p.pid for p in loader.decoder.dali.processes), flush=True)\ntime.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)

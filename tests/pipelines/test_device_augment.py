@@ -7,8 +7,8 @@ import pytest
 import torch
 from kornia.filters import gaussian_blur2d
 
+from pipelines.batch_loader import Batch
 from pipelines.device_augment import SIGMA, THRESHOLD, DeviceAugment, blur
-from pipelines.loader import Batch
 
 MEAN, STD = (0.45, 0.4, 0.5), (0.225, 0.2, 0.25)
 

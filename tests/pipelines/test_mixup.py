@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipelines.loader import Batch
+from pipelines.batch_loader import Batch
 from pipelines.mixup import NO_BOX, BatchMixing, cutmix_box, erasing_box
 
 HEIGHT, WIDTH = 24, 32

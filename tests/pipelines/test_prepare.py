@@ -66,7 +66,7 @@ def test_prepared_files_have_the_size_groups_and_orientation_for_training(source
     printed = capsys.readouterr().out
     assert "3 prepared, 0 not" in printed and "frames decoded per 16x4 clip" in printed
     videos = read_list(out / "train.txt")
-    assert [(Path(path).relative_to(out).as_posix(), label) for path, label in videos] == [
+    assert [(Path(path).relative_to(out).as_posix(), label) for path, label, *_ in videos] == [
         ("a b/wide.mp4", 1),
         ("high.mp4", 0),
         ("upright.mp4", 1),
@@ -138,7 +138,7 @@ def test_broken_files_are_named_and_left_out(source, tmp_path, capsys):
     assert main([str(source / "train.csv"), str(tmp_path / "out"), "short_side=32", "encoder=software"]) == 1
     out = capsys.readouterr().out
     assert f"{source}/high.mp4: " in out and f"{source}/gone.mp4: no such file" in out and "1 prepared, 2 not" in out
-    assert [label for _, label in read_list(tmp_path / "out/train.txt")] == [1]
+    assert [label for _, label, *_ in read_list(tmp_path / "out/train.txt")] == [1]
     records = [json.loads(line) for line in (tmp_path / "out/prepared.jsonl").read_text().splitlines()]
     assert sum(bool(record["error"]) for record in records) == 2
 

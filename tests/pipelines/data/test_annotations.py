@@ -32,14 +32,14 @@ def tree(tmp_path):
 
 
 def relative(videos: list[VideoEntry], base: Path) -> list[tuple[str, int]]:
-    return [(os.path.relpath(path, base), label) for path, label in videos]
+    return [(os.path.relpath(path, base), label) for path, label, *_ in videos]
 
 
 @pytest.mark.parametrize("root", ["{base}/", "{base}", "{base}/./", "file://{base}/"])
 def test_kinetics_split_is_preferred_for_any_spelling_of_root(tree, root):
     csv = HEADER + "x,01234567890,0,10,train,0\n"
     base = tree("train/01234567890_000000_000010.mp4", "test/01234567890_000000_000010.mp4", lists={"l.csv": csv})
-    ((path, _),) = read_list(base / "l.csv", root.format(base=base))
+    ((path, *_),) = read_list(base / "l.csv", root.format(base=base))
     assert path.endswith("/train/01234567890_000000_000010.mp4")
 
 

@@ -34,7 +34,7 @@ def folder(tmp_path):
 
 
 def relative(videos: list[VideoEntry], base: Path) -> list[tuple[str, int]]:
-    return [(os.path.relpath(path, base), label) for path, label in videos]
+    return [(os.path.relpath(path, base), label) for path, label, *_ in videos]
 
 
 def assert_raises(message: str, function: Callable, *args) -> None:
@@ -65,7 +65,7 @@ def test_class_folder_has_one_subfolder_per_class(folder):
 
 def test_paths_may_contain_spaces(write, tmp_path):
     text = "my videos/a clip.mp4 3\nmy videos/b 2 c.mp4\tone two\n"
-    assert [path for path, _ in read_list(write(text))] == [
+    assert [path for path, *_ in read_list(write(text))] == [
         str(tmp_path / "my videos/a clip.mp4"),
         str(tmp_path / "my videos/b 2 c.mp4"),
     ]
@@ -92,7 +92,7 @@ def test_byte_order_mark_is_skipped(tmp_path):
 
 def test_root_applies_to_relative_paths_only(write, tmp_path):
     videos = read_list(write("a.mp4 0\n/elsewhere/b.mp4 1\n"), "/data")
-    assert [path for path, _ in videos] == ["/data/a.mp4", "/elsewhere/b.mp4"]
+    assert [path for path, *_ in videos] == ["/data/a.mp4", "/elsewhere/b.mp4"]
 
 
 _path = st.from_regex(r"[a-z]([a-z0-9 ._-]{0,6}[a-z0-9])?(/[a-z0-9]{1,4}){0,2}", fullmatch=True)
@@ -110,7 +110,7 @@ def test_read_list_keeps_paths_labels_and_order(tmp_path_factory, videos, separa
 
 def test_labels_match_class_names_despite_underscores_and_case(write):
     path = write("a.mp4\triding_a_bike\nb.mp4\tRiding a bike\nc.mp4\tarchery\nd.mp4\t0\n")
-    assert [label for _, label in read_list(path, classes=["riding a_bike", "archery"])] == [0, 0, 1, 0]
+    assert [label for _, label, *_ in read_list(path, classes=["riding a_bike", "archery"])] == [0, 0, 1, 0]
 
 
 def test_class_name_may_be_a_number(write):
@@ -135,7 +135,7 @@ def test_unknown_class_folder_is_named_with_its_first_video(folder):
 def class_name_per_video(path: Path) -> list[str]:
     """Return the class name of each video, by the labels of read_list() without classes."""
     names = read_class_names(path)
-    return [names[label] for _, label in read_list(path)]
+    return [names[label] for _, label, *_ in read_list(path)]
 
 
 def test_class_names_match_the_labels_of_a_list_with_names(write):

@@ -8,7 +8,6 @@ import json
 import os
 import random
 import time
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -27,33 +26,13 @@ from pipelines.decode.video_info import read_video_info
 from pipelines.sample_source import TooManyUnreadableVideos
 from pipelines.synthetic import render
 from tests.helpers.loaders import make_loader, write_rotated
+from tests.helpers.videos import write_ffv1
 
 
 def write_h264(path: Path, num_frames: int = 30, width: int = 64, height: int = 48, **options) -> bytes:
     """Write a valid H.264 video and return its bytes; `options` go to encode_video()."""
     encode_video(path, render(0, 0, 1, num_frames, width, height), Fraction(30), "h264", **options)
     return path.read_bytes()
-
-
-def write_ffv1(
-    path: Path,
-    width: int,
-    height: int,
-    *,
-    pix_fmt: str = "yuv420p",
-    num_frames: int = 20,
-    times: Sequence[int] | None = None,
-) -> None:
-    """Write FFV1 in Matroska, which allows any size and pixel format; `times` are in frames."""
-    with av.open(str(path), "w", format="matroska") as file:
-        stream = file.add_stream("ffv1", rate=30)
-        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
-        for number in range(num_frames):
-            image = np.full((height, width, 3), number * 5 % 256, np.uint8)
-            frame = av.VideoFrame.from_ndarray(image).reformat(format=pix_fmt)
-            frame.pts, frame.time_base = (times or range(num_frames))[number], Fraction(1, 30)
-            file.mux(stream.encode(frame))
-        file.mux(stream.encode(None))
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.build_loader import dali_threads
 from pipelines.decode import nvdec
 from pipelines.decode.decoder_choice import DaliSupport, DecoderPlan, balanced_pyav_share, describe_plan, plan_decoders
 from pipelines.decode.nvdec import HOPPER, Limits
 from pipelines.decode.video_info import VideoInfo
+from pipelines.loader import dali_threads
 
 H264 = VideoInfo("h264.mp4", codec="h264", pix_fmt="yuv420p", coded_width=352, coded_height=256)
 VP9 = dataclasses.replace(H264, codec="vp9")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pipelines.sampling.temporal import (
     CLIP_PLACEMENTS,
     PAD_POLICIES,
+    frames_between,
     random_clip,
     random_segments,
     repeat_last,
@@ -166,3 +167,24 @@ def test_stride_in_frames_scales_with_the_frame_rate():
     assert stride_in_frames(4, 0, 25) == stride_in_frames(4, 30, 0) == 4
     clip = random_clip(1000, 16, stride_in_frames(4, 30, 25), "wrap", np.random.default_rng(0))
     assert clip[-1] - clip[0] == 50 and set(np.diff(clip)) == {3, 4}
+
+
+@given(VIDEO_FRAMES, st.floats(1, 120), st.floats(0, 40), st.floats(0.001, 40))
+def test_frames_between_are_those_shown_in_the_interval(video_frames, fps, start, duration):
+    times = np.arange(video_frames) / fps
+    if start >= video_frames / fps:
+        with pytest.raises(ValueError, match="the video ends after"):
+            frames_between(video_frames, fps, start, start + duration)
+        return
+    first, count = frames_between(video_frames, fps, start, start + duration)
+    assert count >= 1 and first + count <= video_frames
+    assert (first, count) == frames_between(video_frames, fps, start, start + duration, times)
+    inside = np.flatnonzero((times >= start + 1e-3) & (times < start + duration - 1e-3))
+    assert set(inside) <= set(range(first, first + count)) and count <= len(inside) + 2
+
+
+def test_frames_between_follow_the_times_of_a_varying_rate():
+    times = np.array([0, 0.1, 0.2, 1.0, 1.1, 5.0])
+    assert frames_between(6, 2.0, 0.2, 1.1, times) == (2, 2)
+    assert frames_between(6, 2.0, 1.2, 4.0, times) == (5, 1), "an interval without a frame has the next one"
+    assert frames_between(6, 2.0, 0, math.inf, times) == (0, 6)

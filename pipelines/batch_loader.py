@@ -1,0 +1,197 @@
+"""Batches on the device: run a DALI pipeline, hand its buffers to torch without a copy, count unreadable videos.
+
+`pipelines.loader` builds these loaders from a list and the keys of a configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from nvidia.dali import backend
+
+from pipelines.batch_decoder import BatchDecoder
+from pipelines.dali_graph import PipelineConfig
+from pipelines.data.dataset import VideoEntry
+from pipelines.decode.video_info import VideoInfo
+from pipelines.known_faults import UNREADABLE
+from pipelines.sample_source import SampleMeta, SampleSource, Status, TooManyUnreadableVideos
+from pipelines.sampling import order
+from pipelines.storage import is_remote
+from utils.device import to_device
+
+
+class Batch(NamedTuple):
+    """A batch of clips. `video` is on the device, float16 or float32."""
+
+    video: torch.Tensor  # train (B, C, T, H, W), repeats side by side; eval (B, V, C, T, H, W)
+    label: torch.Tensor  # (B,) int64; after mixing (B, num_classes) float32; targets that are no classes: float32
+    sample_index: torch.Tensor  # (B,) int64, the line of the list; -1: not to be scored (padding or unreadable)
+    seeds: tuple[tuple[int, ...], ...]  # on the host: (seed, epoch, sample_index[, repeat]), for further random draws
+
+    @property
+    def class_index(self) -> torch.Tensor:
+        """The classes (B,); of a mixed clip the one with the larger share."""
+        return self.label if self.label.ndim == 1 else self.label.argmax(-1)
+
+
+class BatchLoader:
+    """Iterate over epochs of a source.
+
+    `state_dict()` holds the epoch, the samples seen and the faults found, and restores the exact stream; on another
+    number of ranks the epoch continues with samples that it has not seen. `bad_videos` maps sample indices to the
+    reason why they could not be read: replaced in training, not scored in evaluation. Worker processes start with the
+    first batch; `close()`, or the end of a `with` block, ends them.
+
+    `transforms` are applied to each batch on its device. `targets` (N, ...) float32, one per video, take the place of
+    classes: labels are then rows of it.
+    """
+
+    def __init__(
+        self,
+        source: SampleSource,
+        pipeline: PipelineConfig,
+        device: torch.device,
+        *,
+        max_unreadable: float = 1.0,
+        transforms: Sequence[Callable[[Batch], Batch]] = (),
+        targets: np.ndarray | None = None,
+    ):
+        self.device, self.max_unreadable = device, max_unreadable
+        self.transforms, self.targets = transforms, targets
+        self.epoch, self.batch_index = 0, 0
+        self.bad_videos: dict[int, str] = {}
+        self.decoder = BatchDecoder(source, pipeline, device)
+
+    @property
+    def source(self) -> SampleSource:
+        """The source that decides and reads the samples, also in worker processes."""
+        return self.decoder.source
+
+    @property
+    def pipeline(self) -> PipelineConfig:
+        """The configuration of the DALI pipeline."""
+        return self.decoder.pipeline
+
+    @property
+    def videos(self) -> Sequence[VideoEntry]:
+        """The videos of the list, in its order."""
+        return self.source.videos
+
+    @property
+    def infos(self) -> Sequence[VideoInfo]:
+        """The index entry of each video."""
+        return self.source.infos
+
+    def __len__(self) -> int:
+        """Count the batches per epoch."""
+        return self.source.num_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches from the current one to the end of the epoch; DALI already works on the next epoch."""
+        while self.batch_index < len(self):
+            batch = self._batch(*self.decoder.decode(self.epoch * len(self) + self.batch_index))
+            self.batch_index += 1
+            for transform in self.transforms:
+                batch = transform(batch)
+            yield batch
+        self.epoch, self.batch_index = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the run and what was found out about videos."""
+        # After the last batch and before the first of the next epoch the position is the same.
+        epochs, batch_index = divmod(self.batch_index, len(self))
+        s = self.source
+        faults = [[*fault, *self._file(fault[0])] for fault in s.faults.state()]
+        bad_videos = [[index, reason, *self._file(index)] for index, reason in sorted(self.bad_videos.items())]
+        seen = batch_index * s.batch_size * s.world.size
+        return {"epoch": self.epoch + epochs, "seen": seen, "faults": faults, "bad_videos": bad_videos}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where state_dict() was called."""
+        s = self.source
+        done = order.batches_done(state["seen"], s.batch_size, s.world.size, s.grad_accum_steps)
+        self.epoch, self.batch_index = (state["epoch"], done) if done < len(self) else (state["epoch"] + 1, 0)
+        # What was found out about a file holds while the same file is in the same line of the list.
+        s.faults.merge(
+            [
+                fault
+                for *fault, path, size, mtime_ns in state.get("faults", [])
+                if self._file(fault[0]) == [path, size, mtime_ns]
+            ]
+        )
+        for index, reason, *file in state.get("bad_videos", []):
+            if self._file(index) == file:
+                self.bad_videos[index] = reason
+        self.decoder.restart()
+
+    def _file(self, index: int) -> list[Any]:
+        """Return path, size and mtime of a video as it was indexed; an empty list if there is no such index."""
+        if index >= len(self.infos):
+            return []
+        info = self.infos[index]
+        return [info.path, info.size, info.mtime_ns]
+
+    def close(self) -> None:
+        """End the worker processes and free the buffers; iterating again starts new ones at the current position."""
+        self.decoder.restart()
+
+    def __enter__(self) -> BatchLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def release_memory(self) -> None:
+        """Return the GPU memory that DALI holds and does not use: its pools grow with the largest batch, and torch
+        cannot use them."""
+        if self.device.type == "cuda":
+            backend.ReleaseUnusedMemory()  # type: ignore[attr-defined]  # DALI's stubs leave it out
+
+    def share_faults(self) -> None:
+        """Tell all ranks what each has found out about its videos. All of them call it together.
+
+        Raises TooManyUnreadableVideos, in training, for more bad videos than `max_unreadable` allows.
+        """
+        for bad_videos, faults in self.source.world.gather((dict(self.bad_videos), self.source.faults.state())):
+            self.add_bad_videos(bad_videos)
+            self.source.faults.merge(faults)
+
+    def add_bad_videos(self, reasons: Mapping[int, str]) -> None:
+        """Note sample indices and reasons, also those of other processes. Raises as share_faults()."""
+        self.bad_videos.update(reasons)
+        if self.source.views.train and len(self.bad_videos) > self.max_unreadable * len(self.videos):
+            lines = "\n".join(f"  {self.videos[i].name}: {reason}" for i, reason in sorted(self.bad_videos.items()))
+            raise TooManyUnreadableVideos(
+                f"{len(self.bad_videos)} of {len(self.videos)} videos cannot be read, more than "
+                f"data.max_unreadable={self.max_unreadable} allows:\n{lines}"
+            )
+
+    def _batch(self, video: torch.Tensor, numbers: torch.Tensor, meta_rows: np.ndarray) -> Batch:
+        v, metas = self.source.views, [SampleMeta(*row) for row in meta_rows.tolist()]
+        for slot, meta in enumerate(metas):
+            if meta.status in (Status.REPLACED, Status.FAILED):
+                self._note_bad_video(meta.sample_index, meta.batch_index)
+            if meta.rotation:  # few videos are rotated, so the DALI pipeline need not know about it
+                for number, view in enumerate(torch.rot90(video[slot], meta.rotation, (-2, -1))):
+                    video[slot, number] = view.flip(-1) if meta.mirror >> number & 1 else view
+        if v.train:
+            video = video.flatten(0, 1)
+            metas = [meta for meta in metas for _ in range(v.aug_repeats)]
+            numbers = numbers.repeat_interleave(v.aug_repeats, 0) if v.aug_repeats > 1 else numbers
+        seeds = (
+            (self.source.seed, meta.batch_index // len(self) if v.train else 0, meta.sample_index, i % v.aug_repeats)
+            for i, meta in enumerate(metas)
+        )
+        label, scored_index = numbers.unbind(1)
+        if self.targets is not None:
+            label = to_device(self.targets[[meta.label for meta in metas]], self.device)
+        return Batch(video, label, scored_index, tuple(seed if v.aug_repeats > 1 else seed[:3] for seed in seeds))
+
+    def _note_bad_video(self, index: int, batch_index: int) -> None:
+        if index not in self.bad_videos:
+            self.add_bad_videos({index: self.source.reason(index)})
+        if not is_remote(self.videos[index].path):  # at an address the network may have been the reason
+            self.source.faults.add(index, UNREADABLE, batch_index)
