@@ -164,7 +164,7 @@ class Download:
                     f"(for {other.folder})"
                 )
         left = [archive for archive in archives if archive not in self.journal.archives]
-        print(f"{len(archives)} archives, {len(archives) - len(left)} of them done", flush=True)
+        _print(f"{len(archives)} archives, {len(archives) - len(left)} of them done")
         return left
 
     def _addresses(self, split: Split) -> Sequence[str]:
@@ -194,7 +194,7 @@ class Download:
         space = f"about {_format_bytes(needed)} are needed in {self.folder}, {_format_bytes(free)} are free"
         if needed > free:
             raise ValueError(f"not enough space: {line}; {space}")
-        print(f"{line}; {space}", flush=True)
+        _print(f"{line}; {space}")
         self.bar.reset(None if unknown else sum(sizes))
         self.bar.update(present)
 
@@ -207,11 +207,10 @@ class Download:
                     unpacked = future.result()
                     num_done += 1
                     skipped = f", {unpacked.num_skipped} other files left out" if unpacked.num_skipped else ""
-                    tqdm.write(
+                    _print(
                         f"{archive.folder}/{file_name(archive.address)}: {unpacked.num_videos} videos, "
                         f"{_format_bytes(unpacked.num_bytes)}{skipped} ({num_done} of {len(archives)})"
                     )
-                    sys.stdout.flush()
 
     def _fetch(self, archive: Archive) -> Unpacked:
         """Fetch one archive and unpack it; a bad one is deleted."""
@@ -263,6 +262,12 @@ class Download:
                 self.stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+
+def _print(line: str) -> None:
+    """Print a line above the progress bar."""
+    tqdm.write(line)
+    sys.stdout.flush()
 
 
 def _format_bytes(num_bytes: float) -> str:

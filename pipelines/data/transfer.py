@@ -90,7 +90,8 @@ def fetch_file(address: str, target: Path, transfer: Transfer) -> int:
             failures = 0 if size > furthest else failures + 1
             furthest = max(furthest, size)
             if failures > transfer.retries:
-                raise TransferError(f"{address}: {dropped}; {failures} attempts in a row got no further") from None
+                attempts = "1 attempt" if failures == 1 else f"{failures} attempts in a row"
+                raise TransferError(f"{address}: {dropped}; {attempts} got no further") from None
             count = f" ({failures} of {transfer.retries})" if failures else ""
             transfer.log(f"{address}: {dropped}; trying again{count}")
         if transfer.stop.wait(min(transfer.pause * 2 ** max(failures - 1, 0), _MAX_PAUSE)):

@@ -127,7 +127,7 @@ def test_busy_server_is_asked_again_and_given_up(server, tmp_path):
 def test_unreachable_server_is_named_with_the_reason(tmp_path):
     with serve_files() as gone:
         address = f"{gone.address}/a"
-    with pytest.raises(TransferError, match="Connection refused; 1 attempts in a row"):
+    with pytest.raises(TransferError, match="Connection refused; 1 attempt got no further"):
         fetch(address, tmp_path / "a", retries=0)
 
 
