@@ -75,6 +75,14 @@ def _validate(values: Mapping[str, Mapping[str, Any]]) -> Config:
         raise ValueError(_message(error.errors()[0])) from None
 
 
+def parse_yaml(text: str, source: str) -> Any:
+    """Read YAML text that is no configuration; `source` names it in messages. Raises ValueError for malformed text."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source}: not a readable YAML file: {error}") from None
+
+
 def replace_values(cfg: Config, section: str, **values: Any) -> Config:
     """Return a configuration in which some keys of a section have other values."""
     return cfg.model_copy(update={section: getattr(cfg, section).model_copy(update=values)})

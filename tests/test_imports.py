@@ -36,7 +36,7 @@ STEPS = (
     ("pipelines.mixup", "pipelines.sliding_window"),
     ("pipelines.device_augment",),
     ("pipelines.loader",),
-    ("pipelines.index", "pipelines.prepare", "pipelines.synthetic", "pipelines.preview"),
+    ("pipelines.download", "pipelines.index", "pipelines.prepare", "pipelines.synthetic", "pipelines.preview"),
 )
 COMMANDS = {"train", "eval", *STEPS[-1]}
 ROOMS = (*(room for room in ALLOWED if not room.endswith(".py")), "tests")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_errors_named(path: Path) -> Iterator[None]:
+    """Turn an OSError of writing to `path` into a ValueError that names it, the reason and the free space."""
+    try:
+        yield
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free
+        raise ValueError(f"{path}: cannot be written: {error.strerror} ({free / 1e9:.1f} GB free)") from None
 
 
 def atomic_write_text(path: Path, text: str) -> None:
