@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from types import TracebackType
-from typing import NamedTuple
 
 import av
 import numpy as np
@@ -18,31 +18,17 @@ import numpy as np
 from pipelines import storage
 from pipelines.decode.bitstream.container_signs import ContainerSigns, inspect_container
 from pipelines.decode.bitstream.mpeg4 import split_packed_packets
-from pipelines.decode.bitstream.parameter_sets import read_sps
 from pipelines.decode.container import open_container, read_packets, video_stream
 from pipelines.decode.frame_table import FrameTable, StoredTable, pack_frame_table, unpack_frame_table
+from pipelines.decode.mp4_table import SampleTable, find_sample_table, have_same_colors, open_decoder, read_sample_table
 from pipelines.decode.predict import predict_frame_table
 
 CHANGED = "the file has changed since it was indexed"
 _PACKETS_PER_TIMEOUT_CHECK = 16
 _BYTES_PER_COMPARISON = 1 << 22
-# Names by AVColorSpace. RGB, unspecified and everything with BT.601's matrix have the empty name; a matrix that is not
-# listed is "other".
-_COLORSPACES = {0: "", 2: "", 5: "", 6: "", 1: "bt709", 4: "fcc", 7: "smpte240m", 9: "bt2020"}
 # Kinds of side data with which a packet must not be decoded as it is.
 _SIDE_DATA_FOR_DECODER = {"new_extradata", "param_change", "skip_samples"}
 _FORMATS_WITHOUT_TIMES = {"avi", "h264", "hevc", "m4v", "mpegvideo"}
-
-
-class FirstFrame(NamedTuple):
-    """Properties of a video, read from its first frame and from the parameter set that this was decoded with."""
-
-    rotation: int  # quarter turns, counterclockwise, by which a player turns the frames
-    pix_fmt: str
-    interlaced: bool
-    coded_size: tuple[int, int]  # width, height; (0, 0) if unknown
-    crop_offset: tuple[int, int]  # left, top
-    colorspace: str  # as `VideoInfo.colorspace`
 
 
 class VideoDemuxer:
@@ -70,16 +56,42 @@ class VideoDemuxer:
         self.changes_parameter_sets = False  # midway
         self.has_plain_headers = True  # the packets' headers prove the table, and only the container may cast doubt
         self.doubt = ""  # why the frame table must not be trusted before it is proven (`pipelines.decode.prove`)
-        reads_all = not (stored and stored.has_byte_ranges)
-        self.container = self._open(source, reads_all)
+        self.first_frame: av.VideoFrame | None = None  # decoded by the container's own decoder, to prove the table
+        self.raw_packets: list[av.Packet] = []
+        self._packets: list[av.Packet] = []
+        self._container: av.container.InputContainer | None = None
+        self._decoder: av.VideoCodecContext | None = None
+        if stored and stored.sample_table:
+            self._open_by_sample_table(stored, stored.sample_table)
+        else:
+            self._open_by_demuxer(stored)
+
+    def _open_by_sample_table(self, stored: StoredTable, sample_table: SampleTable) -> None:
+        """Read which bytes are which packet, without FFmpeg's demuxer."""
         try:
-            self.stream = video_stream(self.container, self.name)
+            (content,) = self._read_ranges([(sample_table.start, sample_table.start + sample_table.size)])
+            packet_table = read_sample_table(content, sample_table)
+        except ValueError as error:
+            reason = str(error).removeprefix(f"{self.name}: ")
+            raise ValueError(f"{self.name}: {reason if 'no such file' in reason else CHANGED}") from None
+        self._decoder = open_decoder(packet_table)
+        self.codec = self._decoder.codec.canonical_name
+        self.width, self.height = stored.frame_size
+        self.byte_ranges = packet_table.byte_ranges
+        self.frame_table = self._check_stored(stored)
+
+    def _open_by_demuxer(self, stored: StoredTable | None) -> None:
+        """Open the container, and read all packets unless the stored table lists their byte ranges."""
+        reads_all = not (stored and stored.has_byte_ranges)
+        self._container = self._open(reads_all)
+        try:
             self.codec = self.stream.codec_context.codec.canonical_name
             self.width, self.height = self.stream.codec_context.width, self.stream.codec_context.height
             if stored:
                 self.width, self.height = stored.frame_size
             self.byte_ranges = self._container_index()  # before demuxing, which may add entries to the index
-            self.raw_packets = self._demux() if reads_all else []
+            if reads_all:
+                self.raw_packets = self._demux()
             if reads_all and not self.raw_packets or not self.width or not self.height:
                 raise ValueError(f"{self.name}: the video stream has no packets or no frame size")
             # A raw packet of MPEG-4 part 2 may hold several pictures; each of these holds one.
@@ -89,8 +101,29 @@ class VideoDemuxer:
             )
             self.frame_table = self._check_stored(stored) if stored else self._predict()
         except BaseException:
-            self.container.close()
+            self.close()
             raise
+
+    @property
+    def container(self) -> av.container.InputContainer:
+        """The open container; decoding by a stored table may never need it."""
+        if self._container is None:
+            self._container = self._open(reads_all=False)
+        return self._container
+
+    @functools.cached_property
+    def stream(self) -> av.VideoStream:
+        """The video stream of the container."""
+        return video_stream(self.container, self.name)
+
+    def first_packet(self) -> list[av.Packet]:
+        """Return a list of the first packet."""
+        return self._packets[:1]
+
+    def close(self) -> None:
+        """Close the container."""
+        if self._container is not None:
+            self._container.close()
 
     def _check_stored(self, stored: StoredTable) -> FrameTable:
         """Return the table of an earlier call. Raises ValueError if the number or the size of packets has changed."""
@@ -126,13 +159,18 @@ class VideoDemuxer:
 
     def _inspect_container(self) -> ContainerSigns:
         """Look for signs of trouble in the container that its packets do not show."""
-        format_name, content = self.container.format.name, self._content
-        if content is None:
-            with storage.random_reads(self.name) as read:
-                return inspect_container(format_name, read, self.stream.metadata, self.stream.id)
-        return inspect_container(
-            format_name, lambda start, end: content[start:end], self.stream.metadata, self.stream.id
-        )
+        with self._random_reads() as read:
+            return inspect_container(self.container.format.name, read, self.stream.metadata, self.stream.id)
+
+    @contextlib.contextmanager
+    def _random_reads(self) -> Iterator[Callable[[int, int], bytes]]:
+        """Yield a function that returns the bytes of the file in a range."""
+        content = self._content
+        if content is not None:
+            yield lambda start, end: content[start:end]
+            return
+        with storage.random_reads(self.name) as read:
+            yield read
 
     def packets(self, numbers: Sequence[int] | np.ndarray) -> list[av.Packet]:
         """Return packets by number, ascending, one picture each; pts is the rank in the frame table."""
@@ -151,15 +189,35 @@ class VideoDemuxer:
 
     def packed_frame_table(self) -> str:
         """Return the proven frame table as a text, to open the file with later and not prove it again."""
+        has_byte_ranges = self._has_byte_ranges()
         return pack_frame_table(
             StoredTable(
                 table=self.frame_table,
                 num_packets=len(self.raw_packets),
                 num_bytes=sum(packet.size for packet in self.raw_packets),
-                has_byte_ranges=self._has_byte_ranges(),
+                has_byte_ranges=has_byte_ranges,
                 frame_size=(self.width, self.height),
+                sample_table=self._sample_table() if has_byte_ranges else None,
             )
         )
+
+    def _sample_table(self) -> SampleTable | None:
+        """Return where the sample table is if it lists the same packets, and if a decoder that has not seen the
+        container gives the same first frame."""
+        if "mp4" not in self.container.format.name or self.first_frame is None:
+            return None
+        config = self.stream.codec_context.extradata or b""
+        with self._random_reads() as read:
+            table = find_sample_table(read, self.stream.id, config)
+            content = read(table.start, table.start + table.size) if table else b""
+        try:
+            packet_table = read_sample_table(content, table) if table else None
+        except ValueError:
+            return None
+        if not packet_table or packet_table.byte_ranges != self.byte_ranges or packet_table.config != config:
+            return None
+        frame = next(self.decode(self.first_packet(), open_decoder(packet_table)), None)
+        return table if frame is not None and have_same_colors(frame, self.first_frame) else None
 
     def _has_byte_ranges(self) -> bool:
         """Return whether the packets are exactly the byte ranges of the file that the container's index lists."""
@@ -201,7 +259,7 @@ class VideoDemuxer:
         self, packets: Iterable[av.Packet], context: av.VideoCodecContext | None = None
     ) -> Iterator[av.VideoFrame]:
         """Yield the frames of packets as FFmpeg's decoder gives them on one thread; skip packets that it refuses."""
-        context = context or self.stream.codec_context
+        context = context or self._decoder or self.stream.codec_context
         if not context.is_open:
             context.thread_type, context.thread_count = "NONE", 1
         for packet in packets:
@@ -216,55 +274,8 @@ class VideoDemuxer:
     @contextlib.contextmanager
     def reopen(self) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
         """Open the file once more, with a decoder that has not decoded anything yet."""
-        source = self._content if self._content is not None else self.name
-        with self._open(source, reads_all=True) as container:
+        with self._open(reads_all=True) as container:
             yield container, video_stream(container, self.name)
-
-    def read_first_frame(self, frame: av.VideoFrame | None = None) -> FirstFrame:
-        """Return the properties of the first frame, which is decoded from the first packet unless it is passed.
-
-        If the first packet gives no frame, the container's values are returned and the frame table is in doubt.
-        """
-        context = self.stream.codec_context
-        if frame is None:
-            frame = next(self.decode(self._packets[:1]), None)
-            context.flush_buffers()
-            self.doubt = self.doubt or self._doubt_of_first_frame(frame)
-        sps = read_sps(self.codec, context.extradata or b"", bytes(self.raw_packets[0]))
-        if sps and sps.visible_size != (self.width, self.height):  # the frames are decoded with another SPS
-            coded_size, crop_offset = (0, 0), (0, 0)
-        elif sps:
-            coded_size, crop_offset = (sps.coded_width, sps.coded_height), (sps.crop_left, sps.crop_top)
-        else:  # decoders crop only H.264 and HEVC, and only their SPS says by how much
-            coded_size = (0, 0) if self.codec in ("h264", "hevc") else (self.width, self.height)
-            crop_offset = (0, 0)
-        if frame is None:
-            return FirstFrame(
-                rotation=0,
-                pix_fmt=context.pix_fmt or "",
-                interlaced=bool(sps and sps.interlaced),
-                coded_size=coded_size,
-                crop_offset=crop_offset,
-                colorspace="",
-            )
-        return FirstFrame(
-            rotation=round(frame.rotation / 90) % 4,
-            pix_fmt=frame.format.name,
-            interlaced=sps.interlaced if sps else frame.interlaced_frame,
-            coded_size=coded_size,
-            crop_offset=crop_offset,
-            colorspace=_COLORSPACES.get(frame.colorspace, "other"),
-        )
-
-    def _doubt_of_first_frame(self, frame: av.VideoFrame | None) -> str:
-        """Return the reason why a first frame casts doubt on the frame table; empty if it does not."""
-        if frame is None:
-            return "a first packet without a frame"
-        if frame.is_corrupt:
-            return "a damaged first frame"
-        if (frame.width, frame.height) != (self.width, self.height):
-            return "frames of another size than the container says"
-        return ""
 
     @property
     def frame_times(self) -> np.ndarray | None:
@@ -296,8 +307,9 @@ class VideoDemuxer:
         if time.monotonic() - self._opened_at > self.timeout:
             raise ValueError(f"{self.name}: not read within {self.timeout:g} seconds")
 
-    def _open(self, source: str | os.PathLike[str] | bytes, reads_all: bool) -> av.container.InputContainer:
-        file = io.BytesIO(source) if isinstance(source, bytes) else storage.open_for_av(self.name, reads_all)
+    def _open(self, reads_all: bool) -> av.container.InputContainer:
+        in_memory = self._content is not None
+        file = io.BytesIO(self._content or b"") if in_memory else storage.open_for_av(self.name, reads_all)
         if isinstance(file, io.BytesIO):
             self._content = file.getvalue()
         return open_container(file, self.name)
@@ -314,4 +326,4 @@ class VideoDemuxer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        self.container.close()
+        self.close()

@@ -16,11 +16,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipelines.decode.mp4_table import SampleTable
+
 _PROOFS = ("bitstream", "decoded", "sequential")
 _FLAGS = ("is_random_access", "is_closed", "is_reference", "is_output", "is_displayed")
 # Proof, bit field (see below), number of packets, bytes of all packets, number of frames, width, height.
 _HEADER = struct.Struct("<BBIQIII")
-_IS_COUNTED, _HAS_BYTE_RANGES, _IS_REMUXABLE = 1, 2, 4
+_IS_COUNTED, _HAS_BYTE_RANGES, _IS_REMUXABLE, _HAS_SAMPLE_TABLE = 1, 2, 4, 8
+_SAMPLE_TABLE = struct.Struct("<QIII")
 _MAX_REORDER_DEPTH = 16  # frames, in H.264 and HEVC
 _MAX_LAG = 64  # packets; above it, comparing every lag takes longer than sorted insertion
 COUNTED = "frames that have to be counted"
@@ -192,6 +195,7 @@ class StoredTable(NamedTuple):
     num_bytes: int  # of all packets; another value means that the file has changed
     has_byte_ranges: bool  # the packets are exactly the byte ranges that the container's index lists
     frame_size: tuple[int, int]  # width, height
+    sample_table: SampleTable | None = None  # of an MP4 that need not be opened with FFmpeg's demuxer
 
 
 def pack_frame_table(stored: StoredTable) -> str:
@@ -201,9 +205,12 @@ def pack_frame_table(stored: StoredTable) -> str:
         _IS_COUNTED * bool(table.seek_points)
         | _HAS_BYTE_RANGES * stored.has_byte_ranges
         | _IS_REMUXABLE * table.is_remuxable
+        | _HAS_SAMPLE_TABLE * bool(stored.sample_table)
     )
     proof = _PROOFS.index(table.proof)
     header = _HEADER.pack(proof, bits, stored.num_packets, stored.num_bytes, table.num_frames, *stored.frame_size)
+    if stored.sample_table:
+        header += _SAMPLE_TABLE.pack(*stored.sample_table)
     if table.seek_points:
         content = np.array(table.seek_points, "<u4").tobytes()
     else:
@@ -218,7 +225,11 @@ def unpack_frame_table(text: str) -> StoredTable:
     try:
         data = base64.b85decode(text)
         proof, bits, num_packets, num_bytes, num_frames, width, height = _HEADER.unpack_from(data)
-        content = zlib.decompress(data[_HEADER.size :])
+        size, sample_table = _HEADER.size, None
+        if bits & _HAS_SAMPLE_TABLE:
+            sample_table = SampleTable(*_SAMPLE_TABLE.unpack_from(data, size))
+            size += _SAMPLE_TABLE.size
+        content = zlib.decompress(data[size:])
         if bits & _IS_COUNTED:
             points = np.frombuffer(content, "<u4").reshape(-1, 2).tolist()
             table = FrameTable(
@@ -241,4 +252,5 @@ def unpack_frame_table(text: str) -> StoredTable:
         num_bytes=num_bytes,
         has_byte_ranges=bool(bits & _HAS_BYTE_RANGES),
         frame_size=(width, height),
+        sample_table=sample_table,
     )

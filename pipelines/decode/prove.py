@@ -19,7 +19,8 @@ import av
 import numpy as np
 
 from pipelines.decode.container import read_packets
-from pipelines.decode.demuxer import FirstFrame, VideoDemuxer
+from pipelines.decode.demuxer import VideoDemuxer
+from pipelines.decode.first_frame import FirstFrame, read_first_frame
 from pipelines.decode.frame_table import COUNTED, NOT_REMUXABLE, FrameTable, required_packets
 from pipelines.decode.frames import decode_frames, frame_digest
 from pipelines.decode.remux import REMUXABLE_CODECS, remux
@@ -56,7 +57,7 @@ def open_video(
     try:
         prove_frame_table(video, any_size=any_size)
     except BaseException:
-        video.container.close()
+        video.close()
         raise
     return video
 
@@ -69,7 +70,7 @@ def prove_frame_table(video: VideoDemuxer, *, any_size: bool = False) -> FirstFr
     """
     if video.is_table_stored:
         return None
-    first_frame = None if video.doubt else video.read_first_frame()
+    first_frame = None if video.doubt else read_first_frame(video)
     if not video.doubt:
         return first_frame
     video.timeout += _PROVE_SECONDS_PER_PACKET * len(video.raw_packets)
@@ -80,7 +81,7 @@ def prove_frame_table(video: VideoDemuxer, *, any_size: bool = False) -> FirstFr
     video.width, video.height = whole_decode.first_frame.width, whole_decode.first_frame.height
     _set_decoded_table(video, whole_decode)
     video.doubt = ""
-    return video.read_first_frame(whole_decode.first_frame)
+    return read_first_frame(video, whole_decode.first_frame)
 
 
 def _set_decoded_table(video: VideoDemuxer, whole_decode: WholeDecode) -> None:

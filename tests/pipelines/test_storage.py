@@ -132,7 +132,7 @@ def test_packed_frame_table_keeps_everything_but_the_times(rows, size):
     times, *flags = (np.array(column) for column in zip(*rows, strict=True))
     table = FrameTable(np.unique(times, return_inverse=True)[1], *flags, proof="decoded")
     stored = unpack_frame_table(pack_frame_table(StoredTable(table, len(times), size, bool(size % 2), (size % 999, 7))))
-    assert stored[1:] == (len(times), size, bool(size % 2), (size % 999, 7))
+    assert stored[1:] == (len(times), size, bool(size % 2), (size % 999, 7), None)
     for name in (
         "rank",
         "packet_of_frame",
@@ -149,7 +149,7 @@ def test_packed_frame_table_keeps_everything_but_the_times(rows, size):
 def test_packed_frame_table_keeps_seek_points() -> None:
     table = FrameTable(seek_points=((0, 0), (7, 5), (20, 19)), num_counted=40, irregularity=COUNTED, proof="decoded")
     stored = unpack_frame_table(pack_frame_table(StoredTable(table, 41, 99, False, (64, 48))))
-    assert stored[1:] == (41, 99, False, (64, 48)) and stored.table.keyframes.tolist() == [0, 5, 19]
+    assert stored[1:] == (41, 99, False, (64, 48), None) and stored.table.keyframes.tolist() == [0, 5, 19]
     for name in ("seek_points", "num_counted", "irregularity", "proof"):
         assert getattr(stored.table, name) == getattr(table, name)
 

@@ -85,40 +85,48 @@ def _read_length(data: bytes, offset: int, mask: int = 0xFFF) -> int:
 
 def _inspect_mp4(read: ReadBytes) -> ContainerSigns:
     """Look at the top-level boxes of an MP4 up to its first fragment."""
-    offset, signs, has_movie = 0, ContainerSigns(), False
-    for _ in range(_MAX_BOXES):
-        header = read(offset, offset + 16)
-        if len(header) < 8:
-            break
-        size, kind = struct.unpack_from(">I4s", header)
-        if size == 1 and len(header) == 16:
-            (size,) = struct.unpack_from(">Q", header, 8)
+    signs, has_movie = ContainerSigns(), False
+    for kind, start, end in top_level_boxes(read):
         if kind == b"moof":
             return signs._replace(is_fragmented=True, doubt=signs.doubt or "fragments")
         if kind == b"moov" and not has_movie:  # FFmpeg ignores a second one
             has_movie = True
-            signs = _inspect_movie(read(offset, offset + size if size else offset + (1 << 40)))
-        if size < 8:  # 0: the box extends to the end of the file
-            break
-        offset += size
+            signs = _inspect_movie(read(start, end))
     return signs
+
+
+def top_level_boxes(read: ReadBytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield kind, start and end of the content of each box of a file; one that extends to its end has a large end."""
+    offset = 0
+    for _ in range(_MAX_BOXES):
+        header = read(offset, offset + 16)
+        if len(header) < 8:
+            return
+        size, kind = struct.unpack_from(">I4s", header)
+        header_size = 8
+        if size == 1 and len(header) == 16:
+            (size,), header_size = struct.unpack_from(">Q", header, 8), 16
+        yield kind, offset + header_size, offset + size if size else offset + (1 << 40)
+        if size < 8:  # 0: the box extends to the end of the file
+            return
+        offset += size
 
 
 def _inspect_movie(moov: bytes) -> ContainerSigns:
     """Look at the video tracks of a moov box."""
     is_encrypted, doubt = False, ""
-    for kind, start, end in _boxes(moov, 8, len(moov)):
+    for kind, start, end in boxes(moov, 0, len(moov)):
         if kind != b"trak":
             continue
-        boxes = {name: moov[first:last] for name, first, last in _nested_boxes(moov, start, end)}
-        if boxes.get(b"hdlr", b"")[8:12] != b"vide":
+        contents = {name: moov[first:last] for name, first, last in nested_boxes(moov, start, end)}
+        if contents.get(b"hdlr", b"")[8:12] != b"vide":
             continue
-        descriptions = boxes.get(b"stsd", b"")
-        entries = _boxes(descriptions, 8, len(descriptions))
+        descriptions = contents.get(b"stsd", b"")
+        entries = boxes(descriptions, 8, len(descriptions))
         is_encrypted = is_encrypted or any(entry_kind in _ENCRYPTED_ENTRIES for entry_kind, _, _ in entries)
         if int.from_bytes(descriptions[4:8], "big") > 1:
             doubt = doubt or "several sample descriptions"
-        if not _is_plain_offset(boxes.get(b"elst", b"")):
+        if not _is_plain_offset(contents.get(b"elst", b"")):
             doubt = doubt or "an edit list"
     return ContainerSigns(is_encrypted=is_encrypted, doubt=doubt)
 
@@ -134,7 +142,7 @@ def _is_plain_offset(elst: bytes) -> bool:
     return media_time >= 0 and rate == 1 << 16
 
 
-def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+def boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """Yield kind, start and end of the content of each box in a range."""
     while start + 8 <= end:
         size, kind = struct.unpack_from(">I4s", data, start)
@@ -148,9 +156,9 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
         start = box_end
 
 
-def _nested_boxes(data: bytes, start: int, end: int, depth: int = 0) -> Iterator[tuple[bytes, int, int]]:
+def nested_boxes(data: bytes, start: int, end: int, depth: int = 0) -> Iterator[tuple[bytes, int, int]]:
     """Yield the boxes of a range and, after each, the boxes within it."""
-    for kind, first, last in _boxes(data, start, end):
+    for kind, first, last in boxes(data, start, end):
         yield kind, first, last
         if kind in _PARENT_BOXES and depth < _MAX_BOX_DEPTH:
-            yield from _nested_boxes(data, first, last, depth + 1)
+            yield from nested_boxes(data, first, last, depth + 1)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from av.bitstream import BitStreamFilterContext
 
-from pipelines.decode import demuxer, nvdec
+from pipelines.decode import first_frame, nvdec
 from pipelines.decode.bitstream.parameter_sets import SequenceParameters
 from pipelines.decode.demuxer import VideoDemuxer
 from pipelines.decode.frame_table import COUNTED
@@ -180,7 +180,7 @@ def test_color_matrix_that_cannot_be_converted_is_an_error_of_the_file(tmp_path:
 def test_parameter_set_of_another_size_makes_the_coded_size_unknown(tmp_path: Path, monkeypatch) -> None:
     path = write_video(tmp_path / "a.mp4", "libx264", 170, 146, num_frames=3)
     assert reason_refused(read_video_info(str(path)), HOPPER) == ""
-    monkeypatch.setattr(demuxer, "read_sps", lambda *_: SequenceParameters(320, 240, 0, 0, 0, 0, False))
+    monkeypatch.setattr(first_frame, "read_sps", lambda *_: SequenceParameters(320, 240, 0, 0, 0, 0, False))
     assert reason_refused(read_video_info(str(path)), HOPPER) == "h264 of unknown coded size"
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pipelines.decode.bitstream.av1 import Av1Decoder, Av1Frame, read_temporal_unit
 from pipelines.decode.bitstream.bit_reader import BitReader
 from pipelines.decode.frame_table import FrameTable, StoredTable, pack_frame_table, unpack_frame_table
+from pipelines.decode.mp4_table import SampleTable
 
 
 def as_bytes(bits: str) -> bytes:
@@ -58,10 +59,15 @@ def test_unpack_frame_table_returns_packed_table(order: list[int], flags: list[i
     columns = [np.array([flag >> bit & 1 for flag in flags], bool) for bit in range(5)]
     table = FrameTable(np.array(order), *columns, proof="decoded", is_remuxable=has_byte_ranges)
     expected = StoredTable(
-        table=table, num_packets=9, num_bytes=12345, has_byte_ranges=has_byte_ranges, frame_size=(66, 1)
+        table=table,
+        num_packets=9,
+        num_bytes=12345,
+        has_byte_ranges=has_byte_ranges,
+        frame_size=(66, 1),
+        sample_table=SampleTable(1 << 40, 9, 8, 7) if has_byte_ranges else None,
     )
     stored = unpack_frame_table(pack_frame_table(expected))
-    assert stored[1:] == expected[1:] == (9, 12345, has_byte_ranges, (66, 1))
+    assert stored[1:] == expected[1:] == (9, 12345, has_byte_ranges, (66, 1), expected.sample_table)
     assert stored.table.proof == "decoded" and stored.table.is_remuxable == has_byte_ranges
     assert (
         stored.table.rank.tolist() == order and stored.table.packet_of_frame.tolist() == table.packet_of_frame.tolist()
