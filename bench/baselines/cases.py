@@ -172,7 +172,6 @@ def _open_spdl(case: str, loader: VideoLoader, drawn_clips: Sequence[DrawnClip])
         drawn_clips,
         batch_size=loader.source.batch_size,
         num_threads=max(config.num_workers, 1),
-        prefetch=config.prefetch,
         image_size=config.views.image_size,
         normalize=Normalize(config.mean, config.std),
     )

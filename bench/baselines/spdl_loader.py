@@ -57,7 +57,6 @@ def iterate_batches(
     *,
     batch_size: int,
     num_threads: int,
-    prefetch: int,
     image_size: int,
     normalize: Normalize,
 ) -> Iterator[torch.Tensor]:
@@ -86,7 +85,7 @@ def iterate_batches(
         # More clips than threads, so that none waits for the clip that is to be handed over first.
         .pipe(read, concurrency=2 * num_threads, output_order="input")
         .aggregate(batch_size, drop_last=True)
-        .add_sink(prefetch)
+        .add_sink(1)  # the queues between the stages hold more batches than the other baselines prefetch
         .build(num_threads=num_threads, max_failures=0)
     )
     with pipeline.auto_stop():
