@@ -83,6 +83,25 @@ def test_ffmpeg_libraries_links_those_of_pyav(tmp_path: Path, monkeypatch: pytes
     assert ffmpeg.ffmpeg_libraries(tmp_path / "links") == []
 
 
+def test_restart_with_ffmpeg_happens_once_and_keeps_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links, started = tmp_path / "links", []
+    links.mkdir()
+    monkeypatch.setattr(ffmpeg, "ffmpeg_libraries", lambda folder: [str(links), "bundled"])
+    monkeypatch.setattr(os, "execve", lambda *command: started.append(command))
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "bench.loading", "rounds=1"])
+    monkeypatch.setenv("LD_LIBRARY_PATH", "own")
+    ffmpeg.restart_with_ffmpeg()
+    ((program, arguments, environment),) = started
+    assert (program, arguments) == (sys.executable, [sys.executable, "-m", "bench.loading", "rounds=1"])
+    assert environment["LD_LIBRARY_PATH"] == f"own:{links}:bundled"
+    (links / "libavcodec.so.62").touch()
+    monkeypatch.setenv("LD_LIBRARY_PATH", environment["LD_LIBRARY_PATH"])
+    ffmpeg.restart_with_ffmpeg()
+    assert len(started) == 1, "the restarted command finds the libraries"
+
+
 def test_decoder_capabilities_lists_differences(monkeypatch: pytest.MonkeyPatch) -> None:
     class Limits(SimpleNamespace):
         def _asdict(self) -> dict[str, int]:
