@@ -288,7 +288,7 @@ def format_table(table: Mapping[str, Any]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit status."""
-    return run_bench("epoch_time", __doc__, Settings, measure_all, argv, ("decord", "torchvision"))
+    return run_bench("epoch_time", __doc__, Settings, measure_all, argv, ("decord", "decord2", "torchvision"))
 
 
 if __name__ == "__main__":

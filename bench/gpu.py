@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.gpu_parts import PARTS, build_parts
-from bench.harness.gpu_machine import ffmpeg_libraries, gpu_name, slug
+from bench.harness.ffmpeg import ffmpeg_libraries
+from bench.harness.gpu_machine import gpu_name, slug
 from bench.harness.schedule import ROOT, Progress, run_parts, write_summary
 from utils.cli import parse_args, run_command
 

@@ -28,6 +28,8 @@ PACKAGES = (
     "spdl_io",
     "spdl_core",
     "decord",
+    "decord2",
+    "video_reader-rs",
     "transformers",
     "torchvision",
 )

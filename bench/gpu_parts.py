@@ -148,7 +148,7 @@ def loader_tasks(task: MakeTask, only_gpu: str) -> tuple[Task, ...]:
         )
         for case, package in packages.items()
     )
-    cases = "cases=clipline,torchcodec,spdl"
+    cases = "cases=clipline,torchcodec,spdl_window"
     return (
         task("loaders", "loading", f"{BASELINES} {cases}", f"{small} {cases}", limit_s=75, min_s=40),
         *gpu_tasks,

@@ -3,12 +3,14 @@
     python -m bench.loading [key=value ...] [--dry-run]
 
     folder=         folders of videos, or single videos, separated by commas (default: generated videos, see sets)
-    sets=           which generated videos: h264_bframes,h264_gop250,h264_gop12,vp9_gop12,vp9_gop4 (default),
-                    any CODEC_gopN, and any of them after pipelines.prepare: h264_bframes_prepared
+    sets=           which generated videos: h264_bframes,h264_gop250,h264_gop12,vp9_gop12,vp9_gop4 (default), any
+                    CODEC_gopN, mixed (five sizes and three frame rates in one list), and any of them after
+                    pipelines.prepare: h264_bframes_prepared
     sizes=340x256   their width and height; several separated by commas
     files=8 length=300       their number, and frames per file
-    cases=          loaders: clipline,decord,torchcodec,torchcodec_approx,torchcodec_cuda,pynvvideocodec,spdl,
-                    spdl_cuda,pyav,clipline_pyav,clipline_dali,dali_untrimmed,dali_reader
+    cases=          loaders: clipline,decord2,torchcodec,torchcodec_approx,video_reader_rs,pyav,spdl_window,
+                    spdl_sample,torchcodec_cuda,pynvvideocodec,spdl_cuda,clipline_pyav,clipline_dali,dali_untrimmed,
+                    dali_reader (default: all); also decord, if that is installed instead of decord2
     specs=16x4      frames x stride of the clips; several separated by commas
     image_size=224 batch_size=8 seed=0
     num_workers= dali_threads=      several separated by commas (default: the number of cores); the baselines have as
@@ -27,10 +29,12 @@ rounds, and Clipline on prepared files is also compared with the best baseline o
 
 Every case delivers the same clips (files, frame numbers, crop boxes and flips, drawn by Clipline's source) as
 normalized float32 tensors, on the same cores; their pixels are compared before anything is timed. The baselines decode
-on the CPU, also on a machine with a GPU, except torchcodec_cuda, pynvvideocodec and spdl_cuda. All cases of a round run
-one after another in one process, and what they have read ahead is used up before the clock starts. Speed-ups are ratios
-within a round. Memory is measured for the first set only: the peak of a new process that reads only this case's clips,
-with its workers. The result is written after each table.
+on the CPU, also on a machine with a GPU, except torchcodec_cuda, pynvvideocodec and spdl_cuda. Those of SPDL read in
+threads, the others on a CPU in workers of a torch DataLoader. What is not installed is left out with a line.
+
+All cases of a round run one after another in one process, and what they have read ahead is used up before the clock
+starts. Speed-ups are ratios within a round. Memory is measured for the first set only: the peak of a new process that
+reads only this case's clips, with its workers. The result is written after each table.
 """
 
 from __future__ import annotations
@@ -46,20 +50,23 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from bench.baselines.cases import BASELINES, CASES, decoder_name
+from bench.baselines.cases import BASELINES, CASES, DEFAULT_CASES, decoder_name
 from bench.baselines.rounds import LoaderSetup, RunningCases, measure_memory, run_round, start_cases
+from bench.harness.ffmpeg import restart_with_ffmpeg
 from bench.harness.result_file import format_iqr, summarize
 from bench.harness.runner import check_choices, check_minimum, run_bench
 from bench.harness.videos import VideoSettings, describe_videos
 from utils.device import choose_device
 from utils.workers import worker_pool
 
+PACKAGES = ("decord", "decord2", "torchcodec", "video_reader-rs", "spdl_io", "torchvision")
+
 
 @dataclass(frozen=True)
 class Settings(VideoSettings):
     """The settings of this benchmark; the module's help explains them."""
 
-    cases: tuple[str, ...] = CASES
+    cases: tuple[str, ...] = DEFAULT_CASES
     specs: tuple[str, ...] = ("16x4",)
     image_size: int = 224
     batch_size: int = 8
@@ -258,8 +265,9 @@ def format_table(table: Mapping[str, Any]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit status."""
-    return run_bench("loading", __doc__, Settings, measure_all, argv, ("decord", "torchcodec", "torchvision"))
+    return run_bench("loading", __doc__, Settings, measure_all, argv, PACKAGES)
 
 
 if __name__ == "__main__":
+    restart_with_ffmpeg()
     sys.exit(main(sys.argv[1:]))

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
-from bench.baselines import loaders, thread_loaders
-from bench.baselines.loaders import DrawnClip
+from bench.baselines import loaders, readers, spdl_loader, thread_loaders
+from bench.baselines.clips import DrawnClip, Normalize
 from pipelines.batch_loader import BatchLoader
 from pipelines.dali_probe import probe_dali
 from pipelines.decode import nvdec
@@ -29,14 +29,17 @@ class ClipSource(NamedTuple):
     trimmed: bool
 
 
-# Speed-ups refer to these and to dali_reader; pyav, which decodes from the first frame, is shown for comparison only.
-BASELINES = ("decord", "torchcodec", "torchcodec_approx", *thread_loaders.READERS)
+# Speed-ups refer to these and to dali_reader.
+CPU_BASELINES = ("decord2", "torchcodec", "torchcodec_approx", "video_reader_rs", "pyav", *spdl_loader.READERS)
+BASELINES = (*CPU_BASELINES, *thread_loaders.READERS, "decord")
 CLIPLINE_SOURCES = {
     "clipline_pyav": ClipSource(by_pyav=True, trimmed=True),
     "clipline_dali": ClipSource(by_pyav=False, trimmed=True),
     "dali_untrimmed": ClipSource(by_pyav=False, trimmed=False),
 }
-CASES = ("clipline", *BASELINES, "pyav", *CLIPLINE_SOURCES, "dali_reader")
+CASES = ("clipline", *BASELINES, *CLIPLINE_SOURCES, "dali_reader")
+# decord 0.6.0, the last release, is from 2021; whoever has it can still ask for it.
+DEFAULT_CASES = tuple(case for case in CASES if case != "decord")
 
 
 def clipline_loader(
@@ -124,7 +127,9 @@ def open_batches(
         return (batch.video for batch in other)
     if case in thread_loaders.READERS:
         return _open_threads(case, loader, drawn_clips)
-    if reason := loaders.unavailable_reason(case, drawn_clips[0].path):
+    if case in spdl_loader.READERS:
+        return _open_spdl(case, loader, drawn_clips)
+    if reason := readers.unavailable_reason(case, drawn_clips[0].path):
         raise RuntimeError(reason)
     config = loader.pipeline
     clips = loaders.ClipDataset(case, drawn_clips, image_size=config.views.image_size, mean=config.mean, std=config.std)
@@ -152,6 +157,21 @@ def _open_threads(case: str, loader: VideoLoader, drawn_clips: Sequence[DrawnCli
     if reason := thread_loaders.unavailable_reason(clip_reader, drawn_clips[0]):
         raise RuntimeError(reason)
     batches = thread_loaders.iterate_batches(clip_reader, drawn_clips, loader.source.batch_size, config.prefetch)
+    return (video.to(loader.device, non_blocking=True) for video in batches)
+
+
+def _open_spdl(case: str, loader: VideoLoader, drawn_clips: Sequence[DrawnClip]) -> Iterator[torch.Tensor]:
+    if reason := spdl_loader.unavailable_reason(case, drawn_clips[0]):
+        raise RuntimeError(reason)
+    config = loader.pipeline
+    batches = spdl_loader.iterate_batches(
+        case,
+        drawn_clips,
+        batch_size=loader.source.batch_size,
+        num_threads=max(config.num_workers, 1),
+        image_size=config.views.image_size,
+        normalize=Normalize(config.mean, config.std),
+    )
     return (video.to(loader.device, non_blocking=True) for video in batches)
 
 

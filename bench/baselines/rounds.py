@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from bench.baselines.cases import clipline_loader, draw_clips, frame_differences, open_batches
-from bench.baselines.loaders import DrawnClip
+from bench.baselines.clips import DrawnClip
 from bench.harness.system import Usage, cpu_used_by_others, gpu_memory_mib, process_tree_memory_mib, wait_until_idle
 from pipelines.loader import VideoLoader
 
@@ -55,7 +55,7 @@ class LoaderSetup:
     @property
     def rounds(self) -> Rounds:
         """Derive the numbers of batches."""
-        warmup = self.prefetch * max(self.num_workers, 2) + 2
+        warmup = self.prefetch * max(self.num_workers, 2) + 4
         timed = max(self.clips_per_round // self.batch_size, 1)
         return Rounds(warmup=warmup, timed=timed, num_rounds=self.num_rounds)
 

@@ -1,4 +1,4 @@
-"""Baseline loaders that decode in threads: torchcodec, PyNvVideoCodec and SPDL on a GPU, SPDL on a CPU.
+"""Baseline loaders that decode in threads on a GPU: torchcodec, PyNvVideoCodec and SPDL.
 
 They deliver the clips that Clipline's source drew, like bench.baselines.loaders. A GPU is used as each library
 recommends: one process, one thread and one CUDA stream per decoding session, sessions that are reused for the next
@@ -17,7 +17,7 @@ import torch
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from bench.baselines.loaders import DrawnClip
+from bench.baselines.clips import DrawnClip, describe_error
 
 BT601 = 6  # SPDL's number for the color matrix of the generated videos
 Reader = Callable[[str, Sequence[int]], torch.Tensor]  # frames of a file -> (T, C, H, W) uint8
@@ -80,21 +80,6 @@ class PyNvVideoCodec:
         return video[[unique.index(frame) for frame in frames]].permute(0, 3, 1, 2)
 
 
-class Spdl:
-    """SPDL on a CPU, which decodes from a key frame to the last frame of the clip."""
-
-    def __init__(self, device: torch.device, max_size: tuple[int, int], num_threads: int):
-        import spdl.io
-
-        self.io = spdl.io
-
-    def __call__(self, path: str, frames: Sequence[int]) -> torch.Tensor:
-        unique = sorted(set(frames))
-        decoded = self.io.sample_decode_video(self.io.demux_video(path), unique)
-        video = self.io.to_torch(self.io.convert_frames(decoded))
-        return video[[unique.index(frame) for frame in frames]].permute(0, 3, 1, 2)
-
-
 class SpdlCuda:
     """SPDL's NVDEC decoder, one per thread, which SPDL itself keeps and reuses.
 
@@ -133,7 +118,6 @@ class SpdlCuda:
 READERS: dict[str, tuple[ReaderClass, bool]] = {
     "torchcodec_cuda": (TorchcodecCuda, True),
     "pynvvideocodec": (PyNvVideoCodec, True),
-    "spdl": (Spdl, False),
     "spdl_cuda": (SpdlCuda, True),
 }
 
@@ -213,5 +197,5 @@ def unavailable_reason(clip_reader: ClipReader, clip: DrawnClip) -> str:
     try:
         clip_reader(clip)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return describe_error(error)
     return ""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes.util
 import re
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 QUERY = "import torch; print('GPU', torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
 
@@ -37,24 +35,3 @@ def missing_package(name: str) -> str:
     parent = name.partition(".")[0]
     spec = find_spec(parent) and find_spec(name)
     return "" if spec else f"{name} is not installed"
-
-
-def ffmpeg_libraries(folder: Path) -> list[str]:
-    """Return folders for LD_LIBRARY_PATH in which torchcodec and SPDL find FFmpeg where the system has none.
-
-    PyAV's own libraries are linked into `folder` under the names that both look for. The list is empty where the system
-    has FFmpeg or PyAV comes without libraries.
-    """
-    package = find_spec("av")
-    if ctypes.util.find_library("avcodec") or not package or not package.origin:
-        return []
-    bundled = Path(package.origin).parents[1] / "av.libs"
-    links = {}
-    for path in bundled.glob("lib*.so.*"):
-        if match := re.fullmatch(r"(lib(?:av|sw)[a-z]+)-[0-9a-f]+(\.so\.\d+)[.\d]*", path.name):
-            links[match[1] + match[2]] = path
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, path in links.items():
-        (folder / name).unlink(missing_ok=True)
-        (folder / name).symlink_to(path.resolve())
-    return [str(folder), str(bundled)] if links else []

@@ -24,10 +24,12 @@ from utils.workers import worker_pool
 
 # What is measured by default: the same moving textures, encoded in five ways.
 SETS = ("h264_bframes", "h264_gop250", "h264_gop12", "vp9_gop12", "vp9_gop4")
-SET_NAME = re.compile(r"(h264|hevc|vp9)_gop([1-9]\d*)(_prepared)?|(h264|hevc)_bframes(_prepared)?")
+SET_NAME = re.compile(r"(h264|hevc|vp9)_gop([1-9]\d*)(_prepared)?|(h264|hevc)_bframes(_prepared)?|mixed(_prepared)?")
 # About 0.4 Mbit/s at 340x256 with few key frames, like Kinetics files of that size; the quality is the same with more.
 CRF = {"h264": 15, "hevc": 11, "vp9": 18}
 FPS = 30
+# The files of the set mixed, in turn: width, height, frames per second and quality. Kinetics has them side by side.
+MIXED = ((320, 240, 25, 15), (340, 256, 30, 15), (454, 256, 30, 16), (640, 360, 24, 20), (1280, 720, 30, 27))
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class VideoSettings:
     """The settings of a benchmark that choose its videos.
 
     A set is CODEC_gopN (a key frame every N frames, no B-frames) or h264_bframes (x264's defaults: a key frame every
-    250 frames and 3 B-frames, as in most of Kinetics); SET_prepared is the output of pipelines.prepare for it.
+    250 frames and 3 B-frames, as in most of Kinetics); mixed is like h264_bframes with files of several sizes and frame
+    rates; SET_prepared is the output of pipelines.prepare for it.
     """
 
     folder: tuple[str, ...] = ()
@@ -48,7 +51,9 @@ class VideoSettings:
     def __post_init__(self) -> None:
         for name in self.sets:
             if not SET_NAME.fullmatch(name):
-                raise ValueError(f"sets={name}: expected CODEC_gopN, h264_bframes, or one of them with _prepared")
+                raise ValueError(
+                    f"sets={name}: expected CODEC_gopN, h264_bframes, mixed, or one of them with _prepared"
+                )
         for size in self.sizes:
             if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", size):
                 raise ValueError(f"sizes={size}: expected WIDTHxHEIGHT")
@@ -61,7 +66,7 @@ class VideoSettings:
         paths = {}
         for size in self.sizes:
             for name in self.sets:
-                suffix = f" {size}" if len(self.sizes) > 1 else ""
+                suffix = f" {size}" if len(self.sizes) > 1 and not name.startswith("mixed") else ""
                 paths[name + suffix] = self._generate(name, *map(int, size.split("x")))
         return paths
 
@@ -84,10 +89,26 @@ def encoder_arguments(name: str) -> dict[str, Any]:
     return {"codec": codec, "gop": gop, "bframes": bframes, "crf": CRF[codec]}
 
 
+def file_recipe(name: str, index: int, size: tuple[int, int], length: int) -> dict[str, Any]:
+    """Return what a file of a set is made of: width, height, fps, number of frames, arguments of encode_video().
+
+    `size` (width, height) and `length`, frames at 30 per second, apply to all sets but mixed, which keeps the duration.
+    """
+    if name == "mixed":
+        width, height, fps, crf = MIXED[index % len(MIXED)]
+        coding = encoder_arguments("h264_bframes") | {"crf": crf}
+        num_frames = max(round(length * fps / FPS), 1)
+        return {"width": width, "height": height, "fps": fps, "num_frames": num_frames, "coding": coding}
+    width, height = size
+    return {"width": width, "height": height, "fps": FPS, "num_frames": length, "coding": encoder_arguments(name)}
+
+
 def generate_videos(folder: Path, name: str, files: int, *, width: int, height: int, length: int) -> list[str]:
     """Write the files of a set below folder/WIDTHxHEIGHT_LENGTH/NAME; those of an equal earlier call are reused."""
-    set_folder = folder / f"{width}x{height}_{length}" / name
-    recipe = {"version": synthetic.VERSION, "coding": encoder_arguments(name)}
+    size = "mixed" if name == "mixed" else f"{width}x{height}"
+    set_folder = folder / f"{size}_{length}" / name
+    coding = [file_recipe(name, i, (width, height), length) for i in range(len(MIXED) if name == "mixed" else 1)]
+    recipe = {"version": synthetic.VERSION, "coding": coding if name == "mixed" else coding[0]["coding"]}
     recipe_file = set_folder / "made_by.json"
     if not recipe_file.exists() or json.loads(recipe_file.read_text()) != recipe:
         for file in set_folder.glob("*.mp4"):
@@ -96,17 +117,18 @@ def generate_videos(folder: Path, name: str, files: int, *, width: int, height: 
     recipe_file.write_text(json.dumps(recipe))
     paths = [set_folder / f"{i:03d}.mp4" for i in range(files)]
     missing = [i for i, path in enumerate(paths) if not path.exists()]
-    write = partial(_write_video, set_folder, name, width, height, length)
+    write = partial(_write_video, set_folder, name, (width, height), length)
     with worker_pool(len(os.sched_getaffinity(0))) as pool:
         for count, _ in enumerate(pool.map(write, missing) if len(missing) > 2 else map(write, missing), 1):
             print(f"writing videos of {name}: {count} of {len(missing)}", flush=True)
     return [str(path) for path in paths]
 
 
-def _write_video(folder: Path, name: str, width: int, height: int, length: int, index: int) -> None:
-    video = synthetic.render(index % 8, 0, index, length, width, height)
+def _write_video(folder: Path, name: str, size: tuple[int, int], length: int, index: int) -> None:
+    recipe = file_recipe(name, index, size, length)
+    video = synthetic.render(index % 8, 0, index, recipe["num_frames"], recipe["width"], recipe["height"])
     with atomic_path(folder / f"{index:03d}.mp4") as temporary:
-        encode_video(temporary, video, FPS, **encoder_arguments(name))
+        encode_video(temporary, video, recipe["fps"], **recipe["coding"])
 
 
 def prepare_videos(paths: Sequence[str], cache: Path) -> list[str]:

@@ -35,6 +35,8 @@ def set_title(name: str) -> str:
     """Describe a set of generated videos: h264_gop12_prepared 352x256 -> H.264, GOP 12, prepared, 352x256."""
     base, _, size = name.partition(" ")
     match = re.fullmatch(r"(h264|hevc|vp9)_(bframes|gop(\d+))(_prepared)?", base)
+    if base.startswith("mixed"):
+        return "H.264, mixed sizes and rates" + (", prepared" if base.endswith("_prepared") else "")
     if not match:
         return {"av1": "AV1", "mpeg4": "MPEG-4 part 2", "vp8": "VP8", "mjpeg": "MJPEG"}.get(name, name)
     codec, _, gop, prepared = match.groups()
@@ -52,7 +54,10 @@ OTHER_LOADERS = {
     "dali_reader": "DALI's reader",
     "torchcodec_cuda": "torchcodec on the GPU",
     "pynvvideocodec": "PyNvVideoCodec",
-    "spdl": "SPDL",
+    "decord2": "decord2",
+    "video_reader_rs": "video-reader-rs",
+    "spdl_window": "SPDL",
+    "spdl_sample": "SPDL, sampled",
     "spdl_cuda": "SPDL on the GPU",
 }
 
@@ -68,7 +73,7 @@ def loading_rows(result: Result) -> Rows:
         torchcodec = max(seek_modes, key=lambda case: rates[case]["median"], default="")
         memory = [
             f"{table['cases'][case]['memory_mib']}"
-            for case in ("clipline", "decord", torchcodec)
+            for case in ("clipline", "decord2" if "decord2" in rates else "decord", torchcodec)
             if has_memory and "memory_mib" in table["cases"].get(case, {})
         ]
         speedups = table["speedups"]

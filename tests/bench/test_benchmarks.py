@@ -10,7 +10,7 @@ import torch
 
 from bench import bytes_read, epoch_time, loading, multi_view, startup, train_step
 from bench import index as bench_index
-from bench.baselines import loaders
+from bench.baselines import readers
 from bench.baselines.cases import BASELINES, CASES
 from bench.baselines.training_loops import Variant, count_frames_decoded
 from bench.loading import Settings, group_prepared, speedups
@@ -111,7 +111,7 @@ def test_train_step_measures_the_same_network_as_the_baseline(
         ("image_size=x", "expected a whole number"),
         ("specs=8", "expected FRAMESxSTRIDE"),
         ("batch_size=0", "at least 1"),
-        ("cases=clipline,decrod", "expected some of clipline,decord"),
+        ("cases=clipline,decrod", "expected some of clipline,decord2"),
         ("quick", "unknown argument; expected one of folder,"),
         ("folder=/no/such/place", "no such folder"),
         ("device=gpu", "expected auto, cuda or cpu"),
@@ -131,15 +131,20 @@ def test_wrong_argument_prints_one_line_and_exits_with_2(
 
 
 def test_settings_have_the_types_of_their_defaults() -> None:
-    _, settings = parse_args(Settings, ["image_size=112", "--cases=clipline,decord", "folder=videos", "memory=no"])
-    assert settings == Settings(image_size=112, cases=("clipline", "decord"), folder=("videos",), memory=False)
+    _, settings = parse_args(Settings, ["image_size=112", "--cases=clipline,decord2", "folder=videos", "memory=no"])
+    assert settings == Settings(image_size=112, cases=("clipline", "decord2"), folder=("videos",), memory=False)
 
 
 def test_speedups_are_ratios_within_a_round() -> None:
-    rates = {"clipline": [10.0, 20.0], BASELINES[0]: [5.0, 20.0], BASELINES[1]: [4.0, 40.0], "pyav": [1.0, 1.0]}
+    rates = {
+        "clipline": [10.0, 20.0],
+        BASELINES[0]: [5.0, 20.0],
+        BASELINES[1]: [4.0, 40.0],
+        "clipline_pyav": [1.0, 1.0],
+    }
     actual = speedups(rates)
-    assert actual["best_baseline"]["samples"] == [2.0, 0.5]  # the naive loader is no baseline
-    assert actual["pyav"]["median"] == 15
+    assert actual["best_baseline"]["samples"] == [2.0, 0.5]  # our own variants are no baselines
+    assert actual["clipline_pyav"]["median"] == 15
     assert speedups({"decord": [1.0]}) == {}
     assert "best_baseline_unprepared" not in actual
     prepared = speedups({"clipline": [30.0, 60.0], BASELINES[0]: [10.0, 10.0]}, original=rates)
@@ -153,11 +158,12 @@ def test_group_prepared_joins_sets_with_their_originals() -> None:
     assert groups == [["a", "a_prepared"], ["b_prepared 64x48", "b 64x48"], ["c"]]
 
 
-@pytest.mark.parametrize("reader", ["decord", "decord_whole"])
-def test_unavailable_reason_names_the_file_that_decord_refuses(reader: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole_video", [False, True])
+def test_unavailable_reason_names_the_file_that_decord_refuses(whole_video: bool, tmp_path: Path) -> None:
     pytest.importorskip("decord")
     (tmp_path / "v.mp4").write_bytes(b"no video")
-    assert "v.mp4" in loaders.unavailable_reason(reader, str(tmp_path / "v.mp4"))
+    case = "decord_whole" if whole_video else readers.decord_distribution()
+    assert "v.mp4" in readers.unavailable_reason(case, str(tmp_path / "v.mp4"))
 
 
 def test_train_step_out_of_memory_leaves_out_one_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from bench import gpu, gpu_capabilities, gpu_tests
 from bench.gpu_parts import PARTS, build_parts
-from bench.harness import gpu_machine
+from bench.harness import ffmpeg, gpu_machine
 from bench.harness.runner import run_bench
 from bench.harness.schedule import SUMMARIES
 from bench.report import gpu_summary
@@ -75,12 +75,31 @@ def test_ffmpeg_libraries_links_those_of_pyav(tmp_path: Path, monkeypatch: pytes
     package.mkdir(parents=True), bundled.mkdir()
     for name in ("libavcodec-5e6b81c2.so.62.28.102", "libswscale-88e9f973.so.9.5.102", "libx264-d6533a8d.so.165"):
         (bundled / name).touch()
-    monkeypatch.setattr(gpu_machine, "find_spec", lambda name: SimpleNamespace(origin=str(package / "__init__.py")))
-    monkeypatch.setattr(gpu_machine.ctypes.util, "find_library", lambda name: None)
-    assert gpu_machine.ffmpeg_libraries(tmp_path / "links") == [str(tmp_path / "links"), str(bundled)]
+    monkeypatch.setattr(ffmpeg, "find_spec", lambda name: SimpleNamespace(origin=str(package / "__init__.py")))
+    monkeypatch.setattr(ffmpeg.ctypes.util, "find_library", lambda name: None)
+    assert ffmpeg.ffmpeg_libraries(tmp_path / "links") == [str(tmp_path / "links"), str(bundled)]
     assert {path.name for path in (tmp_path / "links").iterdir()} == {"libavcodec.so.62", "libswscale.so.9"}
-    monkeypatch.setattr(gpu_machine.ctypes.util, "find_library", lambda name: "libavcodec.so.59")
-    assert gpu_machine.ffmpeg_libraries(tmp_path / "links") == []
+    monkeypatch.setattr(ffmpeg.ctypes.util, "find_library", lambda name: "libavcodec.so.59")
+    assert ffmpeg.ffmpeg_libraries(tmp_path / "links") == []
+
+
+def test_restart_with_ffmpeg_happens_once_and_keeps_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links, started = tmp_path / "links", []
+    links.mkdir()
+    monkeypatch.setattr(ffmpeg, "ffmpeg_libraries", lambda folder: [str(links), "bundled"])
+    monkeypatch.setattr(os, "execve", lambda *command: started.append(command))
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "bench.loading", "rounds=1"])
+    monkeypatch.setenv("LD_LIBRARY_PATH", "own")
+    ffmpeg.restart_with_ffmpeg()
+    ((program, arguments, environment),) = started
+    assert (program, arguments) == (sys.executable, [sys.executable, "-m", "bench.loading", "rounds=1"])
+    assert environment["LD_LIBRARY_PATH"] == f"own:{links}:bundled"
+    (links / "libavcodec.so.62").touch()
+    monkeypatch.setenv("LD_LIBRARY_PATH", environment["LD_LIBRARY_PATH"])
+    ffmpeg.restart_with_ffmpeg()
+    assert len(started) == 1, "the restarted command finds the libraries"
 
 
 def test_decoder_capabilities_lists_differences(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench.harness import system
+from bench.harness import system, videos
 from bench.harness.result_file import summarize
 from bench.harness.system import cpu_used_by_others
 from bench.harness.videos import VideoSettings, encoder_arguments
@@ -87,6 +87,22 @@ def test_gpu_utilization_is_empty_without_the_driver_library(
     with system.GpuUtilization(torch.device("cuda")) as utilization:
         pass
     assert utilization.means() == {} and "no libnvidia-ml.so.1" in capsys.readouterr().out
+
+
+def test_mixed_set_has_files_of_several_sizes_and_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(videos, "MIXED", ((64, 48, 25, 20), (96, 64, 30, 20)))
+    settings = VideoSettings(sets=("mixed",), sizes=("64x48", "32x32"), files=2, length=30, cache=str(tmp_path))
+    (paths,) = settings.find_videos().values()
+    infos = [read_video_info(path) for path in paths]
+    assert [(info.width, info.height, info.fps, info.num_frames) for info in infos] == [
+        (64, 48, 25, 25),
+        (96, 64, 30, 30),
+    ]
+    written = Path(paths[0]).stat().st_mtime_ns
+    settings.find_videos()
+    assert Path(paths[0]).stat().st_mtime_ns == written, "files of an equal call are reused"
+    monkeypatch.setattr(videos, "MIXED", ((32, 32, 25, 20),))
+    assert read_video_info(settings.find_videos()["mixed"][0]).width == 32
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench.baselines import thread_loaders
-from bench.baselines.loaders import DrawnClip
+from bench.baselines.clips import DrawnClip
 
 
 def drawn_clips(count: int) -> list[DrawnClip]:
