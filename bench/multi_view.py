@@ -31,7 +31,7 @@ from pipelines.decode.frames import decode_frames
 from pipelines.decode.prove import open_video
 from pipelines.decode.pyav_decoder import decode_views
 from pipelines.decode.video_info import VideoInfo, read_video_info
-from pipelines.sampling.spatial import view_boxes
+from pipelines.sampling.spatial import scaled_size, view_boxes
 from pipelines.sampling.temporal import uniform_clips
 
 
@@ -70,7 +70,8 @@ def decode_variants(info: VideoInfo, settings: Settings) -> dict[str, Callable[[
     boxes = view_boxes(info.width, info.height, size, size, settings.num_crops)
 
     def decode(clips: slice, crops: slice) -> np.ndarray:
-        return decode_views(info.path, frames[clips], boxes[crops], size, table=info.table)
+        scaled = scaled_size(info.width, info.height, size)
+        return decode_views(info.path, frames[clips], boxes[crops], size, scaled_size=scaled, table=info.table)
 
     everything = slice(None)
     each_clip = [slice(i, i + 1) for i in range(len(frames))]

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from nvidia.dali import Pipeline
 
-from utils.workers import ignore_sigint, spawn_without_main
+from utils.workers import ignore_sigint, spawn_without_main, worker_environment
 
 SHARED_MEMORY = "/dev/shm"
 MORE_SHARED_MEMORY = (
@@ -83,7 +83,7 @@ class DaliPipeline:
     def __init__(self, pipe: Pipeline):
         self.pipe = pipe
         before = set(multiprocessing.active_children())
-        with spawn_without_main(), ignore_sigint():
+        with spawn_without_main(), ignore_sigint(), worker_environment():
             pipe.build()
         self.processes: list[BaseProcess] = [p for p in multiprocessing.active_children() if p not in before]
 

@@ -87,6 +87,11 @@ class ViewSpec:
     short_side: int = 0  # eval, in pixels; 0: image_size
 
     @property
+    def eval_short_side(self) -> int:
+        """The short side of frames before views are cut out of them, in pixels."""
+        return self.short_side or self.image_size
+
+    @property
     def num_views(self) -> int:
         """Count the views of each video."""
         return self.aug_repeats if self.train else self.num_clips * self.num_crops
@@ -245,8 +250,7 @@ class SampleSource:
             if v.crop == "letterbox":
                 boxes = self.choose_box(index, rng)[None]
             else:
-                side = v.short_side or v.image_size
-                boxes = spatial.view_boxes(info.width, info.height, v.image_size, side, v.num_crops)
+                boxes = spatial.view_boxes(info.width, info.height, v.image_size, v.eval_short_side, v.num_crops)
         return frames, spatial.to_stored_orientation(boxes, info.width, info.height, info.rotation), mirror
 
     def _load(self, index: int, rng: np.random.Generator, by_pyav: bool) -> tuple[Any, ...]:
@@ -273,6 +277,7 @@ class SampleSource:
                 frames,
                 boxes,
                 v.image_size,
+                scaled_size=self._scaled_size(info),
                 letterbox=fill,
                 timeout=self.decode_timeout,
                 table=info.table,
@@ -281,6 +286,14 @@ class SampleSource:
             if not self.decoders.uses_dali:
                 return by_pyav, views, mirror
         return by_pyav, data, positions, frame_order, boxes, correction(info.colorspace), views, mirror
+
+    def _scaled_size(self, info: VideoInfo) -> tuple[int, int] | None:
+        """Return the (width, height) that stored frames are scaled to before views are cut out; None in training."""
+        v = self.views
+        if v.train or v.crop == "letterbox":
+            return None
+        width, height = spatial.scaled_size(info.width, info.height, v.eval_short_side)
+        return (height, width) if info.rotation % 2 else (width, height)
 
     def _trim(self, index: int, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the file that DALI is given, and the positions of the frames in it."""

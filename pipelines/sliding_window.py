@@ -37,12 +37,14 @@ def windows(path: str, data: Data, test: Eval) -> Iterator[Window]:
     if info.error:
         raise ValueError(f"{path}: {info.error}")
     frames = choose_frames(info, data)
-    letterbox = data.crop == "letterbox"
+    letterbox, scaled_size = data.crop == "letterbox", None
     if letterbox:
         boxes = spatial.full_frame(info.width, info.height)[None]
     else:
         side = short_side_pixels(test.short_side, data.image_size)
         boxes = spatial.view_boxes(info.width, info.height, data.image_size, side, test.num_crops)
+        scaled_size = spatial.scaled_size(info.width, info.height, side)
+        scaled_size = scaled_size[::-1] if info.rotation % 2 else scaled_size
     boxes = spatial.to_stored_orientation(boxes, info.width, info.height, info.rotation)
     fill = mean_color(data.mean) if letterbox else None
     mean, std = (torch.tensor(numbers).view(3, 1, 1, 1) for numbers in (data.mean, data.std))
@@ -50,7 +52,14 @@ def windows(path: str, data: Data, test: Eval) -> Iterator[Window]:
     for first in range(0, len(frames), MAX_WINDOWS_AT_ONCE):
         some = frames[first : first + MAX_WINDOWS_AT_ONCE]
         views = decode_views(
-            path, some, boxes, data.image_size, letterbox=fill, timeout=data.decode_timeout, table=info.table
+            path,
+            some,
+            boxes,
+            data.image_size,
+            scaled_size=scaled_size,
+            letterbox=fill,
+            timeout=data.decode_timeout,
+            table=info.table,
         )
         views = np.rot90(views, info.rotation, (-2, -1)).reshape(len(some), -1, *views.shape[1:])
         for numbers, clip in zip(some, views, strict=True):

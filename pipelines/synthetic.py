@@ -39,7 +39,7 @@ from tqdm import tqdm
 from pipelines.decode.encoder import GOP, check_coding, encode_video
 from utils.cli import parse_args, run_command
 from utils.files import atomic_path, atomic_write_text
-from utils.workers import single_blas_thread, worker_pool
+from utils.workers import worker_environment, worker_pool
 
 CLASSES = ("left", "right", "up", "down", "zoom_in", "zoom_out", "rotate_cw", "rotate_ccw")
 SPLITS = ("train", "val", "test")
@@ -254,7 +254,7 @@ def write(out: str | os.PathLike, settings: Settings) -> int:
         results: Iterable[None] = map(work, jobs)
         if settings.workers > 1 and len(jobs) > 1:
             workers = min(settings.workers, len(jobs))
-            stack.enter_context(single_blas_thread())
+            stack.enter_context(worker_environment())
             results = stack.enter_context(worker_pool(workers)).map(work, jobs)
         for _ in tqdm(results, f"{out}", len(jobs), unit="video", disable=None if jobs else True):
             pass

@@ -21,8 +21,8 @@ T = TypeVar("T")
 class SharedList(Sequence[T]):
     """A read-only sequence of pickled objects in shared memory; `share` makes one.
 
-    Its own pickle is only a reference to the memory, so it must be unpickled on the same machine while the process
-    that pickled it lives and keeps it. The copy then keeps the memory alive itself.
+    Its objects must not be changed. Its own pickle is only a reference to the memory, so it must be unpickled on the
+    same machine while the process that pickled it lives and keeps it. The copy then keeps the memory alive itself.
     """
 
     def __init__(self, file: int, length: int):
@@ -30,6 +30,7 @@ class SharedList(Sequence[T]):
         self._file = file
         self._memory = mmap.mmap(file, 0, prot=mmap.PROT_READ)
         self._offsets = np.frombuffer(self._memory, np.int64, offset=len(self._memory) - 8 * (length + 1))
+        self._last: tuple[int, T] | None = None  # one object is often read several times in a row
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -42,7 +43,10 @@ class SharedList(Sequence[T]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]  # handles negative indices and raises IndexError
+        if self._last and self._last[0] == index:
+            return self._last[1]
         value: T = pickle.loads(memoryview(self._memory)[self._offsets[index] : self._offsets[index + 1]])
+        self._last = index, value
         return value
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -54,20 +54,25 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 @contextlib.contextmanager
-def single_blas_thread() -> Iterator[None]:
-    """Make processes that start inside use one BLAS thread each, unless the environment sets another number.
+def worker_environment() -> Iterator[None]:
+    """Set what processes that start inside should do, unless the environment says otherwise.
 
-    If every core has a worker already, more threads only take time from each other.
+    One BLAS thread each: if every core has a worker already, more threads only take time from each other. And the
+    memory of one video is kept for the next: glibc would return it to the system after each, and get it back page by
+    page.
     """
-    name = "OPENBLAS_NUM_THREADS"
-    if name in os.environ:
-        yield
-        return
-    os.environ[name] = "1"
+    settings = {
+        "OPENBLAS_NUM_THREADS": "1",
+        "MALLOC_TRIM_THRESHOLD_": str(128 << 20),  # bytes, of free memory
+        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # bytes, of one allocation; glibc takes no more
+    }
+    added = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(added)
     try:
         yield
     finally:
-        del os.environ[name]
+        for name in added:
+            del os.environ[name]
 
 
 def _start_worker() -> None:

@@ -1,7 +1,7 @@
 """Decode, crop and resize the views of a video on the CPU with PyAV, for videos that DALI has no decoder for.
 
-Only what the requested frames depend on is decoded, and only the boxes are resized and converted to RGB, in one pass of
-FFmpeg's scaler. DALI could crop and resize whole frames too, but on a CPU its resize takes a third of all time.
+Only what the requested frames depend on is decoded. A box, or a whole frame of which several boxes are cut, is resized
+and converted to RGB in one pass of FFmpeg's scaler. DALI could crop and resize whole frames too, but on a CPU its resize takes a third of all time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -22,6 +22,22 @@ from pipelines.sampling.spatial import letterbox_size
 _RGB_OF_GBR = (2, 0, 1)  # FFmpeg's planar RGB has its planes in the order G, B, R
 
 
+class _Crop(NamedTuple):
+    """A part of a scaled frame, and where it lies in a view; all in pixels of the view."""
+
+    number: int  # of the crop
+    source: tuple[slice, slice]  # rows and columns of the scaled frame
+    target: tuple[slice, slice]  # rows and columns of the view
+
+
+class _Scaling(NamedTuple):
+    """A box of the stored frame (top, left, bottom, right) that is scaled to `size` (height, width), and its crops."""
+
+    box: tuple[int, ...]
+    size: tuple[int, int]
+    crops: list[_Crop]
+
+
 # What all decoders need comes first; the keyword arguments are options that each caller needs some of.
 def decode_views(  # noqa: PLR0913
     source: str | os.PathLike[str] | bytes,
@@ -29,6 +45,7 @@ def decode_views(  # noqa: PLR0913
     boxes: np.ndarray,
     size: int,
     *,
+    scaled_size: tuple[int, int] | None = None,
     letterbox: Sequence[int] | None = None,
     timeout: float = math.inf,
     table: str = "",
@@ -37,9 +54,10 @@ def decode_views(  # noqa: PLR0913
     """Decode views: `frames` (clips, T) as in `trim.trim`, `boxes` (crops, 4) -> (clips * crops, 3, T, size, size).
 
     The result is uint8 RGB. View c * crops + k is clip c in box k (top, left, bottom, right), stretched to the square,
-    or, with `letterbox`, fitted into its middle and surrounded by that RGB color. Downscaling is antialiased. `timeout`
-    and `table` are as in `trim.trim`. Without `trimmed` everything up to the last requested frame is decoded (only the
-    bench does so).
+    or, with `letterbox`, fitted into its middle and surrounded by that RGB color. With `scaled_size` (width, height)
+    each frame is scaled to it once, and all boxes, which are squares of `size` there, are cut out of it. Downscaling is
+    antialiased. `timeout` and `table` are as in `trim.trim`. Without `trimmed` everything up to the last requested
+    frame is decoded (only the bench does so).
 
     Raises ValueError with the path and the reason if the video or a requested frame cannot be decoded in time.
     """
@@ -48,26 +66,43 @@ def decode_views(  # noqa: PLR0913
     if letterbox:
         views[:] = np.reshape(letterbox, (3, 1, 1, 1))
     with open_video(source, timeout=timeout, table=table) as video:
-        int_boxes = boxes.astype(int).tolist()
-        view_sizes = [
-            letterbox_size(right - left, bottom - top, size) if letterbox else (size, size)
-            for top, left, bottom, right in int_boxes
-        ]
+        if scaled_size:
+            scalings = [_scale_whole(boxes, size, (video.width, video.height), scaled_size)]
+        else:
+            scalings = [_scale_box(number, box, size, bool(letterbox)) for number, box in enumerate(boxes)]
         scalers: list[av.filter.Graph] = []
         for frame, positions in decode_frames(video, frames.reshape(-1), trimmed):
-            scalers = scalers or [
-                _scaler(frame, box, view_size) for box, view_size in zip(int_boxes, view_sizes, strict=True)
-            ]
-            clip, time = np.unravel_index(positions, frames.shape)
-            for crop, scaler in enumerate(scalers):
+            scalers = scalers or [_scaler(frame, scaling.box, scaling.size) for scaling in scalings]
+            for scaling, scaler in zip(scalings, scalers, strict=True):
                 planes = _scale(scaler, frame, video.name)
-                height, width = view_sizes[crop]
-                top, left = (size - height + 1) // 2, (size - width + 1) // 2  # as DALI rounds
-                rows, columns = slice(top, top + height), slice(left, left + width)
                 for channel, plane in enumerate(_RGB_OF_GBR):
                     pixels = np.frombuffer(planes[plane], np.uint8).reshape(-1, planes[plane].line_size)
-                    views[clip, crop, channel, time, rows, columns] = pixels[:height, :width]
+                    for crop in scaling.crops:
+                        for clip, time in (divmod(position, num_frames) for position in positions):
+                            views[clip, crop.number, channel, time][crop.target] = pixels[crop.source]
     return views.reshape(-1, 3, num_frames, size, size)
+
+
+def _scale_box(number: int, box: np.ndarray, size: int, letterbox: bool) -> _Scaling:
+    """Plan a view that has its own box: the whole square, or its middle with `letterbox`."""
+    top, left, bottom, right = box.astype(int).tolist()
+    height, width = letterbox_size(right - left, bottom - top, size) if letterbox else (size, size)
+    first_row, first_column = (size - height + 1) // 2, (size - width + 1) // 2  # as DALI rounds
+    target = slice(first_row, first_row + height), slice(first_column, first_column + width)
+    crop = _Crop(number, (slice(0, height), slice(0, width)), target)
+    return _Scaling((top, left, bottom, right), (height, width), [crop])
+
+
+def _scale_whole(boxes: np.ndarray, size: int, frame_size: tuple[int, int], scaled_size: tuple[int, int]) -> _Scaling:
+    """Plan views that are cut out of one scaled frame; sizes are (width, height)."""
+    (width, height), (scaled_width, scaled_height) = frame_size, scaled_size
+    offsets = np.rint(boxes[:, :2] * [scaled_height / height, scaled_width / width]).astype(int).tolist()
+    square = slice(0, size), slice(0, size)
+    crops = [
+        _Crop(number, (slice(top, top + size), slice(left, left + size)), square)
+        for number, (top, left) in enumerate(offsets)
+    ]
+    return _Scaling((0, 0, height, width), (scaled_height, scaled_width), crops)
 
 
 def _scaler(frame: av.VideoFrame, box: Sequence[int], size: tuple[int, int]) -> av.filter.Graph:

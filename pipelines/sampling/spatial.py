@@ -1,9 +1,9 @@
 """Choose what part of a frame the network sees: crop boxes and flips. Pure functions; nothing here touches a pixel.
 
 A box is (top, left, bottom, right) in pixels of the decoded frame, bottom and right exclusive. It is resized to the
-network's input in one pass, so a crop of a resized frame is expressed as a box of the original one. Boxes begin and end
-on even pixels, where 4:2:0 video has its chroma samples: DALI, which crops RGB, and PyAV, which crops YUV, then cut out
-the same pixels.
+network's input in one pass, so a crop of a resized frame is expressed as a box of the original one. In training, boxes
+begin and end on even pixels, where 4:2:0 video has its chroma samples: DALI, which crops RGB, and PyAV, which crops
+YUV, then cut out the same pixels. The views of a test are whole pixels of the resized frame instead.
 """
 
 from __future__ import annotations
@@ -55,21 +55,26 @@ def letterbox_size(width: int, height: int, size: int) -> tuple[int, int]:
     return max(round(height * scale), 1), max(round(width * scale), 1)
 
 
-def view_boxes(width: int, height: int, size: int, short_side: int, num_crops: int) -> np.ndarray:
-    """Return square boxes (num_crops, 4) float32 that are size x size once the short side is resized to `short_side`.
+def scaled_size(width: int, height: int, short_side: int) -> tuple[int, int]:
+    """Return (width, height) of a frame whose short side is resized to `short_side`; the other is rounded down."""
+    short = min(width, height)
+    return max(width * short_side // short, 1), max(height * short_side // short, 1)
 
-    One crop is in the center. Three are at the start, middle and end of the longer side, centered on the shorter one.
-    With short_side = size they cover a frame of an aspect ratio up to 3:1, except for an odd last row or column.
+
+def view_boxes(width: int, height: int, size: int, short_side: int, num_crops: int) -> np.ndarray:
+    """Return boxes (num_crops, 4) float32 of the frame that are size x size squares of it in `scaled_size`.
+
+    One crop is in the center. Three are at the start, middle and end of the longer side, centered on the shorter one
+    (SlowFast's uniform crop). With short_side = size they cover a frame of an aspect ratio up to 3:1.
     """
-    frame_short_side = min(width, height)
-    side = _even(frame_short_side * size / short_side, frame_short_side)
+    scaled_width, scaled_height = scaled_size(width, height, short_side)
     boxes = []
     for crop in range(num_crops):
         along = crop / (num_crops - 1) if num_crops > 1 else 0.5
-        top = _even_start(along if height > width else 0.5, height, side)
-        left = _even_start(0.5 if height > width else along, width, side)
-        boxes.append(_box(top, left, side, side))
-    return np.stack(boxes)
+        top = math.ceil((scaled_height - size) * (along if height > width else 0.5))
+        left = math.ceil((scaled_width - size) * (0.5 if height > width else along))
+        boxes.append(_box(top, left, size, size))
+    return np.stack(boxes) * np.array([height / scaled_height, width / scaled_width] * 2, np.float32)
 
 
 def to_stored_orientation(boxes: np.ndarray, width: int, height: int, rotation: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import shutil
 
@@ -14,7 +15,7 @@ from pipelines.dali_graph import build_pipeline
 from pipelines.decode.frames import decode_frames
 from pipelines.decode.prove import open_video
 from pipelines.sampling import order
-from pipelines.sampling.spatial import letterbox_size
+from pipelines.sampling.spatial import letterbox_size, scaled_size
 from tests.helpers.loaders import (
     collect,
     copy_of,
@@ -93,6 +94,26 @@ def test_dali_and_pyav_give_the_same_stream_within_two_gray_levels(clips_folder,
         assert dali_batch[:2] == pyav_batch[:2]
         difference = gray_levels((dali_batch[2] - pyav_batch[2]).abs().mean())
         assert difference < 2.0, "their color conversions are about one gray level apart"
+
+
+def test_test_views_are_squares_of_the_frame_with_its_short_side_resized(clips_folder, tmp_path, decoder):
+    """Up to rounding: torchvision's Resize and crop, SlowFast's uniform crop."""
+    loader = make_loader(clips_folder(tmp_path, 3), decoder, "eval.num_clips=1", "eval.short_side=40", split="test")
+    views = first_video(loader)
+    for slot, info in enumerate(loader.infos):
+        frames = loader.source.choose_frames(slot, np.random.default_rng(0))
+        with open_video(info.path) as video:
+            rgb = np.stack([frame.to_ndarray(format="rgb24") for frame, _ in decode_frames(video, frames.ravel())])
+        width, height = scaled_size(info.width, info.height, 40)
+        pixels = torch.from_numpy(rgb).permute(0, 3, 1, 2).float()
+        resized = torch.nn.functional.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
+        for crop, along in enumerate((0, 0.5, 1)):
+            offsets = [math.ceil((side - 32) * (along if side > 40 else 0.5)) for side in (height, width)]
+            if height == width:
+                offsets = [4, math.ceil(8 * along)]
+            square = resized[:, :, offsets[0] : offsets[0] + 32, offsets[1] : offsets[1] + 32]
+            expected = ((square / 255 - 0.45) / 0.225).transpose(0, 1)
+            assert gray_levels((views[slot, crop] - expected).abs()).mean() < 2
 
 
 def test_test_views_are_ordered_by_clip_then_crop(clips_folder, tmp_path):

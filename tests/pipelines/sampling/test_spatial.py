@@ -14,6 +14,7 @@ from pipelines.sampling.spatial import (
     letterbox_size,
     random_resized_crop,
     scale_jittered_crop,
+    scaled_size,
     to_stored_orientation,
     view_boxes,
 )
@@ -56,11 +57,10 @@ def test_random_resized_crop_is_in_range_or_the_largest_centered_box(w, h, scale
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 50), (50, 1), (2, 2), (3, 3)])
 def test_boxes_of_tiny_frames_are_not_empty(width, height):
-    for box in (
-        random_resized_crop(width, height, (0.1, 1.0), (0.5, 2), np.random.default_rng(0)),
-        *view_boxes(width, height, 64, 64, 3),
-    ):
-        top, left, bottom, right, *_ = edges_and_size(box)
+    box = random_resized_crop(width, height, (0.1, 1.0), (0.5, 2), np.random.default_rng(0))
+    top, left, bottom, right, *_ = edges_and_size(box)
+    assert 0 <= top < bottom <= height and 0 <= left < right <= width
+    for top, left, bottom, right in view_boxes(width, height, 64, 64, 3).tolist():
         assert 0 <= top < bottom <= height and 0 <= left < right <= width
 
 
@@ -126,7 +126,8 @@ def test_to_stored_orientation_selects_the_same_pixels(w, h, rotation, seed):
     stored = np.arange(w * h).reshape(h, w)
     displayed = np.rot90(stored, rotation)
     height, width = displayed.shape
-    boxes = view_boxes(width, height, 8, 8, 3)
+    rng = np.random.default_rng(seed)
+    boxes = np.stack([random_resized_crop(width, height, (0.1, 1), (0.5, 2), rng) for _ in range(3)])
     stored_boxes = to_stored_orientation(boxes, width, height, rotation)
     for displayed_box, stored_box in zip(boxes.astype(int), stored_boxes.astype(int), strict=True):
         actual = np.rot90(cut(stored, stored_box), rotation)
@@ -148,38 +149,50 @@ def test_three_view_boxes_cover_a_frame_of_up_to_3_to_1(short_side, ratio, portr
     boxes = view_boxes(width, height, size, size, 3)
     assert boxes.shape == (3, 4) and boxes.dtype == np.float32
     along, across = (boxes[:, [0, 2]], boxes[:, [1, 3]]) if portrait else (boxes[:, [1, 3]], boxes[:, [0, 2]])
-    assert along[0, 0] == 0 and long_side - along[-1, 1] < GRID
-    assert (along[1:, 0] <= along[:-1, 1] + GRID).all(), "no gap between neighbors except for an odd row"
-    assert (across == [0, short_side - short_side % GRID]).all()
+    scaled_long_side = max(scaled_size(width, height, size))
+    pixel = long_side / scaled_long_side  # of the scaled frame
+    assert along[0, 0] == 0 and along[-1, 1] == pytest.approx(long_side, rel=1e-5)
+    if scaled_long_side <= 3 * size:
+        assert (along[1:, 0] <= along[:-1, 1] + pixel).all(), "no gap between neighbors but for rounding"
+    np.testing.assert_allclose(across, [[0, short_side]] * 3, rtol=1e-5)
 
 
 @given(st.integers(16, 4096), st.integers(16, 4096), st.integers(16, 512), st.integers(0, 512), st.sampled_from([1, 3]))
-def test_view_boxes_are_squares_inside_the_frame(width, height, size, extra, num_crops):
+def test_view_boxes_are_squares_of_whole_pixels_of_the_scaled_frame(width, height, size, extra, num_crops):
     boxes = view_boxes(width, height, size, size + extra, num_crops)
-    top, left, bottom, right = boxes.T.astype(float)
-    assert (top >= 0).all() and (left >= 0).all() and (bottom <= height).all() and (right <= width).all()
-    side = min(width, height) * size / (size + extra)
-    np.testing.assert_allclose([right - left, bottom - top], side, atol=GRID)
-    assert not (boxes % GRID).any()
-    centers, shorter_side = ((left + right) / 2, width) if height > width else ((top + bottom) / 2, height)
-    np.testing.assert_allclose(centers, shorter_side / 2, atol=GRID / 2)
+    scaled_width, scaled_height = scaled_size(width, height, size + extra)
+    assert min(scaled_width, scaled_height) == size + extra
+    scaled = boxes.astype(float) * ([scaled_height / height, scaled_width / width] * 2)
+    np.testing.assert_allclose(scaled, np.rint(scaled), atol=0.01)
+    top, left, bottom, right = np.rint(scaled).T
+    assert (top >= 0).all() and (left >= 0).all() and (bottom <= scaled_height).all() and (right <= scaled_width).all()
+    assert (right - left == size).all() and (bottom - top == size).all()
+    centers, shorter_side = (
+        ((left + right) / 2, scaled_width) if height > width else ((top + bottom) / 2, scaled_height)
+    )
+    np.testing.assert_allclose(centers, shorter_side / 2, atol=0.5)
 
 
 @given(st.integers(16, 4096), st.integers(16, 4096), st.integers(16, 512), st.integers(0, 512))
 def test_single_view_box_is_in_the_center_and_is_the_middle_of_three(width, height, size, extra):
     (center,) = view_boxes(width, height, size, size + extra, 1)
-    top, left, bottom, right, *_ = edges_and_size(center)
-    assert top + bottom == pytest.approx(height, abs=GRID) and left + right == pytest.approx(width, abs=GRID)
     first, middle, last = view_boxes(width, height, size, size + extra, 3)
     np.testing.assert_array_equal(middle, center)
-    np.testing.assert_allclose((first + last) / 2, center, atol=GRID)
+    pixel = max(np.divide((width, height), scaled_size(width, height, size + extra)))
+    np.testing.assert_allclose((first + last) / 2, center, atol=0.5 * pixel + 0.01)
 
 
 def test_view_boxes_of_landscape_and_portrait_frames():
     assert view_boxes(300, 100, 50, 50, 3).tolist() == [[0, 0, 100, 100], [0, 100, 100, 200], [0, 200, 100, 300]]
     assert view_boxes(100, 300, 50, 50, 3).tolist() == [[0, 0, 100, 100], [100, 0, 200, 100], [200, 0, 300, 100]]
-    assert view_boxes(300, 100, 50, 100, 3).tolist() == [[26, 0, 76, 50], [26, 126, 76, 176], [26, 250, 76, 300]]
+    assert view_boxes(300, 100, 50, 100, 3).tolist() == [[25, 0, 75, 50], [25, 125, 75, 175], [25, 250, 75, 300]]
     assert view_boxes(100, 100, 50, 50, 3).tolist() == [[0, 0, 100, 100]] * 3
+
+
+def test_view_boxes_are_those_of_slowfasts_uniform_crop():
+    """340x256 is scaled to 297x224; the crops begin at 0, ceil((297 - 224) / 2) = 37 and 297 - 224 = 73."""
+    lefts = view_boxes(340, 256, 224, 224, 3)[:, 1] * 297 / 340
+    np.testing.assert_allclose(lefts, [0, 37, 73], atol=1e-4)
 
 
 # --- flips --------------------------------------------------------------------------------------------------------
