@@ -48,7 +48,9 @@ class BatchDecoder:
         self.dali: DaliPipeline | None = None
 
     def restart(self) -> None:
-        """Start a new pipeline at the batch that is asked for next."""
+        """End the pipeline and its workers; a new one starts at the batch that is asked for next."""
+        if self.dali:
+            self.dali.close()
         self.dali = None
 
     def decode(self, batch_index: int) -> DecodedBatch:

@@ -43,7 +43,8 @@ class BatchLoader:
     `state_dict()` holds the epoch, the samples seen and the faults found, and restores the exact stream; on another
     number of ranks the epoch continues with samples that it has not seen. `bad_videos` maps sample indices to the
     reason why they could not be read: replaced in training, not scored in evaluation. Worker processes start with the
-    first batch; `close()`, or the end of a `with` block, ends them.
+    first batch; `close()`, or the end of a `with` block, ends them. A loader is a plain iterable with a length, whose
+    batches are on its device: frameworks that prepare torch's DataLoader leave it as it is.
 
     `transforms` are applied to each batch on its device. `targets` (N, ...) float32, one per video, take the place of
     classes: labels are then rows of it.
@@ -62,6 +63,7 @@ class BatchLoader:
         self.device, self.max_unreadable = device, max_unreadable
         self.transforms, self.targets = transforms, targets
         self.epoch, self.batch_index = 0, 0
+        self._is_restored = False  # the position is that of a state, and no batch has been asked for since
         self.bad_videos: dict[int, str] = {}
         self.decoder = BatchDecoder(source, pipeline, device)
 
@@ -90,14 +92,24 @@ class BatchLoader:
         return self.source.num_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches from the current one to the end of the epoch; DALI already works on the next epoch."""
-        while self.batch_index < len(self):
+        """Yield the batches from the current one to the end of the epoch; DALI already works on the next epoch.
+
+        An evaluation that was broken off starts over instead, unless load_state_dict() has just set its position.
+        """
+        if self.batch_index == len(self):  # a loop that counts its batches asks for none after the last one
+            self.epoch, self.batch_index = self.epoch + 1, 0
+        elif self.batch_index and not self.source.views.train and not self._is_restored:
+            self.batch_index = 0
+            self.decoder.restart()
+        self._is_restored, epoch = False, self.epoch
+        while self.epoch == epoch and self.batch_index < len(self):
             batch = self._batch(*self.decoder.decode(self.epoch * len(self) + self.batch_index))
             self.batch_index += 1
             for transform in self.transforms:
                 batch = transform(batch)
             yield batch
-        self.epoch, self.batch_index = self.epoch + 1, 0
+        if self.epoch == epoch:  # otherwise a newer iterator has turned to the next epoch already
+            self.epoch, self.batch_index = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the run and what was found out about videos."""
@@ -125,6 +137,7 @@ class BatchLoader:
         for index, reason, *file in state.get("bad_videos", []):
             if self._file(index) == file:
                 self.bad_videos[index] = reason
+        self._is_restored = True
         self.decoder.restart()
 
     def _file(self, index: int) -> list[Any]:
@@ -135,7 +148,7 @@ class BatchLoader:
         return [info.path, info.size, info.mtime_ns]
 
     def close(self) -> None:
-        """End the worker processes and free the buffers; iterating again starts new ones at the current position."""
+        """End the worker processes and free the buffers; iterating again starts new ones."""
         self.decoder.restart()
 
     def __enter__(self) -> BatchLoader:

@@ -102,6 +102,15 @@ class DaliPipeline:
             raise SharedMemoryFull(f"a worker process found shared memory, {SHARED_MEMORY}, full; {MORE_SHARED_MEMORY}")
         return ", ".join(f"worker process {pid} ended (exit status {status})" for pid, status in statuses.items())
 
+    def close(self) -> None:
+        """End the workers and free the pipeline now, though a traceback or a debugger may still refer to it."""
+        if any(has_ended(process.pid or 0) for process in self.processes):
+            self.kill()  # a worker that died may hold a lock that the others wait for
+            return
+        self.pipe._shutdown()
+        if self.pipe._py_pool is not None:
+            self.pipe._py_pool.close()
+
     def kill(self) -> None:
         """Kill all workers and free the pipeline without waiting for it."""
         for process in self.processes:

@@ -183,6 +183,8 @@ class _Run(NamedTuple):
         world = world or current_world()
         if isinstance(device, str):
             device = choose_device(device, world.local_rank)
+        elif device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
         if dtype not in (torch.float32, torch.float16):
             raise ValueError(f"dtype={dtype}: expected torch.float32 or torch.float16, which DALI writes")
         if not isinstance(seed, int) or seed < 0:
@@ -277,7 +279,7 @@ def _pipeline_config(source: SampleSource, data: Data, run: _Run) -> PipelineCon
         mean=data.mean,
         std=data.std,
         dtype="float32" if run.dtype is torch.float32 else "float16",
-        device_id=run.world.local_rank if run.device.type == "cuda" else None,
+        device_id=run.device.index if run.device.type == "cuda" else None,
         num_threads=dali_threads(data.dali_threads, source.decoders),
         prefetch=data.prefetch,
         num_workers=data.num_workers,

@@ -14,9 +14,26 @@ import train as train_command
 from configs import loading
 from configs.schema import SECTIONS
 from tests.helpers import ROOT
+from tests.helpers.programs import PAGE, read_programs, run_program, write_lists
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 KEY = re.compile(rf"(?<![\w.])({'|'.join(SECTIONS)})\.([a-z_]+)(?:\.[a-z_]+)?(?:=([^\s`|,;)]*))?")
+# The programs of docs/loader.md, in its order: what holds of their variables in the end, and what they print.
+PROGRAMS = {
+    "The loader in your own training loop": (
+        lambda v: v["position"]["epoch"] == 2 and v["batch"].video.shape[:2] == (1, 12) and v["scored"].all(),
+        r"^train.txt: 9 videos",
+    ),
+    "Lists in memory": (
+        lambda v: [next(iter(loader)).label.dtype for loader in v["loaders"]] == [torch.int64] * 2 + [torch.float32],
+        r"labels of shape \(\)",
+    ),
+    "Plain torch": (lambda v: v["loader"].epoch == 2, r"^top-1 \d+\.\d % of 9 videos$"),
+    "Lightning": (lambda v: 0 <= v["trainer"].callback_metrics["accuracy"] <= 1, r"^val.txt: 9 videos"),
+    "Lightning Fabric": (lambda v: v["loader"].epoch == 2, r"^train.txt: 9 videos"),
+    "transformers": (lambda v: v["trainer"].state.global_step == 4, r"eval_accuracy"),
+    "timm": (lambda v: v["batch"].label.shape == (4, 6), r"^epoch 2: loss \d\.\d{3}, top-1 \d+\.\d %$"),
+}
 PLACEHOLDERS = {"CHECKPOINT", "FILE", "N", "LIST", "FOLDER", "clip.mp4"}
 
 
@@ -93,20 +110,23 @@ def test_python_in_readme_classifies_a_video(arguments, tmp_path, monkeypatch, c
     assert len(re.findall(r"^\d+\.\d %  \d$", capsys.readouterr().out, re.M)) == 3
 
 
-def test_python_in_loader_page_yields_batches(clips_folder, tmp_path, monkeypatch):
-    for name in ("train", "val"):
-        clips_folder(tmp_path, 9).rename(tmp_path / f"{name}.txt")
-        for video in tmp_path.glob("*.mp4"):
-            video.unlink()
-    clips_folder(tmp_path, 9)
+@pytest.mark.parametrize("heading", PROGRAMS)
+def test_program_in_loader_page_runs(clips_folder, tmp_path, monkeypatch, capsys, heading):
+    write_lists(clips_folder, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    first, memory = code_blocks(ROOT / "docs" / "loader.md", "python")
-    variables: dict = {}
-    for code in (first, memory):
-        code = code.replace("image_size=112", "image_size=32, num_workers=0")
-        exec(compile(code, "loader.md", "exec"), variables)
-    assert variables["position"]["epoch"] == 2 and variables["batch"].video.shape[:2] == (1, 12)
-    assert variables["scored"].all()
-    labels = [next(iter(loader)).label for loader in variables["loaders"]]
-    assert [label.dtype for label in labels] == [torch.int64, torch.int64, torch.float32]
+    variables = run_program(heading)
+    check, pattern = PROGRAMS[heading]
+    assert check(variables), f"{PAGE.name}: {heading}"
+    assert re.search(pattern, capsys.readouterr().out, re.M)
+
+
+def test_programs_of_loader_page_are_all_run():
+    """tests/pipelines/test_other_loops.py starts the last one with torchrun."""
+    assert list(read_programs()) == [*PROGRAMS, "torchrun"]
+
+
+def test_loader_page_names_no_malicious_package():
+    """lightning 2.6.2 and 2.6.3 were (GHSA-w37p-236h-pfx3); pytorch-lightning and lightning-fabric are what is used."""
+    for path in (PAGE, ROOT / "requirements-dev.txt", ROOT / "pyproject.toml"):
+        assert not re.search(r"^\s*\"?lightning\b(?![-_])|(import|from) lightning\b", path.read_text(), re.M), path

@@ -69,11 +69,10 @@ def torchrun_command(
     return [*launcher, *options, script, *arguments]
 
 
-def run(command: Sequence[str]) -> str:
-    """Run a command line in the repository, check that it succeeds and return its output."""
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+def run(command: Sequence[str], cwd: Path = ROOT) -> str:
+    """Run a command line in a folder, check that it succeeds and return its output."""
+    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=os.environ | variables)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return done.stdout
 
