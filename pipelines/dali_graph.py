@@ -50,7 +50,9 @@ def build_pipeline(pipeline: PipelineConfig, source: Callable[..., Any], batch: 
         device_id=pipeline.device_id,
         prefetch_queue_depth=pipeline.prefetch,
         exec_dynamic=True,  # the executor that hands its buffers over instead of overwriting them
-        enable_conditionals=True,  # for who decodes a sample, and for RandAugment's operations per clip
+        # For who decodes a sample, and for RandAugment's operations per clip; DALI rewrites the code then, which takes
+        # most of a second.
+        enable_conditionals=pipeline.uses_dali or bool(pipeline.views.augment),
         py_num_workers=max(pipeline.num_workers, 1),
         py_start_method="spawn",
     )

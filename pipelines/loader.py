@@ -96,29 +96,18 @@ class VideoLoader(BatchLoader):
             transforms=build_transforms(data, len(self.dataset.classes)),
             targets=self.dataset.targets,
         )
-        self._check_enough(data, global_batch_size)
+        if not len(self):
+            steps = grad_accum_steps
+            times = f", {steps} times (optim.global_batch_size={global_batch_size})" * (steps > 1)
+            raise ValueError(
+                f"{self.dataset.path}: {len(self.infos)} videos do not fill one step of "
+                f"data.batch_size={data.batch_size} on {size} process(es){times}"
+            )
 
     @property
     def classes(self) -> list[str]:
         """The class names, by label; empty if the labels are no classes."""
         return self.dataset.classes
-
-    def _check_enough(self, data: Data, global_batch_size: int) -> None:
-        """Raise ValueError if too few videos can be read, or fewer than a step needs."""
-        path, unusable = self.dataset.path, [info for info in self.infos if info.error]
-        if len(unusable) > data.max_unreadable * len(self.infos):
-            raise ValueError(
-                f"{path}: {len(unusable)} of its {len(self.infos)} videos cannot be read, more than "
-                f"data.max_unreadable={data.max_unreadable} allows; the first: {unusable[0].path}: "
-                f"{unusable[0].error} (python -m pipelines.index {path} names all)"
-            )
-        if not len(self):
-            steps = self.source.grad_accum_steps
-            times = f", {steps} times (optim.global_batch_size={global_batch_size})" * (steps > 1)
-            raise ValueError(
-                f"{path}: {len(self.infos)} videos do not fill one step of data.batch_size={data.batch_size} "
-                f"on {self.source.world.size} process(es){times}"
-            )
 
 
 class EvalVideoLoader(BatchLoader):
@@ -248,6 +237,13 @@ def _build_source(
     if not readable:
         first = f"{infos[0].path}: {infos[0].error}"
         raise ValueError(f"{dataset.path}: none of its {len(infos)} videos can be read; the first: {first}")
+    if views.train and len(infos) - len(readable) > data.max_unreadable * len(infos):
+        unusable = next(info for info in infos if info.error)
+        raise ValueError(
+            f"{dataset.path}: {len(infos) - len(readable)} of its {len(infos)} videos cannot be read, more than "
+            f"data.max_unreadable={data.max_unreadable} allows; the first: {unusable.path}: {unusable.error} "
+            f"(python -m pipelines.index {dataset.path} names all)"
+        )
     decoders, dali = _plan(readable, data, run.device, world)
     num_batches = order.batches_per_epoch(
         len(infos), batch_size, world.size, train=views.train, grad_accum_steps=grad_accum_steps

@@ -53,7 +53,7 @@ class Fingerprint(NamedTuple):
 
 def parse_location(path: str) -> Location:
     """Split a path into the file and the byte range that it names."""
-    match = _MEMBER.fullmatch(path)
+    match = _MEMBER.fullmatch(path) if "#" in path else None
     if not match:
         return Location(path)
     return Location(file=match[1], start=int(match[3]), size=int(match[4]), member=match[2])
@@ -68,7 +68,18 @@ def join_path(base: str | Path, path: str) -> str:
     """Prefix a relative path with a folder or an address. Addresses, tar members and absolute paths are kept."""
     if is_remote(path) or parse_location(path).member or (path.startswith("/") and is_remote(str(base))):
         return path
-    return f"{str(base).rstrip('/')}/{path}" if is_remote(str(base)) else str(Path(base) / path)
+    if is_remote(str(base)):
+        return f"{str(base).rstrip('/')}/{path}"
+    if path[:1] in ("/", ".") or "//" in path or "/." in path:
+        return str(Path(base) / path)
+    folder = _normalize(str(base))  # a list may have a quarter of a million paths, and pathlib takes its time
+    return path if folder == "." else f"{folder}/{path}" if folder != "/" else f"/{path}"
+
+
+@functools.lru_cache(64)
+def _normalize(folder: str) -> str:
+    """Return a local folder as pathlib writes it."""
+    return str(Path(folder))
 
 
 def relative_path(path: str, base: str) -> str:
@@ -105,12 +116,19 @@ def files_below(base: str) -> Iterator[str]:
 
 def file_fingerprint(file: str) -> Fingerprint:
     """Return the fingerprint of a file."""
-    with contextlib.suppress(ValueError), as_value_error(file):
-        if is_remote(file):
+    if is_remote(file):
+        with contextlib.suppress(ValueError), as_value_error(file):
             return _remote_fingerprint(file, int(time.monotonic()) // _FINGERPRINT_LIFETIME)
+        return Fingerprint(0, 0)
+    return _local_fingerprint(file)
+
+
+def _local_fingerprint(file: str) -> Fingerprint:
+    try:
         stat = os.stat(file)
-        return Fingerprint(stat.st_size, stat.st_mtime_ns)
-    return Fingerprint(0, 0)
+    except (OSError, ValueError):  # ValueError: a path with a zero character
+        return Fingerprint(0, 0)
+    return Fingerprint(stat.st_size, stat.st_mtime_ns)
 
 
 @functools.lru_cache(4096)  # a list is read more than once at the start, and each request crosses the network
@@ -131,13 +149,15 @@ def fingerprint(path: str) -> Fingerprint:
 
 def fingerprints(paths: Iterable[str]) -> dict[str, Fingerprint]:
     """Return the fingerprint of each path. Each tar is looked at once, remote files in parallel."""
-    locations = {path: parse_location(path) for path in paths}
+    paths = list(paths)
+    plain = {path: _local_fingerprint(path) for path in paths if "#" not in path and not is_remote(path)}
+    locations = {path: parse_location(path) for path in paths if path not in plain}
     files = dict.fromkeys(location.file for location in locations.values())
     remote_files = [file for file in files if is_remote(file)]
     with ThreadPoolExecutor(32) as pool:
         of_file = dict(zip(remote_files, pool.map(file_fingerprint, remote_files), strict=True))
     of_file |= {file: file_fingerprint(file) for file in files if file not in of_file}
-    return {path: _clip_to_member(location, of_file[location.file]) for path, location in locations.items()}
+    return plain | {path: _clip_to_member(location, of_file[location.file]) for path, location in locations.items()}
 
 
 def _clip_to_member(location: Location, file: Fingerprint) -> Fingerprint:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -25,6 +26,7 @@ from utils.files import atomic_write_text
 from utils.workers import worker_pool
 
 _MAX_WORKERS = 32
+_NONE = dataclasses.MISSING
 _MAX_CHUNK = 32  # files per task of a worker
 
 
@@ -154,26 +156,43 @@ def _append_to_cache(cache: Path, entries: Iterable[EntryT]) -> Iterable[EntryT]
 
 
 def _read_cache(cache: Path, scanner: Scanner[EntryT]) -> list[EntryT]:
-    entries: list[EntryT] = []
-    problem = ""
     try:
-        for line in filter(None, cache.read_text().splitlines()):
-            try:
-                values = json.loads(line)
-            except ValueError as error:
-                problem = str(error)  # a line that was being written when the process was killed
-                continue
-            entries.append(
-                scanner.entry_type(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
-            )
-        if problem and not entries:
-            raise ValueError(problem)
-        return entries
+        lines = list(filter(None, cache.read_text().splitlines()))
+        return [_to_entry(scanner.entry_type, values) for values in _parse_lines(lines)]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError, AttributeError) as error:
         print(f"{cache}: not a readable {scanner.name} ({error}); reading every file again", file=sys.stderr)
         return []
+
+
+def _parse_lines(lines: Sequence[str]) -> list[dict[str, Any]]:
+    """Parse lines of JSON; one that was being written when the process was killed is left out."""
+    with contextlib.suppress(ValueError):  # all at once is twice as fast as one by one
+        parsed: list[dict[str, Any]] = json.loads(f"[{','.join(lines)}]")
+        return parsed
+    parsed, problem = [], ""
+    for line in lines:
+        try:
+            parsed.append(json.loads(line))
+        except ValueError as error:
+            problem = str(error)
+    if problem and not parsed:
+        raise ValueError(problem)
+    return parsed
+
+
+def _to_entry(entry_type: type[EntryT], values: dict[str, Any]) -> EntryT:
+    """Make an entry of what JSON has of it, where tuples are lists."""
+    for key in _tuple_fields(entry_type):
+        if key in values:
+            values[key] = tuple(values[key])
+    complete = _defaults(entry_type) | values
+    if complete.keys() != entry_type.__dataclass_fields__.keys():  # type: ignore[attr-defined]
+        return entry_type(**values)
+    entry = object.__new__(entry_type)  # the constructor of a frozen dataclass takes longer than all the rest
+    object.__setattr__(entry, "__dict__", complete)
+    return entry
 
 
 def write_cache(cache: Path, entries: Sequence[CacheEntry], name: str) -> None:
@@ -187,4 +206,18 @@ def write_cache(cache: Path, entries: Sequence[CacheEntry], name: str) -> None:
 
 
 def _to_line(entry: Any) -> str:
-    return json.dumps(dataclasses.asdict(entry)) + "\n"
+    defaults = _defaults(entry.__class__)
+    values = {name: value for name, value in entry.__dict__.items() if value != defaults.get(name, _NONE)}
+    return json.dumps(values) + "\n"
+
+
+@functools.cache
+def _tuple_fields(entry_type: Any) -> list[str]:
+    """Return the fields of an entry that hold tuples, as their defaults do."""
+    return [name for name, value in _defaults(entry_type).items() if isinstance(value, tuple)]
+
+
+@functools.cache
+def _defaults(entry_type: Any) -> dict[str, Any]:
+    """Return the values that fields of an entry have if they are not given, and are not written then."""
+    return {field.name: field.default for field in dataclasses.fields(entry_type) if field.default is not _NONE}

@@ -17,6 +17,7 @@ from pipelines.data.annotations import Entry, base_folder, read_entries
 from pipelines.data.classes import choose_subset, classes_in_list, labels_to_indices, read_shipped_or_file
 from pipelines.data.memory import read_memory
 from pipelines.storage import VIDEO_SUFFIXES, files_below, is_remote, join_path
+from utils.paused_gc import paused_gc
 
 
 class VideoEntry(NamedTuple):
@@ -61,6 +62,18 @@ def load_dataset(
     """
     if isinstance(source, Dataset):
         return source
+    with paused_gc():
+        return _load(source, root, class_names, class_subset, classes, max_per_class)
+
+
+def _load(
+    source: str | Path | Sequence[Any],
+    root: str | Path,
+    class_names: str,
+    class_subset: str,
+    classes: Sequence[str] | None,
+    max_per_class: int,
+) -> Dataset:
     targets = None
     if isinstance(source, (str, Path)):
         path, entries = str(source), read_entries(str(source))

@@ -11,6 +11,7 @@ from pipelines.data.cache import Scanner, update_cache
 from pipelines.data.dataset import VideoEntry
 from pipelines.decode.video_info import VERSION, VideoInfo, read_video_info, unreadable_video_info
 from pipelines.storage import is_remote
+from utils.paused_gc import paused_gc
 
 
 def build_index(videos: Sequence[VideoEntry], cache: str | Path, workers: int | None = None) -> list[VideoInfo]:
@@ -18,8 +19,9 @@ def build_index(videos: Sequence[VideoEntry], cache: str | Path, workers: int | 
 
     `workers` is the number of processes (None: one per core).
     """
-    infos = update_cache([video.path for video in videos], Path(cache), video_scanner(), workers)
-    return [infos[video.path] for video in videos]
+    with paused_gc():
+        infos = update_cache([video.path for video in videos], Path(cache), video_scanner(), workers)
+        return [infos[video.path] for video in videos]
 
 
 def video_scanner() -> Scanner[VideoInfo]:

@@ -1,7 +1,8 @@
 """Decode, crop and resize the views of a video on the CPU with PyAV, for videos that DALI has no decoder for.
 
 Only what the requested frames depend on is decoded. A box, or a whole frame of which several boxes are cut, is resized
-and converted to RGB in one pass of FFmpeg's scaler. DALI could crop and resize whole frames too, but on a CPU its resize takes a third of all time.
+and converted to RGB in one pass of FFmpeg's scaler. DALI could crop and resize whole frames too, but on a CPU its
+resize takes a third of all time.
 """
 
 from __future__ import annotations
