@@ -16,7 +16,7 @@ import av
 import numpy as np
 
 from pipelines.decode.frames import decode_frames
-from pipelines.decode.prove import open_video
+from pipelines.decode.prove import open_frames
 from pipelines.sampling.spatial import letterbox_size
 
 _RGB_OF_GBR = (2, 0, 1)  # FFmpeg's planar RGB has its planes in the order G, B, R
@@ -47,7 +47,7 @@ def decode_views(  # noqa: PLR0913
     views = np.empty((num_clips, len(boxes), 3, num_frames, size, size), np.uint8)
     if letterbox:
         views[:] = np.reshape(letterbox, (3, 1, 1, 1))
-    with open_video(source, timeout=timeout, table=table) as video:
+    with open_frames(source, timeout=timeout, table=table) as video:
         int_boxes = boxes.astype(int).tolist()
         view_sizes = [
             letterbox_size(right - left, bottom - top, size) if letterbox else (size, size)
