@@ -125,7 +125,7 @@ def plan_targets(source: str, folder: Path, root: str) -> Plan:
     targets: dict[str, str] = {}
     names: set[str] = set()
     lines = []
-    for video, entry in zip(read_list(source, root), read_entries(source), strict=True):
+    for video, entry in zip(read_list(source, root), read_entries(source, root), strict=True):
         relative = storage.relative_path(video.path, base)
         if relative.startswith(".."):
             relative = video.path.lstrip("/")
