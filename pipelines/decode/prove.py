@@ -63,12 +63,12 @@ def open_video(
 
 
 def open_frames(
-    source: str | os.PathLike[str] | bytes, *, timeout: float = math.inf, table: str = ""
+    source: str | os.PathLike[str] | bytes, *, timeout: float = math.inf, table: str = "", any_size: bool = False
 ) -> VideoDemuxer | ImageFolder:
     """Open a video as open_video(), or a folder of images; `decode_frames` decodes frames of both."""
     if not isinstance(source, bytes) and is_image_folder(source):
         return ImageFolder(source, timeout=timeout, table=table)
-    return open_video(source, timeout=timeout, table=table)
+    return open_video(source, timeout=timeout, table=table, any_size=any_size)
 
 
 def prove_frame_table(video: VideoDemuxer, *, any_size: bool = False) -> FirstFrame | None:
