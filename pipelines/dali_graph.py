@@ -170,8 +170,15 @@ def decode_images(pipeline: PipelineConfig, num_images: Any, data: Any, bounds: 
 
 def decode_image(pipeline: PipelineConfig, data: Any) -> Any:
     """Decode an image as one frame, (1, H, W, 3), which is not rotated: the loader rotates views."""
-    device = "cpu" if pipeline.device_id is None else "mixed"
-    image = fn.decoders.image(data, device=device, output_type=types.RGB, adjust_orientation=False)
+    image = fn.decoders.image(
+        data,
+        device="cpu" if pipeline.device_id is None else "mixed",
+        output_type=types.RGB,
+        adjust_orientation=False,
+        # Buffers grow as needed: those that nvJPEG allocates ahead are for each decoder and thread, 32 MB in all.
+        device_memory_padding=0,
+        host_memory_padding=0,
+    )
     return fn.expand_dims(image, axes=0, new_axis_names="F")
 
 
