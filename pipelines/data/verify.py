@@ -70,10 +70,16 @@ def verify(videos: Sequence[VideoEntry], cache: str | Path, workers: int | None 
         version=VERSION,
         scan=check_video,
         failed=failed_check,
+        is_valid=_is_valid,
         min_files_for_pool=8,
     )
     results = update_cache([video.path for video in videos], Path(cache), scanner, workers)
     return [results[video.path] for video in videos]
+
+
+def _is_valid(result: CheckResult) -> bool:
+    """Return False for a broken folder: repairing an image in it does not change its fingerprint."""
+    return not (result.broken and is_image_folder(result.path))
 
 
 def check_video(path: str, draws: int = _DRAWS) -> CheckResult:

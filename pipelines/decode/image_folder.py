@@ -13,6 +13,7 @@ import math
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -67,6 +68,17 @@ class ImageFolder:
     @property
     def num_frames(self) -> int:
         return len(self.names)
+
+    def check_one_sequence(self) -> None:
+        """Raise ValueError if there are images of several numbered names, as where optical flow lies beside the frames.
+
+        Their order would be that of the names, one sequence after the other.
+        """
+        counts = Counter(_NUMBER.sub("#", os.path.splitext(name)[0]) for name in self.names)
+        sequences = [f"{name} ({count})" for name, count in counts.items() if "#" in name and count > 1]
+        if len(sequences) > 1:
+            some = ", ".join(sequences[:4])
+            raise ValueError(f"{self.name}: {len(sequences)} sequences of images, {some}: expected one per folder")
 
     def packed_table(self) -> str:
         """Return what the index keeps, after an image was decoded."""

@@ -129,6 +129,7 @@ def read_video_info(path: str) -> VideoInfo:
 def _read_folder_info(path: str, size: int, mtime_ns: int) -> VideoInfo:
     """Read the properties of a folder of images, all of which are taken to be like the first and the last one."""
     with ImageFolder(path, timeout=INDEX_TIMEOUT) as folder:
+        folder.check_one_sequence()
         first, _ = folder.decode(0), folder.decode(folder.num_frames - 1)
         rotation = round(first.rotation / 90) % 4  # by EXIF
         return VideoInfo(

@@ -226,6 +226,18 @@ def test_index_command_verifies_every_image(bad_list, capsys) -> None:
     assert "clip_6: img_00002.jpg: a broken jpeg image" in out and "clip_5" not in out
 
 
+def test_repaired_folder_is_read_and_verified_again(bad_list, capsys) -> None:
+    """Writing to an image changes nothing of the folder that can be asked for quickly."""
+    index.main([str(bad_list), "--verify"])
+    for name in ("clip_4", "clip_6"):
+        for path in (bad_list.parent / name).iterdir():
+            path.write_bytes((bad_list.parent / "clip_5" / path.name).read_bytes())
+    os.rename(bad_list.parent / "elsewhere", bad_list.parent / "clip_2")
+    capsys.readouterr()
+    assert index.main([str(bad_list), "--verify", "min_frames=0"]) == 0
+    assert "9 files decoded: nothing unusual" in capsys.readouterr().out
+
+
 def test_preview_and_sliding_windows_take_folders(videos, tmp_path) -> None:
     small = ["data.num_workers=0", "data.image_size=32", "data.batch_size=2", "data.num_frames=4"]
     assert preview_main([str(videos / "jpeg.txt"), *small, f"out={tmp_path / 'x.png'}"]) == 0

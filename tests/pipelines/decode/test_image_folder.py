@@ -162,6 +162,17 @@ def test_other_names_are_listed_each_time(tmp_path):
         assert images.names[3:5] == ["img_00004.jpg", "img_00006.jpg"] and images.decode(4).width == WIDTH
 
 
+def test_folder_of_several_sequences_is_refused(tmp_path):
+    """As mmaction2 keeps optical flow beside the frames."""
+    folder = write_images(tmp_path / "clip", FRAMES[:3])
+    (folder / "cover.jpg").write_bytes(ENCODED["420"])
+    assert read_video_info(str(folder)).num_frames == 4
+    for number in range(2):
+        (folder / f"x_{number}.jpg").write_bytes(ENCODED["420"])
+    error = read_video_info(str(folder)).error
+    assert error == "2 sequences of images, img_# (3), x_# (2): expected one per folder"
+
+
 def cut(data: bytes) -> bytes:
     return data[: len(data) // 2]
 
