@@ -120,8 +120,7 @@ def mixed_views(pipeline: PipelineConfig, files: Sequence[Any], views: Any, meta
     return mixed
 
 
-# What the source feeds for DALI, as it comes.
-def dali_views(  # noqa: PLR0913
+def dali_views(
     pipeline: PipelineConfig, num_images: Any, data: Any, positions: Any, frame_order: Any, boxes: Any, matrix: Any
 ) -> Any:
     """Decode the views with DALI, all crops from the same decoded frames; crop k of clip c is view c * crops + k."""
