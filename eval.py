@@ -38,6 +38,7 @@ from evaluation.video import classify_video, classify_videos, score_video
 from networks import weights
 from pipelines.data.annotations import list_exists
 from pipelines.data.dataset import read_class_names
+from pipelines.decode.image_folder import holds_images
 from pipelines.loader import EvalVideoLoader
 from pipelines.sample_source import TooManyUnreadableVideos
 from pipelines.sliding_window import is_short
@@ -208,9 +209,9 @@ def classify(run: EvalRun, path: Path) -> str:
         raise ValueError("video=: the run is a pre-training, which has no classes")
     score = partial(score_video, run.network, data=cfg.data, test=cfg.eval, device=run.device, dtype=run.dtype)
     output_dir = run.path / "video"
-    if not path.is_dir():
+    videos = videos_below(path) if path.is_dir() else []
+    if not path.is_dir() or not videos and holds_images(path):
         return classify_video(score(path=str(path)), run.classes, path, output_dir)
-    videos = videos_below(path)
     if not videos:
         raise ValueError(f"video={path}: no videos in it")
     csv_path = output_dir / f"{path.resolve().name}.csv"

@@ -19,6 +19,7 @@ from pipelines.sample_source import SampleMeta, ViewSpec
 from pipelines.sampling.rand_augment import apply_policy
 
 _BY_PYAV = SampleMeta._fields.index("by_pyav")
+_NUM_IMAGES = SampleMeta._fields.index("num_images")
 _LABEL = SampleMeta._fields.index("label")  # scored_index is next to it
 
 
@@ -35,12 +36,14 @@ class PipelineConfig:
     num_threads: int
     prefetch: int
     num_workers: int
+    max_images: int = 0  # encoded images of a sample; 0: it is never given any
+    has_videos: bool = True  # False: DALI is given images only
 
 
 def build_pipeline(pipeline: PipelineConfig, source: Callable[..., Any], batch: int) -> Pipeline:
     """Define a pipeline, not built yet, that yields batches of (video, numbers, meta).
 
-    Of each sample: video (V, C, T, H, W) and numbers (2,) int64, label and scored index, on the device; meta (9,),
+    Of each sample: video (V, C, T, H, W) and numbers (2,) int64, label and scored index, on the device; meta (10,),
     SampleMeta as int64, on the host. `pipeline.num_workers` processes call `source` (0: this process does).
     """
 
@@ -86,8 +89,8 @@ def _code_in_own_folder() -> Iterator[None]:
 def external_inputs(pipeline: PipelineConfig, source: Callable[..., Any]) -> Any:
     """Return the arrays that the source feeds for each sample (`SampleSource.sample`).
 
-    If DALI decodes: a file, positions, their order, boxes and a color matrix. Always: views, the list of what
-    AugmentPolicy draws, mirror and meta.
+    If DALI decodes: data, positions and order of `EncodedFrames`, boxes and a color matrix. Always: views, the list of
+    what AugmentPolicy draws, mirror and meta.
     """
     views = [(types.UINT8, 5, "FCDHW")]
     numbers = (types.INT32, 1, "")
@@ -115,15 +118,16 @@ def mixed_views(pipeline: PipelineConfig, files: Sequence[Any], views: Any, meta
     if meta[_BY_PYAV] == 1:
         mixed = fn.transpose(on_device(pipeline, views), perm=[0, 2, 3, 4, 1], output_layout="FDHWC")
     else:
-        mixed = dali_views(pipeline, *files)
+        mixed = dali_views(pipeline, meta[_NUM_IMAGES], *files)
     return mixed
 
 
-def dali_views(pipeline: PipelineConfig, data: Any, positions: Any, frame_order: Any, boxes: Any, matrix: Any) -> Any:
+def dali_views(
+    pipeline: PipelineConfig, num_images: Any, data: Any, positions: Any, frame_order: Any, boxes: Any, matrix: Any
+) -> Any:
     """Decode the views with DALI, all crops from the same decoded frames; crop k of clip c is view c * crops + k."""
     v = pipeline.views
-    device = "cpu" if pipeline.device_id is None else "mixed"
-    video = fn.decoders.video(data, frames=positions, device=device, pad_mode="edge")
+    video = decode(pipeline, num_images, data, positions)
     count = v.aug_repeats if v.train else v.num_crops
     shape = [v.num_clips, v.num_frames, v.image_size, v.image_size, 3]
     crops = []
@@ -132,6 +136,51 @@ def dali_views(pipeline: PipelineConfig, data: Any, positions: Any, frame_order:
         crops.append(fn.reshape(crop, shape=shape, layout=""))
     views = fn.stack(*crops, axis=1) if count > 1 else crops[0]
     return fn.reshape(views, shape=[v.num_clips * count, v.num_frames, v.image_size, v.image_size, 3], layout="FDHWC")
+
+
+def decode(pipeline: PipelineConfig, num_images: Any, data: Any, positions: Any) -> Any:
+    """Decode the distinct frames of a sample, (K, H, W, 3) uint8, layout FHWC: of a video or of encoded images."""
+    device = "cpu" if pipeline.device_id is None else "mixed"
+    if not pipeline.max_images:
+        frames = fn.decoders.video(data, frames=positions, device=device, pad_mode="edge")
+    elif not pipeline.has_videos:
+        frames = decode_images(pipeline, num_images, data, positions)
+    elif num_images > 0:
+        frames = decode_images(pipeline, num_images, data, positions)
+    else:
+        frames = fn.decoders.video(data, frames=positions, device=device, pad_mode="edge")
+    return frames
+
+
+def decode_images(pipeline: PipelineConfig, num_images: Any, data: Any, bounds: Any) -> Any:
+    """Decode images that lie one after the other in `data`: image i from byte bounds[i] to bounds[i + 1].
+
+    DALI decodes one image of each sample at a time, so there is a decoder for each image that a sample may have. Those
+    that it does not have add no frame.
+    """
+    first = decode_image(pipeline, data[bounds[0] : bounds[1]])
+    images = [first]
+    for i in range(1, pipeline.max_images):
+        if i < num_images:
+            image = decode_image(pipeline, data[bounds[i] : bounds[i + 1]])
+        else:
+            image = first[:0]
+        images.append(image)
+    return fn.cat(*images, axis=0) if len(images) > 1 else first
+
+
+def decode_image(pipeline: PipelineConfig, data: Any) -> Any:
+    """Decode an image as one frame, (1, H, W, 3), which is not rotated: the loader rotates views."""
+    image = fn.decoders.image(
+        data,
+        device="cpu" if pipeline.device_id is None else "mixed",
+        output_type=types.RGB,
+        adjust_orientation=False,
+        # Buffers grow as needed: those that nvJPEG allocates ahead are for each decoder and thread, 32 MB in all.
+        device_memory_padding=0,
+        host_memory_padding=0,
+    )
+    return fn.expand_dims(image, axes=0, new_axis_names="F")
 
 
 def in_order(frames: Any, order: Any) -> Any:

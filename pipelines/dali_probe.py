@@ -1,4 +1,4 @@
-"""Find out what DALI decodes on a device of this machine: ask the card, then let it decode a small test stream."""
+"""Find out what DALI decodes on a device of this machine: ask the card, then let it decode a video and an image."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import io
 from fractions import Fraction
 
+import av
 import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn, pipeline_def, types
@@ -22,7 +23,7 @@ NVDEC_HINT = "in a container set NVIDIA_DRIVER_CAPABILITIES=compute,utility,vide
 
 
 def probe_dali(device: torch.device) -> DaliSupport:
-    """Return what DALI decodes on a device. A card is trusted only after it has decoded a test stream."""
+    """Return what DALI decodes on a device. A card is trusted only after it has decoded a test stream or image."""
     return _probe_gpu(device.index or 0) if device.type == "cuda" else DaliSupport(False, nvdec.CPU)
 
 
@@ -31,9 +32,14 @@ def _probe_gpu(index: int) -> DaliSupport:
     capabilities = nvdec.query_capabilities(index)
     if capabilities is None and not index:  # once per machine
         print("the driver does not report what NVDEC decodes: assuming the capabilities of a Hopper", flush=True)
+    images: nvdec.Capabilities = nvdec.IMAGES
+    if problem := image_problem(index):
+        print(f"PyAV decodes folders of images: {problem}", flush=True)
+        images = {}
     if problem := decoding_problem("h264", index):
-        return DaliSupport(True, {}, f"{problem}; {NVDEC_HINT}")
-    return DaliSupport(True, nvdec.usable_capabilities(nvdec.HOPPER if capabilities is None else capabilities))
+        return DaliSupport(True, images, f"{problem}; {NVDEC_HINT}")
+    videos = nvdec.usable_capabilities(nvdec.HOPPER if capabilities is None else capabilities)
+    return DaliSupport(True, {**videos, **images})
 
 
 def decoding_problem(codec: str, device_id: int | None) -> str:
@@ -55,6 +61,32 @@ def decoding_problem(codec: str, device_id: int | None) -> str:
     if difference < TOLERANCE:
         return ""
     return f"NVDEC decodes a test stream to wrong frames, which differ by {difference:.0f} of 255 on average"
+
+
+def image_problem(device_id: int | None) -> str:
+    """Decode a test image with DALI on a card, or on the CPU (None); describe the failure, or return ""."""
+    expected = np.full((SIZE, SIZE, 3), (200, 100, 50), np.uint8)
+    context = av.VideoCodecContext.create("mjpeg", "w")
+    context.width, context.height, context.pix_fmt, context.time_base = SIZE, SIZE, "yuvj420p", Fraction(1)
+    frame = av.VideoFrame.from_ndarray(expected).reformat(format="yuvj420p")
+    data = np.frombuffer(b"".join(map(bytes, [*context.encode(frame), *context.encode(None)])), np.uint8)
+    try:
+        (decoded,) = _image_decoder(data, device_id).run()
+        actual = torch.from_dlpack(decoded.as_tensor())[0].cpu().float().numpy()
+    except RuntimeError as error:
+        return f"DALI does not decode a test image: {reason_of(error)}"
+    if actual.shape == expected.shape and np.abs(actual - expected).mean() < TOLERANCE:
+        return ""
+    return f"DALI decodes a test image to a wrong one, {actual.shape}, whose mean color is {actual.mean((0, 1))}"
+
+
+def _image_decoder(data: np.ndarray, device_id: int | None) -> Pipeline:
+    @pipeline_def(batch_size=1, num_threads=1, device_id=device_id, prefetch_queue_depth=1, exec_dynamic=True)
+    def decode() -> object:
+        encoded = fn.external_source(lambda: [data], dtype=types.UINT8, ndim=1)
+        return fn.decoders.image(encoded, device="cpu" if device_id is None else "mixed")
+
+    return decode()
 
 
 def _decoder(data: np.ndarray, positions: np.ndarray, device_id: int | None) -> Pipeline:

@@ -25,7 +25,8 @@ def verify_with_dali(infos: Sequence[VideoInfo]) -> list[CheckResult]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dali = probe_dali(device)
     device_id = 0 if dali.on_gpu else None
-    decodable = {info.path: info for info in infos if not info.error and not reason_refused(info, dali.capabilities)}
+    videos = [info for info in infos if not info.error and not info.is_image_folder]  # an image is decoded by itself
+    decodable = {info.path: info for info in videos if not reason_refused(info, dali.capabilities)}
     results = []
     decoder = _Decoder(device_id)
     for info in decodable.values():

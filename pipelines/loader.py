@@ -279,6 +279,8 @@ def _pipeline_config(source: SampleSource, data: Data, run: _Run) -> PipelineCon
         num_threads=dali_threads(data.dali_threads, source.decoders),
         prefetch=data.prefetch,
         num_workers=data.num_workers,
+        max_images=min(source.decoders.max_images, source.views.num_clips * source.views.num_frames),
+        has_videos=source.decoders.needs_video_decoder,
     )
 
 
@@ -329,6 +331,6 @@ def describe_snap(source: SampleSource, limit: int = 1000) -> str:
     for index, info in itertools.islice(readable, limit):
         snapped, unsnapped = (s.choose_frames(index, order.sample_rng(s.seed, 0, index)) for s in (source, free))
         shifts.append(np.abs(snapped - unsnapped).ravel())
-        on_keyframe.append(np.isin(snapped, info.keyframes).ravel())
+        on_keyframe.append(np.isin(snapped, info.keyframes).ravel() | info.is_image_folder)
     shift, percent = np.concatenate(shifts), 100 * np.concatenate(on_keyframe).mean()
     return f"frames moved by {shift.mean():.2f} on average, {shift.max()} at most; {percent:.1f} % are key frames"

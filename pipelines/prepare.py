@@ -8,7 +8,8 @@
     codec=h264      or hevc, vp9           crf=20   quality, lower is better; 28 is smaller
     gop=32          frames from one key frame to the next; every group is closed
     stride=4        every 4th frame is a reference, so a clip of this stride needs few other frames; 1: no B-frames
-    fps=0           frames per second (0: as in the file); frames are repeated or dropped where the rate varies
+    fps=0           frames per second (0: as in the file); frames are repeated or dropped where the rate varies.
+                    A folder of images has no rate: 0 means 30, and each image becomes a frame
     encoder=auto    nvenc if a GPU has it, else software: x264, x265, libvpx
     workers=0       processes (0: one per core)
 
@@ -23,7 +24,6 @@ from __future__ import annotations
 import math
 import os
 import sys
-import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -33,21 +33,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
-import numpy as np
 
 from pipelines import storage
 from pipelines.data.annotations import base_folder, cache_stem, read_entries
 from pipelines.data.cache import Scanner, update_cache
 from pipelines.data.dataset import read_list
+from pipelines.data.decoding_cost import measure_decoding, stored_bytes
 from pipelines.data.verify import check_video
 from pipelines.decode.encoder import encode_video
-from pipelines.decode.frame_table import count_decoded
-from pipelines.decode.prove import open_video
-from pipelines.decode.pyav_decoder import decode_views
-from pipelines.decode.resample import at_constant_rate
+from pipelines.decode.resample import open_resampled
 from pipelines.decode.video_info import read_video_info
-from pipelines.sampling.spatial import view_boxes
-from pipelines.sampling.temporal import random_clip
 from utils.cli import parse_args, run_command
 from utils.files import atomic_path
 
@@ -125,12 +120,12 @@ def plan_targets(source: str, folder: Path, root: str) -> Plan:
     targets: dict[str, str] = {}
     names: set[str] = set()
     lines = []
-    for video, entry in zip(read_list(source, root), read_entries(source), strict=True):
+    for video, entry in zip(read_list(source, root), read_entries(source, root), strict=True):
         relative = storage.relative_path(video.path, base)
         if relative.startswith(".."):
             relative = video.path.lstrip("/")
         if video.path not in targets:
-            name = str(Path(relative).with_suffix(".mp4"))
+            name = f"{relative}.mp4" if os.path.isdir(video.path) else str(Path(relative).with_suffix(".mp4"))
             if name in names:  # a.avi beside a.mp4
                 name = f"{relative}.mp4"
             names.add(name)
@@ -145,13 +140,12 @@ def prepare_file(settings: Settings, targets: dict[str, str], path: str) -> Prep
     size, mtime_ns = storage.fingerprint(path)
     target = Path(targets[path])
     try:
-        with open_video(path, any_size=True) as video:
-            fps = Fraction(settings.fps).limit_denominator(1001) if settings.fps else video.fps or Fraction(30)
+        with open_resampled(path, settings.fps, settings.short_side) as (frames, fps):
             target.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(target) as temporary:
                 encode_video(
                     temporary,
-                    at_constant_rate(video, fps, settings.short_side),
+                    frames,
                     fps,
                     codec=settings.codec,
                     gop=settings.gop,
@@ -216,9 +210,10 @@ def size_report(prepared: Sequence[PreparedVideo], short_side: int) -> str:
     if not sample:
         return "nothing to compare: the files could not be used before"
     size = min(224, short_side)
-    before = _measure_decoding([video.path for video in sample], size)
-    after = _measure_decoding([video.target for video in sample], size)
-    megabytes = [sum(video.size for video in prepared) / 1e6, sum(video.target_size for video in prepared) / 1e6]
+    before = measure_decoding([video.path for video in sample], size, REPORT_CLIP)
+    after = measure_decoding([video.target for video in sample], size, REPORT_CLIP)
+    paths = [[video.path for video in prepared], [video.target for video in prepared]]
+    megabytes = [sum(map(stored_bytes, some)) / 1e6 for some in paths]
     num_frames, stride = REPORT_CLIP
     table = [
         ("", "before", "after"),
@@ -231,26 +226,6 @@ def size_report(prepared: Sequence[PreparedVideo], short_side: int) -> str:
         ("clips/s of PyAV on one core", f"{before.clips_per_s:.1f}", f"{after.clips_per_s:.1f}"),
     ]
     return "\n".join(f"{name:34} {left:>10} {right:>10}" for name, left, right in table)
-
-
-class DecodingCost(NamedTuple):
-    """The cost of decoding one clip of each of some files."""
-
-    decoded_frames: float  # mean per clip
-    clips_per_s: float
-
-
-def _measure_decoding(paths: Sequence[str], size: int) -> DecodingCost:
-    num_decoded, seconds = 0, 0.0
-    for path in paths:
-        with open_video(path) as video:
-            width, height = video.width, video.height
-            clip = random_clip(video.frame_table.num_frames, *REPORT_CLIP, "wrap", np.random.default_rng(0))
-            num_decoded += count_decoded(video.frame_table, clip)
-        start = time.perf_counter()
-        decode_views(path, clip[None], view_boxes(width, height, size, size, 1), size)
-        seconds += time.perf_counter() - start
-    return DecodingCost(num_decoded / len(paths), len(paths) / seconds)
 
 
 def write_list(path: Path, lines: Sequence[tuple[str, ...]]) -> None:

@@ -17,20 +17,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipelines.data.dataset import VideoEntry
-from pipelines.decode.bitstream.parameter_sets import SPS
 from pipelines.decode.color import correction
 from pipelines.decode.decoder_choice import DecoderPlan
 from pipelines.decode.demuxer import CHANGED
+from pipelines.decode.encoded_frames import EncodedFrames, read_encoded_frames
 from pipelines.decode.pyav_decoder import decode_views
-from pipelines.decode.trim import trim
 from pipelines.decode.video_info import VideoInfo
 from pipelines.known_faults import REFUSED, UNREADABLE, Faults
 from pipelines.sampling import order, spatial, temporal
 from pipelines.sampling.rand_augment import AugmentPolicy
-from pipelines.storage import fingerprint, is_remote, read_bytes
+from pipelines.storage import fingerprint, is_remote
 from utils.distributed import World
 from utils.workers import die_with_parent
 
+_NOTHING_ENCODED = EncodedFrames(np.zeros(1, np.uint8), np.zeros(1, np.int32), np.zeros(1, np.int32), 0)
 _MAX_REPLACEMENTS = 100  # unreadable videos in a row, which are no longer a few bad files
 
 
@@ -52,7 +52,8 @@ class SampleMeta(NamedTuple):
     status: int
     label: int
     scored_index: int  # used_index, or -1 if it must not be scored
-    by_pyav: int  # 1 if PyAV decoded the views, 0 if DALI is given a trimmed file
+    by_pyav: int  # 1 if PyAV decoded the views, 0 if DALI is given encoded frames
+    num_images: int  # that DALI is given; 0: the encoded frames are a video
     rotation: int = 0  # quarter turns, counterclockwise, that the frames still need, and then
     mirror: int = 0  # bit i: whether view i is to be mirrored; 0 without rotation, where it is mirrored already
 
@@ -134,11 +135,10 @@ class SampleSource:
     def sample(self, batch_index: int, slot: int, refused: Collection[int] = ()) -> tuple[np.ndarray, ...]:
         """Return the arrays of one sample.
 
-        Where DALI decodes none of the videos: views (V, C, T, H, W) uint8, mirror (V,), SampleMeta (9,). Else: the
-        bytes of the trimmed file, positions (K,) of its frames, ascending, their order (clips * frames,), boxes
-        (crops, 4), color matrix (3, 3), views, mirror, SampleMeta; of file and views one is empty, as `by_pyav` says.
-        Before mirror: what AugmentPolicy draws, (V, ...) each. `batch_index` counts over all epochs; `refused` are
-        indices of videos that DALI has just refused.
+        Where DALI decodes none of the videos: views (V, C, T, H, W) uint8, mirror (V,), SampleMeta (10,). Else: data,
+        positions and order of EncodedFrames, boxes (crops, 4), color matrix (3, 3), views, mirror, SampleMeta; of data
+        and views one is empty, as `by_pyav` says. Before mirror: what AugmentPolicy draws, (V, ...) each. `batch_index`
+        counts over all epochs; `refused` are indices of videos that DALI has just refused.
         """
         index, status = self.sample_at(batch_index, slot)
         epoch = batch_index // self.num_batches
@@ -152,7 +152,7 @@ class SampleSource:
                 if self.infos[used].error or self.faults.is_known(used, UNREADABLE, batch_index):
                     raise ValueError
                 by_pyav = used in refused or self.chooses_pyav(used, batch_index)
-                by_pyav, *arrays, mirror = self._load(used, rng, by_pyav)
+                by_pyav, num_images, *arrays, mirror = self._load(used, rng, by_pyav)
                 break
             except ValueError:
                 if status is Status.OK:
@@ -172,6 +172,7 @@ class SampleSource:
             label=self.videos[used if self.views.train else index].label,
             scored_index=used if status in (Status.OK, Status.REPLACED) else -1,
             by_pyav=int(by_pyav),
+            num_images=num_images,
             rotation=rotation,
             mirror=sum(int(flag) << view for view, flag in enumerate(mirror)) if rotation else 0,
         )
@@ -254,38 +255,37 @@ class SampleSource:
         return frames, spatial.to_stored_orientation(boxes, info.width, info.height, info.rotation), mirror
 
     def _load(self, index: int, rng: np.random.Generator, by_pyav: bool) -> tuple[Any, ...]:
-        """Read the arrays of a sample; the first value says whether PyAV decoded it, which it also does where no file
-        can be made for DALI."""
+        """Read the arrays of a sample after two values of its SampleMeta: whether PyAV decoded it, which it also does
+        where nothing can be made for DALI, and num_images."""
         v, info, path = self.views, self.infos[index], self.videos[index].path
         if not is_remote(path) and (current := fingerprint(path)) != (info.size, info.mtime_ns):
             raise ValueError(f"{path}: {'no such file' if current == (0, 0) else CHANGED}")
         frames, boxes, mirror = self.choose_views(index, rng)
-        data, views = np.zeros(1, np.uint8), np.zeros((0,) * 5, np.uint8)
-        positions = frame_order = np.zeros(1, np.int32)
+        encoded, views = _NOTHING_ENCODED, np.zeros((0,) * 5, np.uint8)
         if not by_pyav:
             try:
-                data, all_positions = self._trim(index, frames.reshape(-1))
-                positions, inverse = np.unique(all_positions, return_inverse=True)
-                frame_order = inverse.astype(np.int32)
+                encoded = read_encoded_frames(
+                    info, frames.reshape(-1), timeout=self.decode_timeout, trimmed=self.trimmed
+                )
             except ValueError as error:
                 print(f"{error}; PyAV decodes it instead", file=sys.stderr, flush=True)
                 by_pyav = True
         if by_pyav:
-            fill = self.fill if v.crop == "letterbox" else None
             views = decode_views(
                 path,
                 frames,
                 boxes,
                 v.image_size,
                 scaled_size=self._scaled_size(info),
-                letterbox=fill,
+                letterbox=self.fill if v.crop == "letterbox" else None,
                 timeout=self.decode_timeout,
                 table=info.table,
                 trimmed=self.trimmed,
             )
             if not self.decoders.uses_dali:
-                return by_pyav, views, mirror
-        return by_pyav, data, positions, frame_order, boxes, correction(info.colorspace), views, mirror
+                return by_pyav, 0, views, mirror
+        *arrays, num_images = encoded
+        return by_pyav, num_images, *arrays, boxes, correction(info.colorspace), views, mirror
 
     def _scaled_size(self, info: VideoInfo) -> tuple[int, int] | None:
         """Return the (width, height) that stored frames are scaled to before views are cut out; None in training."""
@@ -294,22 +294,3 @@ class SampleSource:
             return None
         width, height = spatial.scaled_size(info.width, info.height, v.eval_short_side)
         return (height, width) if info.rotation % 2 else (width, height)
-
-    def _trim(self, index: int, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the file that DALI is given, and the positions of the frames in it."""
-        info, path = self.infos[index], self.videos[index].path
-        if not self.trimmed:
-            return np.frombuffer(read_bytes(path), np.uint8), frames.astype(np.int32)
-        stored_size = (info.height, info.width) if info.rotation % 2 else (info.width, info.height)
-        coded_size = (info.coded_width, info.coded_height)
-        # NVDEC's sessions are found again by the coded size, and DALI looks for chroma by the one that is shown, so the
-        # file that it is given shows all that is coded. Boxes refer to what was shown before.
-        uncropped = info.codec in SPS and coded_size != stored_size
-        data, positions = trim(
-            path,
-            frames,
-            timeout=self.decode_timeout,
-            table=info.table,
-            coded_size=coded_size if uncropped else None,
-        )
-        return np.frombuffer(data, np.uint8), positions

@@ -114,6 +114,15 @@ def files_below(base: str) -> Iterator[str]:
         yield from (os.path.join(folder, file) for file in sorted(files))
 
 
+def subfolder_names(base: str) -> list[str]:
+    """Return the names of the folders in a local folder; none for an address or what cannot be listed."""
+    with contextlib.suppress(OSError):
+        if not is_remote(base):
+            with os.scandir(base) as entries:
+                return [entry.name for entry in entries if entry.is_dir()]
+    return []
+
+
 def file_fingerprint(file: str) -> Fingerprint:
     """Return the fingerprint of a file."""
     if is_remote(file):
@@ -266,7 +275,10 @@ def size_of(path: str) -> int:
     with as_value_error(path):
         if is_remote(location.file):
             fs, name = fsspec.core.url_to_fs(location.file)
-            return location.size if location.size is not None else int(fs.info(name)["size"])
+            info = fs.info(name) if location.size is None else {"size": location.size}
+            if info.get("type") == "directory":
+                raise ValueError(f"{path}: a folder; folders of images are read from local disks only")
+            return int(info["size"])
         stat = os.stat(location.file)
         if not S_ISREG(stat.st_mode):
             raise ValueError(f"{path}: {'a folder' if S_ISDIR(stat.st_mode) else 'not a regular file'}")

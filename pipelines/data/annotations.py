@@ -12,7 +12,8 @@
     train-{0000..0099}.tar              shards (`pipelines.data.webdataset`); also with * and ?
 
 The format is recognized by the first line, and every other line must follow it. Lines that begin with # are comments.
-Lists and shards may be at any fsspec address: s3://bucket/train-*.tar.
+Lists and shards may be at any fsspec address: s3://bucket/train-*.tar. A video may be a folder of images everywhere
+but in shards and at addresses.
 """
 
 from __future__ import annotations
@@ -23,22 +24,26 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from pipelines.data.list_lines import (
+    begins_intervals,
+    choose_parser,
+    is_interval_header,
+    match_interval,
+    parse_any,
+    parse_interval,
+)
 from pipelines.data.webdataset import expand_shards, is_shard_list, read_shards
-from pipelines.storage import VIDEO_SUFFIXES, is_remote, read_bytes
+from pipelines.decode.image_folder import holds_images
+from pipelines.storage import VIDEO_SUFFIXES, is_remote, join_path, read_bytes
 
 IN_MEMORY = "list://"  # begins the name of a list that is no file (`pipelines.data.memory`)
-_UCF = re.compile(r"(?:.*/)?(\w+)/v_\1_g\d+_c\d+\.\w+(?: +([1-9]\d*))?", re.IGNORECASE)
 _HMDB = re.compile(r"(.*_test_split\d\.txt):(train|test)")
 _HMDB_MARKS = {"train": "1", "test": "2"}  # 0: in neither part of the split
 _KINETICS_HEADER = re.compile(r"(^|,)\s*\"?youtube_id\"?\s*(,|$)")
-# path start end label: a class name only after a tab. The first line may be these words.
-_INTERVAL = re.compile(r"([^\t]+)\t\s*([\d.]+)\s*\t\s*([\d.]+)\s*\t([^\t]+)")
-_SPACED_INTERVAL = re.compile(r"(.+?\.\w+)(?: *, *| +)([\d.]+)(?: *, *| +)([\d.]+)(?: *, *| +)(\d+)")
-_INTERVAL_HEADER = re.compile(r"path[\t, ]+start[\t, ]+end[\t, ]+label", re.IGNORECASE)
 
 
 class Entry(NamedTuple):
@@ -53,8 +58,12 @@ class Entry(NamedTuple):
     end: float = math.inf
 
 
-def read_entries(path: str) -> list[Entry]:
-    """Read all videos of a list or class folder. Raises ValueError with file:line for malformed or missing entries."""
+def read_entries(path: str, root: str | Path = "") -> list[Entry]:
+    """Read all videos of a list or class folder. Raises ValueError with file:line for malformed or missing entries.
+
+    A folder of images is told from the numbers after it, as in 'clip_0001 300 17', by looking whether there is such a
+    folder below `root`, or the folder that the list refers to.
+    """
     hmdb = _HMDB.fullmatch(path)
     if hmdb:
         entries = list(_read_hmdb(hmdb[1], hmdb[2]))
@@ -66,7 +75,7 @@ def read_entries(path: str) -> list[Entry]:
     else:
         text = read_text(path)
         is_json = text.lstrip()[:1] in ("[", "{")
-        entries = list(_read_something_something(path, text) if is_json else _read_lines(path, text))
+        entries = list(_read_something_something(path, text) if is_json else _read_lines(path, text, root))
     if not entries:
         raise ValueError(f"{path}: the list holds no videos")
     return entries
@@ -141,14 +150,15 @@ def _read_class_folder(folder: Path) -> list[Entry]:
     entries = [
         Entry(f"{file.parent.name}/{file.name}", label=file.parent.name, line=str(file))
         for file in sorted(folder.glob("*/*"))
-        if file.suffix.lower() in VIDEO_SUFFIXES
+        if file.suffix.lower() in VIDEO_SUFFIXES or file.is_dir() and holds_images(file)
     ]
     if not entries:
-        raise ValueError(f"{folder}: no videos in it; expected {folder}/CLASS/*.mp4 (for shards: '{folder}/*.tar')")
+        expected = f"{folder}/CLASS/*.mp4 or {folder}/CLASS/CLIP/*.jpg (for shards: '{folder}/*.tar')"
+        raise ValueError(f"{folder}: no videos in it; expected {expected}")
     return entries
 
 
-def _read_lines(path: str, text: str) -> Iterator[Entry]:
+def _read_lines(path: str, text: str, root: str | Path) -> Iterator[Entry]:
     numbered = [(number, line.rstrip(" \r")) for number, line in enumerate(text.split("\n"), 1)]
     numbered = [(number, line) for number, line in numbered if line.strip() and not line.startswith("#")]
     if not numbered:
@@ -157,25 +167,22 @@ def _read_lines(path: str, text: str) -> Iterator[Entry]:
     if _KINETICS_HEADER.search(first_line):
         yield from _read_kinetics(path, text)
         return
-    if match_interval(first_line) or _INTERVAL_HEADER.fullmatch(first_line):
-        yield from _read_intervals(path, numbered[bool(_INTERVAL_HEADER.fullmatch(first_line)) :])
+
+    def is_video(name: str) -> bool:
+        return Path(name).suffix.lower() in VIDEO_SUFFIXES or os.path.isdir(join_path(base_folder(path, root), name))
+
+    if begins_intervals(first_line, is_video):
+        yield from _read_intervals(path, numbered[is_interval_header(first_line) :])
         return
-    parse = _choose_parser([line for _, line in numbered])
+    parse = choose_parser([line for _, line in numbered], is_video)
     for number, line in numbered:
-        file, label = parse(line) or _parse_any(line)
+        file, label = parse(line) or parse_any(line, is_video)
         if not file.strip() or not label.strip():
             raise ValueError(
                 f"{path}:{number}: {line!r}: expected 'path label' with a whole number, or 'path<TAB>class name'"
             )
         # A file name before a tab may begin or end with spaces.
         yield Entry(file if "\t" in line else file.strip(), label.strip(), f"{path}:{number}")
-
-
-def match_interval(line: str) -> re.Match[str] | None:
-    """Return the groups path, start, end and label of a line that has them; None for another line."""
-    match = _INTERVAL.fullmatch(line) if "\t" in line else _SPACED_INTERVAL.fullmatch(line)
-    is_video = match and ("\t" in line or Path(match[1]).suffix.lower() in VIDEO_SUFFIXES)
-    return match if is_video else None
 
 
 def _read_intervals(path: str, numbered: list[tuple[int, str]]) -> Iterator[Entry]:
@@ -185,73 +192,6 @@ def _read_intervals(path: str, numbered: list[tuple[int, str]]) -> Iterator[Entr
             raise ValueError(f"{path}:{number}: {line!r}: expected 'path start end label', as in the first line")
         start, end = parse_interval(match[2], match[3], line=f"{path}:{number}")
         yield Entry(match[1], match[4].strip(), f"{path}:{number}", start=start, end=end)
-
-
-def parse_interval(start: Any, end: Any, *, line: str) -> tuple[float, float]:
-    """Return start and end in seconds. Raises ValueError, with the line, for what is no interval."""
-    try:
-        first, last = float(start), float(end)
-    except (TypeError, ValueError):
-        raise ValueError(f"{line}: start {start!r} and end {end!r}: expected seconds") from None
-    if not 0 <= first < last or math.isnan(last):
-        raise ValueError(f"{line}: start={start}, end={end}: expected 0 <= start < end, in seconds")
-    return first, last
-
-
-def _choose_parser(lines: list[str]) -> Callable[[str], tuple[str, str] | None]:
-    """Return the function that splits the lines of a list into file and label; None if a line does not fit."""
-    if _is_ucf(lines):
-        return _parse_ucf
-    return _parse_tabs if "\t" in lines[0] else _number_parser(lines[0])
-
-
-def _parse_tabs(line: str) -> tuple[str, str] | None:
-    parts = line.split("\t")
-    if len(parts) == 3 and parts[1].strip().isdecimal():
-        return parts[0], parts[2]  # path, frames, label
-    file, tab, label = line.rpartition("\t")
-    return (file, label) if tab else None
-
-
-def _number_parser(first_line: str) -> Callable[[str], tuple[str, str] | None]:
-    """Return a parser of 'path label' or 'path frames label', separated by spaces or commas as in the first line."""
-    separator = r"\s*,\s*" if re.fullmatch(r".*,\s*\d+", first_line) else r" +"
-    frames = ""
-    with_frames = re.fullmatch(rf"(.*?){separator}\d+{separator}\d+", first_line)
-    # Without a suffix before the two numbers, the first number is the end of the path.
-    if with_frames and Path(with_frames[1].strip()).suffix.lower() in VIDEO_SUFFIXES:
-        frames = rf"{separator}\d+"
-    pattern = re.compile(rf"(.*?){frames}{separator}(\d+)")
-
-    def parse(line: str) -> tuple[str, str] | None:
-        match = pattern.fullmatch(line)
-        return (match[1], match[2]) if match else None
-
-    return parse
-
-
-def _parse_any(line: str) -> tuple[str, str]:
-    """Parse a line that differs from the first one: with a tab, or with a number at its end; else ("", "")."""
-    return _parse_tabs(line) or _number_parser(line)(line) or ("", "")
-
-
-def _is_ucf(lines: list[str]) -> bool:
-    """Return whether all lines are UCF-101's, with numbers that divide the videos as their folders do.
-
-    UCF-101's numbers begin with 1; its test lists have none.
-    """
-    if not _UCF.fullmatch(lines[0]):
-        return False
-    matches = [_UCF.fullmatch(line) for line in lines]
-    pairs = {(match[1].lower(), match[2]) for match in matches if match}
-    folders, numbers = {folder for folder, _ in pairs}, {number for _, number in pairs}
-    return all(matches) and len(pairs) == len(folders) and (numbers == {None} or len(pairs) == len(numbers))
-
-
-def _parse_ucf(line: str) -> tuple[str, str] | None:
-    """Split a line of UCF-101 into the file and its class, which the folder names."""
-    match = _UCF.fullmatch(line)
-    return (line[: match.start(2)] if match[2] else line, match[1]) if match else None
 
 
 def _read_kinetics(path: str, text: str) -> Iterator[Entry]:

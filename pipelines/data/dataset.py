@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,8 @@ import numpy as np
 from pipelines.data.annotations import Entry, base_folder, read_entries
 from pipelines.data.classes import choose_subset, classes_in_list, labels_to_indices, read_shipped_or_file
 from pipelines.data.memory import read_memory
-from pipelines.storage import VIDEO_SUFFIXES, files_below, is_remote, join_path
+from pipelines.decode.image_folder import is_image_name
+from pipelines.storage import VIDEO_SUFFIXES, files_below, is_remote, join_path, subfolder_names
 from utils.paused_gc import paused_gc
 
 
@@ -76,7 +77,7 @@ def _load(
 ) -> Dataset:
     targets = None
     if isinstance(source, (str, Path)):
-        path, entries = str(source), read_entries(str(source))
+        path, entries = str(source), read_entries(str(source), root)
     else:
         path, entries, targets = read_memory(source)
     if targets is not None:
@@ -102,7 +103,7 @@ def read_list(
     `subset` videos of other classes are left out. Without, names are numbered in sorted order.
     Raises ValueError with file:line for a malformed line, and for a list that is missing or empty.
     """
-    return _label_entries(path, read_entries(str(path)), root, classes, subset)
+    return _label_entries(path, read_entries(str(path), root), root, classes, subset)
 
 
 def read_class_names(path: str | Path, class_names: str | Path = "", class_subset: str = "") -> list[str]:
@@ -136,7 +137,8 @@ def _label_entries(
     labels = [(entry.label, entry.line) for entry in entries]
     indices = labels_to_indices(labels, classes, not os.path.isdir(path), subset)
     base = base_folder(str(path), root)
-    find = _Finder(base or ".") if any(entry.is_stem for entry in entries) else None
+    stems = {entry.file for entry in entries if entry.is_stem}
+    find = _Finder(base or ".", stems) if stems else None
     videos = [
         VideoEntry(
             path=find(entry) if find else join_path(base, entry.file),
@@ -153,16 +155,30 @@ def _label_entries(
 
 
 class _Finder:
-    """Find videos below a folder by their names without suffix; the folder is walked once."""
+    """Find videos below a folder by their names without suffix, and folders of images by their names.
 
-    def __init__(self, base: str):
+    The folder is walked once; not at all if all `stems` are folders in it, which may hold millions of images.
+    """
+
+    def __init__(self, base: str, stems: Collection[str]):
         self.base = base.rstrip("/") if is_remote(base) else os.path.normpath(base)
         self.paths: dict[str, list[str]] = {}  # stem -> paths
         self.replacements: dict[str, str] = {}  # YouTube id -> path in CVDF's replacement folder
+        subfolders = set(subfolder_names(self.base))
+        if subfolders.issuperset(stems):
+            self.paths = {stem: [os.path.join(self.base, stem)] for stem in stems}
+        else:
+            self._walk()
+
+    def _walk(self) -> None:
+        image_folder = ""
         for path in files_below(self.base):
             folder, file = os.path.split(path)
             stem, suffix = os.path.splitext(file)
-            if suffix.lower() in VIDEO_SUFFIXES:
+            if folder != image_folder and is_image_name(file):
+                image_folder = folder
+                self.paths.setdefault(os.path.basename(folder), []).append(folder)
+            elif suffix.lower() in VIDEO_SUFFIXES:
                 self.paths.setdefault(stem, []).append(path)
                 if "replacement" in folder.removeprefix(self.base):
                     self.replacements[stem[:11]] = path

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.data.annotations import IN_MEMORY, Entry, parse_interval
+from pipelines.data.annotations import IN_MEMORY, Entry
+from pipelines.data.list_lines import parse_interval
 
 
 def read_memory(values: Sequence[Any]) -> tuple[str, list[Entry], np.ndarray | None]:

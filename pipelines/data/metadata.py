@@ -9,6 +9,7 @@ from pathlib import Path
 from pipelines.data.annotations import cache_stem
 from pipelines.data.cache import Scanner, update_cache
 from pipelines.data.dataset import VideoEntry
+from pipelines.decode.image_folder import is_image_folder
 from pipelines.decode.video_info import VERSION, VideoInfo, read_video_info, unreadable_video_info
 from pipelines.storage import is_remote
 from utils.paused_gc import paused_gc
@@ -37,8 +38,9 @@ def video_scanner() -> Scanner[VideoInfo]:
 
 
 def _is_valid(info: VideoInfo) -> bool:
-    """Return False for a remote file that could not be read: the network may have been the reason."""
-    return not (info.error and is_remote(info.path))
+    """Return False for a remote file that could not be read, because the network may have been the reason, and for a
+    folder that could not, because repairing an image in it does not change its fingerprint."""
+    return not (info.error and (is_remote(info.path) or is_image_folder(info.path)))
 
 
 def cache_path(list_path: str | Path, kind: str = "index.jsonl") -> Path:

@@ -10,16 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import av
 import numpy as np
 
 from pipelines.data.cache import Scanner, update_cache
 from pipelines.data.dataset import VideoEntry
 from pipelines.decode.demuxer import VideoDemuxer
 from pipelines.decode.frames import decode_frames, frame_digest
+from pipelines.decode.image_folder import ImageFolder, is_image_folder
 from pipelines.decode.prove import WholeDecode, decode_whole, open_video
 from pipelines.decode.trim import trim
 from pipelines.sampling.temporal import random_clip
-from pipelines.storage import fingerprint
+from pipelines.storage import Fingerprint, fingerprint
 from utils.files import write_csv
 
 CLIPS = ((16, 4), (8, 32))  # num_frames and frame_stride of the clips that are compared
@@ -68,16 +70,31 @@ def verify(videos: Sequence[VideoEntry], cache: str | Path, workers: int | None 
         version=VERSION,
         scan=check_video,
         failed=failed_check,
+        is_valid=_is_valid,
         min_files_for_pool=8,
     )
     results = update_cache([video.path for video in videos], Path(cache), scanner, workers)
     return [results[video.path] for video in videos]
 
 
+def _is_valid(result: CheckResult) -> bool:
+    """Return False for a broken folder: repairing an image in it does not change its fingerprint."""
+    return not (result.broken and is_image_folder(result.path))
+
+
 def check_video(path: str, draws: int = _DRAWS) -> CheckResult:
-    """Decode a whole file, and `draws` clips of each kind in CLIPS with and without trimming; never raises."""
-    size, mtime_ns = fingerprint(path)
+    """Decode a whole file, and `draws` clips of each kind in CLIPS with and without trimming; never raises.
+
+    Of a folder every image is decoded, each by itself, so there are no clips to compare.
+    """
+    before = fingerprint(path)
     try:
+        if is_image_folder(path):
+            with ImageFolder(path) as folder:
+                first = folder.decode(0)
+                for number in range(1, folder.num_frames):
+                    folder.decode(number)
+            return _describe(path, before, first, folder.num_frames)
         with open_video(path) as video:
             whole = decode_whole(video)
             _compare_all_frames(video, whole)
@@ -87,13 +104,19 @@ def check_video(path: str, draws: int = _DRAWS) -> CheckResult:
             _compare_clip(path, table, clip, whole.digests)
     except ValueError as error:
         return failed_check(path, str(error))
-    first = whole.first_frame
+    return _describe(path, before, whole.first_frame, num_frames, variable_rate)
+
+
+def _describe(
+    path: str, file: Fingerprint, first: av.VideoFrame, num_frames: int, variable_rate: bool = False
+) -> CheckResult:
+    """Return the result of a video that can be used."""
     rotation = round(first.rotation / 90) % 4
     is_stored_upright = rotation % 2 == 0
     return CheckResult(
         path=path,
-        size=size,
-        mtime_ns=mtime_ns,
+        size=file.size,
+        mtime_ns=file.mtime_ns,
         num_frames=num_frames,
         rotation=rotation,
         portrait=first.height > first.width if is_stored_upright else first.width > first.height,

@@ -39,6 +39,8 @@ class DecoderPlan:
     capabilities: nvdec.Capabilities = field(default_factory=dict)  # DALI's; empty: PyAV decodes everything
     pyav_share: float = 1.0
     needs_pyav: bool = True  # PyAV decodes some of the videos
+    max_images: int = 0  # in any folder of images that DALI decodes; 0: it decodes no folder
+    needs_video_decoder: bool = True  # DALI decodes some video files
 
     @property
     def uses_dali(self) -> bool:
@@ -82,7 +84,14 @@ def plan_decoders(
         share = round(max(0.0, share_of_all * len(infos) - num_undecodable) / len(decodable), 3)
     else:
         share = pyav_share
-    return DecoderPlan(dali.capabilities, pyav_share=share, needs_pyav=share > 0 or len(decodable) < len(infos))
+    folders = [info.num_frames for info in decodable if info.is_image_folder]
+    return DecoderPlan(
+        dali.capabilities,
+        pyav_share=share,
+        needs_pyav=share > 0 or len(decodable) < len(infos),
+        max_images=max(folders, default=0),
+        needs_video_decoder=len(folders) < len(decodable),
+    )
 
 
 def balanced_pyav_share(infos: Sequence[VideoInfo], capabilities: nvdec.Capabilities, cores: int) -> float:
@@ -99,7 +108,8 @@ def balanced_pyav_share(infos: Sequence[VideoInfo], capabilities: nvdec.Capabili
 
 def describe_plan(infos: Sequence[VideoInfo], plan: DecoderPlan, decoder: str, dali: DaliSupport) -> str:
     """Return a line that says how many videos each decoder gets, and why."""
-    name = f"DALI {'NVDEC' if dali.on_gpu else 'CPU'}"
+    on_gpu = ("NVDEC",) * plan.needs_video_decoder + ("nvJPEG",) * bool(plan.max_images)
+    name = f"DALI {' and '.join(on_gpu) if dali.on_gpu else 'CPU'}"
     if not plan.uses_dali:
         if decoder == "pyav":
             return "PyAV, as data.decoder=pyav asks"
@@ -114,7 +124,7 @@ def describe_plan(infos: Sequence[VideoInfo], plan: DecoderPlan, decoder: str, d
     if plan.pyav_share:
         line += f", of which PyAV takes a share of {plan.pyav_share:g}"
     if len(decodable) < len(infos):
-        reasons = _count_reasons(infos, plan.capabilities)
+        reasons = dali.problem or _count_reasons(infos, plan.capabilities)
         line += f"; PyAV for {len(infos) - len(decodable)} that DALI does not decode {dali.device_phrase} ({reasons})"
     return line
 

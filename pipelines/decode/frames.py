@@ -10,10 +10,11 @@ import numpy as np
 
 from pipelines.decode.demuxer import VideoDemuxer
 from pipelines.decode.frame_table import clamp_frame_numbers, frame_packets, required_packets
+from pipelines.decode.image_folder import ImageFolder
 
 
 def decode_frames(
-    video: VideoDemuxer,
+    video: VideoDemuxer | ImageFolder,
     frames: Sequence[int] | np.ndarray,
     trimmed: bool = True,
     context: av.VideoCodecContext | None = None,
@@ -24,6 +25,9 @@ def decode_frames(
     processes run in parallel. Without `trimmed` everything up to the last requested frame is decoded. `context`
     replaces the video's own decoder. Raises ValueError if a frame cannot be decoded or has another size than the video.
     """
+    if isinstance(video, ImageFolder):
+        yield from video.decode_frames(frames)
+        return
     numbers = clamp_frame_numbers(video.frame_table, frames)
     positions: dict[int, list[int]] = {}  # frame number -> its positions in `frames`
     for position, number in enumerate(numbers.tolist()):

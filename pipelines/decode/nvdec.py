@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import av
 
+from pipelines.decode.image_folder import IMAGE_CODECS
 from pipelines.decode.video_info import VideoInfo
 
 
@@ -38,8 +39,10 @@ CHROMA, DEPTH = "4:2:0", 8
 # position of chroma from the displayed size: with other sizes colors may be wrong. H.264 and HEVC may have any size,
 # since `trim` removes their cropping.
 NVDEC_CODECS = {"h264": 1, "hevc": 1, "vp8": 16, "vp9": 16, "mpeg4": 16}
+# Folders of images of any chroma and bit depth: DALI decodes them by nvJPEG on a card, and on the CPU.
+IMAGES: Capabilities = {(codec, "", 0): Limits() for codec in IMAGE_CODECS.values()}
 # DALI's build for the CPU decodes these codecs in any size.
-CPU: Capabilities = {(codec, CHROMA, DEPTH): Limits() for codec in ("vp8", "vp9", "mjpeg")}
+CPU: Capabilities = {**{(codec, CHROMA, DEPTH): Limits() for codec in ("vp8", "vp9", "mjpeg")}, **IMAGES}
 # Assumed for a card whose driver does not answer. Hopper has no AV1 decoder (NVDEC application note 13.0).
 HOPPER: Capabilities = {
     ("h264", CHROMA, DEPTH): Limits(
@@ -70,8 +73,9 @@ def reason_refused(info: VideoInfo, capabilities: Capabilities) -> str:
     """
     chroma, depth = chroma_and_depth(info.pix_fmt)
     limits = capabilities.get((info.codec, chroma, depth))
-    if not any(codec == info.codec for codec, _, _ in capabilities):
-        return info.codec
+    is_known = any(codec == info.codec for codec, _, _ in capabilities)
+    if not is_known or info.is_image_folder:
+        return "" if is_known else info.codec
     if not depth:
         return f"{info.codec} of unknown pixel format"
     if (chroma, depth) != (CHROMA, DEPTH) or limits is None:

@@ -23,6 +23,7 @@ from pipelines.decode.demuxer import VideoDemuxer
 from pipelines.decode.first_frame import FirstFrame, read_first_frame
 from pipelines.decode.frame_table import COUNTED, NOT_REMUXABLE, FrameTable, required_packets
 from pipelines.decode.frames import decode_frames, frame_digest
+from pipelines.decode.image_folder import ImageFolder, is_image_folder
 from pipelines.decode.remux import REMUXABLE_CODECS, remux
 
 _MAX_ENTRY_POINTS = 300  # each is tried
@@ -60,6 +61,15 @@ def open_video(
         video.close()
         raise
     return video
+
+
+def open_frames(
+    source: str | os.PathLike[str] | bytes, *, timeout: float = math.inf, table: str = "", any_size: bool = False
+) -> VideoDemuxer | ImageFolder:
+    """Open a video as open_video(), or a folder of images; `decode_frames` decodes frames of both."""
+    if not isinstance(source, bytes) and is_image_folder(source):
+        return ImageFolder(source, timeout=timeout, table=table)
+    return open_video(source, timeout=timeout, table=table, any_size=any_size)
 
 
 def prove_frame_table(video: VideoDemuxer, *, any_size: bool = False) -> FirstFrame | None:

@@ -17,7 +17,7 @@ import av
 import numpy as np
 
 from pipelines.decode.frames import decode_frames
-from pipelines.decode.prove import open_video
+from pipelines.decode.prove import open_frames
 from pipelines.sampling.spatial import letterbox_size
 
 _RGB_OF_GBR = (2, 0, 1)  # FFmpeg's planar RGB has its planes in the order G, B, R
@@ -66,15 +66,15 @@ def decode_views(  # noqa: PLR0913
     views = np.empty((num_clips, len(boxes), 3, num_frames, size, size), np.uint8)
     if letterbox:
         views[:] = np.reshape(letterbox, (3, 1, 1, 1))
-    with open_video(source, timeout=timeout, table=table) as video:
-        if scaled_size:
-            scalings = [_scale_whole(boxes, size, (video.width, video.height), scaled_size)]
-        else:
-            scalings = [_scale_box(number, box, size, bool(letterbox)) for number, box in enumerate(boxes)]
-        scalers: list[av.filter.Graph] = []
+    with open_frames(source, timeout=timeout, table=table) as video:
+        scalers: list[tuple[_Scaling, av.filter.Graph]] = []
         for frame, positions in decode_frames(video, frames.reshape(-1), trimmed):
-            scalers = scalers or [_scaler(frame, scaling.box, scaling.size) for scaling in scalings]
-            for scaling, scaler in zip(scalings, scalers, strict=True):
+            if not scalers and scaled_size:
+                scalings = [_scale_whole(boxes, size, (frame.width, frame.height), scaled_size)]
+            elif not scalers:
+                scalings = [_scale_box(number, box, size, bool(letterbox)) for number, box in enumerate(boxes)]
+            scalers = scalers or [(scaling, _scaler(frame, scaling.box, scaling.size)) for scaling in scalings]
+            for scaling, scaler in scalers:
                 planes = _scale(scaler, frame, video.name)
                 for channel, plane in enumerate(_RGB_OF_GBR):
                     pixels = np.frombuffer(planes[plane], np.uint8).reshape(-1, planes[plane].line_size)

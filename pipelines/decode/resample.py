@@ -1,8 +1,9 @@
-"""Decode all frames of a video upright, in one size and at a constant rate, to encode them again."""
+"""Decode all frames of a video or folder upright, in one size and at a constant rate, to encode them again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -11,6 +12,24 @@ import numpy as np
 
 from pipelines.decode.container import read_packets
 from pipelines.decode.demuxer import VideoDemuxer
+from pipelines.decode.image_folder import DEFAULT_FPS, ImageFolder
+from pipelines.decode.prove import open_frames
+
+
+@contextlib.contextmanager
+def open_resampled(path: str, fps: float, short_side: int) -> Iterator[tuple[Iterator[av.VideoFrame], Fraction]]:
+    """Open a video or a folder of images; yield its frames, upright and resized, and their rate.
+
+    That is `fps`, or if it is 0 the video's own, or else DEFAULT_FPS. Images are neither repeated nor dropped, whatever
+    the rate.
+    """
+    rate = Fraction(fps).limit_denominator(1001)
+    with open_frames(path, any_size=True) as video:
+        if isinstance(video, ImageFolder):
+            yield upright(map(video.decode, range(video.num_frames)), short_side), rate or Fraction(DEFAULT_FPS)
+        else:
+            rate = rate or video.fps or Fraction(DEFAULT_FPS)
+            yield at_constant_rate(video, rate, short_side), rate
 
 
 def at_constant_rate(video: VideoDemuxer, fps: Fraction, short_side: int) -> Iterator[av.VideoFrame]:
@@ -22,28 +41,35 @@ def at_constant_rate(video: VideoDemuxer, fps: Fraction, short_side: int) -> Ite
     if times is not None and (video.has_variable_frame_rate or fps != video.fps):
         base = float(video.stream.time_base or Fraction(1, 30)) * float(fps)
         ticks = np.round((times - times[0]) * base).astype(int)
-    graph: av.filter.Graph | None = None
-    frame_format, size = ("", 0, 0), (0, 0)
     count = tick = 0
-    last_frame: Any = None
+    last_frame: av.VideoFrame | None = None
     with video.reopen() as (container, stream):
         decoded = video.decode(read_packets(container, stream, video.name), stream.codec_context)
-        for count, frame in enumerate(decoded, 1):
+        for count, frame in enumerate(upright(decoded, short_side), 1):
             if count > len(ticks):
                 break
             while last_frame is not None and tick < ticks[count - 1]:
                 yield last_frame
                 tick += 1
-            if graph is None or frame_format != (frame.format.name, frame.width, frame.height):
-                frame_format = frame.format.name, frame.width, frame.height
-                size = size if any(size) else target_size(frame, short_side)
-                graph = rotate_and_resize_filter(frame, size)
-            graph.push(frame)
-            last_frame = graph.pull()
+            last_frame = frame
     if count != len(ticks):
         raise ValueError(f"{video.name}: {count} of its {len(ticks)} frames can be decoded")
     if last_frame is not None:
         yield last_frame
+
+
+def upright(frames: Iterable[av.VideoFrame], short_side: int) -> Iterator[av.VideoFrame]:
+    """Turn frames upright and resize them to the size that is computed from the first one."""
+    graph: av.filter.Graph | None = None
+    frame_format, size = ("", 0, 0), (0, 0)
+    for frame in frames:
+        if graph is None or frame_format != (frame.format.name, frame.width, frame.height):
+            frame_format = frame.format.name, frame.width, frame.height
+            size = size if any(size) else target_size(frame, short_side)
+            graph = rotate_and_resize_filter(frame, size)
+        graph.push(frame)
+        resized: Any = graph.pull()
+        yield resized
 
 
 def target_size(frame: av.VideoFrame, short_side: int) -> tuple[int, int]:

@@ -1,4 +1,6 @@
-"""Read the properties of one video file by demuxing it and reading the headers of its packets."""
+"""Read the properties of one video: of a file by demuxing it and reading the headers of its packets, of a folder of
+images by decoding the first and the last one.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.decode.demuxer import VideoDemuxer
+from pipelines.decode.image_folder import IMAGE_CODECS, ImageFolder, is_image_folder
 from pipelines.decode.prove import prove_frame_table
 from pipelines.storage import fingerprint
 
@@ -19,21 +22,22 @@ INDEX_TIMEOUT = 300  # seconds for demuxing a file; proving its frame table has 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Properties of one video file. If it cannot be used, `error` says why and num_frames is 0.
+    """Properties of a video, a file or a folder of images. If it cannot be used, `error` says why and num_frames is 0.
 
     width and height are those of the displayed frame, after `rotation` quarter turns, counterclockwise, of the stored
     one.
     """
 
     path: str
-    size: int = 0  # bytes; this and mtime_ns tell whether the file has changed since
+    # The size in bytes and mtime tell whether the file has changed since, or which images are in the folder.
+    size: int = 0
     mtime_ns: int = 0
     num_frames: int = 0
-    fps: float = 0.0
+    fps: float = 0.0  # 0: unknown, as of a folder of images
     width: int = 0
     height: int = 0
     codec: str = ""
-    keyframes: tuple[int, ...] = ()  # frame numbers at which decoding can begin
+    keyframes: tuple[int, ...] = ()  # frame numbers at which decoding can begin; empty for a folder: all
     rotation: int = 0  # quarter turns
     pix_fmt: str = ""  # FFmpeg's name of the pixel format: chroma and bits per component
     profile: str = ""
@@ -44,7 +48,7 @@ class VideoInfo:
     irregularity: str = ""  # why packets and frames do not correspond one to one (`FrameTable.irregularity`)
     colorspace: str = ""  # the color matrix if the file states another than BT.601's
     proof: str = ""  # how the frame table was proven (`FrameTable.proof`)
-    table: str = ""  # the packed frame table (`VideoDemuxer.packed_frame_table`)
+    table: str = ""  # the packed frame table (`VideoDemuxer.packed_frame_table`, `ImageFolder.packed_table`)
     packed_times: str = ""  # of the frames, if their rate varies (`pack_times`)
     error: str = ""
     version: int = 0  # VERSION of the code that read the file
@@ -53,6 +57,10 @@ class VideoInfo:
     def frame_times(self) -> np.ndarray | None:
         """The seconds from the first frame to each, (F,), if the frame rate varies; None if it is constant."""
         return unpack_times(self.packed_times) if self.packed_times else None
+
+    @property
+    def is_image_folder(self) -> bool:
+        return self.codec in IMAGE_CODECS.values()
 
     @property
     def missing(self) -> bool:
@@ -79,9 +87,11 @@ def unreadable_video_info(path: str, reason: str) -> VideoInfo:
 
 
 def read_video_info(path: str) -> VideoInfo:
-    """Read the properties of one file. A bad file raises nothing: `error` of the result says what is wrong with it."""
+    """Read the properties of one video. A bad one raises nothing: `error` of the result says what is wrong with it."""
     size, mtime_ns = fingerprint(path)
     try:
+        if is_image_folder(path):
+            return _read_folder_info(path, size, mtime_ns)
         with VideoDemuxer(path, timeout=INDEX_TIMEOUT) as video:
             first_frame = prove_frame_table(video)
             assert first_frame, "prove_frame_table() returns None only for a stored table"
@@ -114,6 +124,30 @@ def read_video_info(path: str) -> VideoInfo:
             )
     except ValueError as error:
         return unreadable_video_info(path, str(error))
+
+
+def _read_folder_info(path: str, size: int, mtime_ns: int) -> VideoInfo:
+    """Read the properties of a folder of images, all of which are taken to be like the first and the last one."""
+    with ImageFolder(path, timeout=INDEX_TIMEOUT) as folder:
+        folder.check_one_sequence()
+        first, _ = folder.decode(0), folder.decode(folder.num_frames - 1)
+        rotation = round(first.rotation / 90) % 4  # by EXIF
+        return VideoInfo(
+            path=path,
+            size=size,
+            mtime_ns=mtime_ns,
+            num_frames=folder.num_frames,
+            width=first.height if rotation % 2 else first.width,
+            height=first.width if rotation % 2 else first.height,
+            codec=IMAGE_CODECS[folder.kind],
+            rotation=rotation,
+            pix_fmt=folder.pix_fmt,
+            coded_width=first.width,
+            coded_height=first.height,
+            proof="bitstream",
+            table=folder.packed_table(),
+            version=VERSION,
+        )
 
 
 def _varying_times(video: VideoDemuxer) -> str:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines import sample_source
 from pipelines.dali_workers import DaliPipeline
+from pipelines.decode import encoded_frames
 from pipelines.decode.decoder_choice import DaliSupport
 from pipelines.decode.demuxer import VideoDemuxer
 from pipelines.decode.nvdec import Limits
@@ -107,7 +107,7 @@ def test_file_that_cannot_be_trimmed_for_dali_is_decoded_by_pyav(
         raise ValueError(f"{source}: its parameter sets cannot be rewritten")
 
     expected = collect(make_loader(mixed_list, PYAV), 1)
-    monkeypatch.setattr(sample_source, "trim", refuse)
+    monkeypatch.setattr(encoded_frames, "trim", refuse)
     loader = make_loader(mixed_list, DALI)
     assert is_same_stream(collect(loader, 1), expected) and not loader.bad_videos
     assert capsys.readouterr().err.count("cannot be rewritten; PyAV decodes it instead") >= 4

@@ -16,6 +16,7 @@ from pipelines.dali_workers import DaliPipeline, check_shared_memory
 from pipelines.decode import nvdec
 from pipelines.decode.nvdec import HOPPER, Limits
 from pipelines.sample_source import TooManyUnreadableVideos
+from tests.helpers.image_folders import encode_image
 from tests.helpers.loaders import make_loader
 from utils import device as device_module
 
@@ -25,6 +26,12 @@ GPU = torch.device("cuda", 0)
 @pytest.fixture(autouse=True)
 def forget_cards() -> None:
     dali_probe._probe_gpu.cache_clear()
+
+
+@pytest.fixture
+def decoded_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the card decode the test image."""
+    monkeypatch.setattr(dali_probe, "image_problem", lambda device_id: "")
 
 
 def test_decoding_problem_is_empty_for_a_decoded_stream_and_describes_a_refusal() -> None:
@@ -49,28 +56,51 @@ def test_decoding_problem_describes_wrong_frames(clip, problem, monkeypatch) -> 
     assert problem in dali_probe.decoding_problem("h264", 0)
 
 
-def test_card_that_decodes_the_test_stream_is_trusted(monkeypatch, capsys) -> None:
+def test_card_that_decodes_the_test_stream_is_trusted(monkeypatch, decoded_image, capsys) -> None:
     monkeypatch.setattr(dali_probe, "decoding_problem", lambda codec, device_id: "")
     reported = {("h264", "4:2:0", 8): Limits(48, 16, 4096, 4096, 65536, 5), ("hevc", "4:2:0", 10): Limits(144, 144)}
     monkeypatch.setattr(nvdec, "query_capabilities", lambda index: reported)
     dali = dali_probe.probe_dali(GPU)
-    assert dali.on_gpu and dict(dali.capabilities) == {("h264", "4:2:0", 8): reported["h264", "4:2:0", 8]}
+    expected = {("h264", "4:2:0", 8): reported["h264", "4:2:0", 8], **nvdec.IMAGES}
+    assert dali.on_gpu and dict(dali.capabilities) == expected
     assert not dali.problem and capsys.readouterr().out == ""
 
 
-def test_card_without_capability_report_is_assumed_to_be_a_hopper_with_one_warning(monkeypatch, capsys) -> None:
+def test_card_without_capability_report_is_assumed_to_be_a_hopper_with_one_warning(
+    monkeypatch, decoded_image, capsys
+) -> None:
     monkeypatch.setattr(dali_probe, "decoding_problem", lambda codec, device_id: "")
     monkeypatch.setattr(nvdec, "query_capabilities", lambda index: None)
-    assert dict(dali_probe.probe_dali(GPU).capabilities) == HOPPER == dict(dali_probe.probe_dali(GPU).capabilities)
+    assert dict(dali_probe.probe_dali(GPU).capabilities) == {**HOPPER, **nvdec.IMAGES}
+    assert dali_probe.probe_dali(GPU) == dali_probe.probe_dali(GPU)
     assert capsys.readouterr().out.count("assuming the capabilities of a Hopper") == 1
 
 
-def test_card_that_fails_the_test_stream_leaves_everything_to_pyav(monkeypatch) -> None:
+def test_card_that_fails_the_test_stream_leaves_videos_to_pyav(monkeypatch, decoded_image) -> None:
     monkeypatch.setattr(nvdec, "query_capabilities", lambda index: HOPPER)
     monkeypatch.setattr(dali_probe, "decoding_problem", lambda codec, device_id: "CUDA_ERROR_NO_DEVICE")
     dali = dali_probe.probe_dali(GPU)
-    assert not dali.capabilities
+    assert dict(dali.capabilities) == nvdec.IMAGES
     assert "CUDA_ERROR_NO_DEVICE" in dali.problem and "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video" in dali.problem
+
+
+def test_image_problem_is_empty_for_a_decoded_image_and_describes_a_wrong_one(monkeypatch) -> None:
+    """The same code as on a GPU, with DALI's CPU decoder."""
+    assert dali_probe.image_problem(None) == ""
+    decoder = dali_probe._image_decoder
+    gray = np.frombuffer(encode_image(np.full((256, 256, 3), 128, np.uint8)), np.uint8)
+    monkeypatch.setattr(dali_probe, "_image_decoder", lambda data, device_id: decoder(gray, device_id))
+    assert "to a wrong one, (256, 256, 3), whose mean color is [128. 128. 128.]" in dali_probe.image_problem(None)
+    monkeypatch.setattr(dali_probe, "_image_decoder", lambda data, device_id: decoder(data[:99], device_id))
+    assert "DALI does not decode a test image: " in dali_probe.image_problem(None)
+
+
+def test_card_that_fails_the_test_image_leaves_folders_to_pyav(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(nvdec, "query_capabilities", lambda index: HOPPER)
+    monkeypatch.setattr(dali_probe, "decoding_problem", lambda codec, device_id: "")
+    monkeypatch.setattr(dali_probe, "image_problem", lambda device_id: "nvJPEG is missing")
+    assert dict(dali_probe.probe_dali(GPU).capabilities) == HOPPER
+    assert "PyAV decodes folders of images: nvJPEG is missing" in capsys.readouterr().out
 
 
 # --- shared memory --------------------------------------------------------------------------------------------------

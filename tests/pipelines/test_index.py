@@ -150,7 +150,7 @@ def test_missing_empty_and_text_files_and_folders_are_unusable(tmp_path):
     assert_bad(read_video_info(str(tmp_path / "missing.mp4")), "^no such file$")
     assert_bad(read_video_info(str(tmp_path / "empty.mp4")), "^empty file$")
     assert_bad(read_video_info(str(tmp_path / "text.mp4")), "^not a readable video: Invalid data")
-    assert_bad(read_video_info(str(tmp_path / "folder.mp4")), "^a folder$")
+    assert_bad(read_video_info(str(tmp_path / "folder.mp4")), "^a folder without images ")
 
 
 def test_file_with_audio_only_is_unusable(tmp_path):

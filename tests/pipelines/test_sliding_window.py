@@ -18,6 +18,7 @@ from configs.schema import Data, Eval
 from pipelines.decode.video_info import VideoInfo
 from pipelines.sliding_window import choose_frames, windows
 from tests.helpers import ROOT
+from tests.helpers.image_folders import moving_texture, write_images
 from tests.helpers.loaders import build_loader, write_rotated
 from tests.helpers.runs import TINY_RUN, evaluate, read_csv, train
 
@@ -82,6 +83,13 @@ def test_eval_py_classifies_a_video(run_dir, video, capsys):
     percentages = [float(line.split("%")[0]) for line in lines[1:6]]
     assert percentages == sorted(percentages, reverse=True) and 0 < sum(percentages) <= 100.5
     assert (run_dir / "video" / f"{clip.name}.png").stat().st_size > 3000
+
+
+def test_eval_py_classifies_a_folder_of_images_as_one_video(run_dir, tmp_path, capsys):
+    folder = write_images(tmp_path / "clip_1", moving_texture(60, width=96, height=64))
+    evaluate(run_dir, f"video={folder}")
+    assert f"{folder}: 2.0 s" in capsys.readouterr().out
+    assert (run_dir / "video" / "clip_1.png").exists()
 
 
 def test_eval_py_classifies_a_folder_of_videos(run_dir, tmp_path, video, capsys):

@@ -18,8 +18,10 @@ from pipelines.loader import dali_threads
 H264 = VideoInfo("h264.mp4", codec="h264", pix_fmt="yuv420p", coded_width=352, coded_height=256)
 VP9 = dataclasses.replace(H264, codec="vp9")
 AV1 = dataclasses.replace(H264, codec="av1")  # which DALI does not decode
-GPU, CPU = DaliSupport(True, HOPPER), DaliSupport(False, nvdec.CPU)
+JPEG = VideoInfo("clip", codec="jpeg_images", num_frames=9, pix_fmt="yuvj444p", coded_width=351, coded_height=9)
+GPU, CPU = DaliSupport(True, {**HOPPER, **nvdec.IMAGES}), DaliSupport(False, nvdec.CPU)
 BROKEN = DaliSupport(True, {}, "NVDEC does not decode a test stream")
+IMAGES_ONLY = DaliSupport(True, nvdec.IMAGES, BROKEN.problem)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +43,16 @@ BROKEN = DaliSupport(True, {}, "NVDEC does not decode a test stream")
             "DALI NVDEC for 1 video (h264), of which PyAV takes a share of 0.25; PyAV for 1 "
             "that DALI does not decode on this GPU (1 av1)",
         ),
+        ("dali", [JPEG, JPEG], GPU, "DALI nvJPEG for 2 videos (jpeg_images)"),
+        ("dali", [JPEG, H264], GPU, "DALI NVDEC and nvJPEG for 2 videos (h264, jpeg_images)"),
+        ("dali", [JPEG, VP9], CPU, "DALI CPU for 2 videos (jpeg_images, vp9)"),
+        (
+            "dali",
+            [JPEG, H264],
+            IMAGES_ONLY,
+            "DALI nvJPEG for 1 video (jpeg_images); PyAV for 1 that DALI does not decode on this GPU "
+            f"({BROKEN.problem})",
+        ),
         ("auto", [AV1, AV1], GPU, "PyAV, since DALI NVDEC decodes none of the videos (2 av1)"),
         ("auto", [H264], BROKEN, f"PyAV, since DALI NVDEC decodes none of the videos ({BROKEN.problem})"),
     ],
@@ -49,6 +61,15 @@ def test_plan_is_described_in_a_line(wanted: str, infos: list[VideoInfo], dali: 
     plan = plan_decoders(infos, wanted, 0.25, dali, 4)
     assert plan.uses_dali is line.startswith("DALI")
     assert describe_plan(infos, plan, wanted, dali) == line
+
+
+def test_plan_says_how_many_images_dali_decodes_of_a_folder() -> None:
+    longer = dataclasses.replace(JPEG, num_frames=300, codec="png_images")
+    plan = plan_decoders([JPEG, longer, AV1], "dali", 0, GPU, 2)
+    assert (plan.max_images, plan.needs_video_decoder) == (300, False)
+    plan = plan_decoders([JPEG, H264], "dali", 0, GPU, 2)
+    assert (plan.max_images, plan.needs_video_decoder) == (9, True)
+    assert plan_decoders([H264], "dali", 0, GPU, 2).max_images == 0
 
 
 @pytest.mark.parametrize("wanted", ["dali", "both"])
