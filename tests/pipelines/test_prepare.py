@@ -140,7 +140,7 @@ def test_broken_files_are_named_and_left_out(source, tmp_path, capsys):
     assert f"{source}/high.mp4: " in out and f"{source}/gone.mp4: no such file" in out and "1 prepared, 2 not" in out
     assert [label for _, label, *_ in read_list(tmp_path / "out/train.txt")] == [1]
     records = [json.loads(line) for line in (tmp_path / "out/prepared.jsonl").read_text().splitlines()]
-    assert sum(bool(record["error"]) for record in records) == 2
+    assert sum(bool(record.get("error", "")) for record in records) == 2
 
 
 def test_failed_files_are_tried_again(source, tmp_path, monkeypatch, capsys):

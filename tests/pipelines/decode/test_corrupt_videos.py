@@ -124,7 +124,7 @@ def test_index_names_bad_files_and_reads_the_others(corpus):
     assert {name: info_of[name].error for name in names} == {
         "zero.mp4": "empty file",
         "pipe.mp4": "not a regular file",
-        "directory.mp4": "a folder",
+        "directory.mp4": "a folder without images (.jpeg, .jpg, .png)",
         "audio.mp4": "no video stream (the file has: audio)",
         "missing.mp4": "no such file",
     }
