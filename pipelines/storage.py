@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import io
 import os
 import re
 import time
@@ -19,14 +18,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
-from typing import Any, BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import fsspec
-from fsspec.caching import BlockCache
 
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".ts", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp"}
 _MEMBER = re.compile(r"(.+?\.tar)#(.+)@(\d+)\+(\d+)", re.DOTALL)
-_REMOTE_BLOCK = 1 << 14  # bytes per request when a remote file is read piece by piece
 _FINGERPRINT_LIFETIME = 60  # seconds for which the fingerprint of a remote file is not asked for again
 _VERSION_KEYS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "md5Hash", "created")
 _MAX_GAP_LOCAL, _MAX_GAP_REMOTE = 1 << 12, 1 << 14  # bytes between two ranges that are cheaper to read than to skip
@@ -196,7 +193,7 @@ def read_ranges(path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
             span_end = end
         span_of[start] = len(spans) - 1
     with as_value_error(path):
-        blocks = _fetch(location, spans)
+        blocks = fetch_spans(location, spans)
     chunks: list[bytes] = []
     for start, end in ranges:
         index = span_of[start]
@@ -214,56 +211,6 @@ def random_reads(path: str) -> Iterator[Callable[[int, int], bytes]]:
     location, size = parse_location(path), size_of(path)
     with as_value_error(path), open(location.file, "rb", buffering=0) as file:
         yield lambda start, end: _pread(file.fileno(), location.start + start, location.start + min(end, size))
-
-
-def open_for_av(path: str, whole: bool) -> str | BinaryIO:
-    """Return what av.open() takes for a path. `whole` fetches a remote video at once, since all of it will be read.
-
-    Raises ValueError as size_of(), and for an empty file.
-    """
-    location, size = parse_location(path), size_of(path)
-    if not size:
-        raise ValueError(f"{path}: empty file")
-    if is_remote(path):
-        if whole:
-            return io.BytesIO(read_bytes(path))
-        return io.BufferedReader(RemoteFile(path, size, _REMOTE_BLOCK), _REMOTE_BLOCK)
-    if location.member:
-        return f"subfile,,start,{location.start},end,{location.start + size},,:file:{location.file}"
-    return f"file:{location.file}"  # without file:, FFmpeg would take the a of a:b.mp4 for a protocol
-
-
-class RemoteFile(io.RawIOBase):
-    """A remote file or a member of a remote tar, fetched block by block as it is read."""
-
-    def __init__(self, path: str, size: int, block: int):
-        location = parse_location(path)
-        self._size, self._position = size, 0
-
-        def fetch(start: int, end: int) -> bytes:
-            with as_value_error(path):
-                return _fetch(location, [[start, end]])[0]
-
-        self._blocks = BlockCache(block, fetch, size)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._blocks._fetch(self._position, min(self._position + len(buffer), self._size))
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
 
 
 def size_of(path: str) -> int:
@@ -285,7 +232,8 @@ def size_of(path: str) -> int:
         return location.size if location.size is not None else stat.st_size
 
 
-def _fetch(location: Location, spans: Sequence[Sequence[int]]) -> list[bytes]:
+def fetch_spans(location: Location, spans: Sequence[Sequence[int]]) -> list[bytes]:
+    """Read spans (start, end) of a file or a tar member, remote ones in parallel where the file system can."""
     starts = [location.start + start for start, _ in spans]
     ends = [location.start + end for _, end in spans]
     if is_remote(location.file):

@@ -123,4 +123,4 @@ def mixed_list(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def emulated_card(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make loaders believe that DALI's CPU decoder is a card."""
-    monkeypatch.setattr("pipelines.loader.probe_dali", lambda device: DaliSupport(True, EMULATED_CARD))
+    monkeypatch.setattr("pipelines.build_source.probe_dali", lambda device: DaliSupport(True, EMULATED_CARD))

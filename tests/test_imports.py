@@ -25,6 +25,7 @@ ALLOWED = {
 # Inside pipelines: each step may import those before it.
 STEPS = (
     ("pipelines.storage", "pipelines.sampling"),
+    ("pipelines.av_input",),
     ("pipelines.decode.bitstream",),
     ("pipelines.decode",),
     ("pipelines.data", "pipelines.known_faults"),
@@ -32,7 +33,7 @@ STEPS = (
     ("pipelines.dali_workers",),
     ("pipelines.dali_graph", "pipelines.dali_probe"),
     ("pipelines.batch_decoder", "pipelines.dali_verify"),
-    ("pipelines.batch_loader",),
+    ("pipelines.batch_loader", "pipelines.build_source"),
     ("pipelines.mixup", "pipelines.sliding_window"),
     ("pipelines.device_augment",),
     ("pipelines.loader",),

@@ -18,6 +18,7 @@ from pipelines.data.dataset import VideoEntry
 from pipelines.decode.demuxer import VideoDemuxer
 from pipelines.decode.frames import decode_frames, frame_digest
 from pipelines.decode.image_folder import ImageFolder, is_image_folder
+from pipelines.decode.pack_table import pack_table
 from pipelines.decode.prove import WholeDecode, decode_whole, open_video
 from pipelines.decode.trim import trim
 from pipelines.sampling.temporal import random_clip
@@ -98,7 +99,7 @@ def check_video(path: str, draws: int = _DRAWS) -> CheckResult:
         with open_video(path) as video:
             whole = decode_whole(video)
             _compare_all_frames(video, whole)
-            table, num_frames = video.packed_frame_table(), video.frame_table.num_frames
+            table, num_frames = pack_table(video), video.frame_table.num_frames
             variable_rate = video.has_variable_frame_rate
         for clip in draw_clips(num_frames, draws):
             _compare_clip(path, table, clip, whole.digests)

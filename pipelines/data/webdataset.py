@@ -24,6 +24,7 @@ from typing import BinaryIO
 import fsspec
 
 from pipelines import storage
+from pipelines.av_input import RemoteFile
 from pipelines.data.cache import Scanner, update_cache
 
 VERSION = 1  # of the entries in the cache
@@ -207,7 +208,7 @@ def _open_tar(tar: str) -> BinaryIO:
     """Open a tar with a small buffer: the headers are small and far from each other."""
     size = storage.size_of(tar)
     if storage.is_remote(tar):
-        return io.BufferedReader(storage.RemoteFile(tar, size, block=1 << 13))
+        return io.BufferedReader(RemoteFile(tar, size, block=1 << 13))
     return open(tar, "rb", buffering=1 << 11)
 
 

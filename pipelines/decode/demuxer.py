@@ -16,16 +16,16 @@ import av
 import numpy as np
 
 from pipelines import storage
+from pipelines.av_input import open_for_av
 from pipelines.decode.bitstream.container_signs import ContainerSigns, inspect_container
 from pipelines.decode.bitstream.mpeg4 import split_packed_packets
 from pipelines.decode.container import open_container, read_packets, video_stream
-from pipelines.decode.frame_table import FrameTable, StoredTable, pack_frame_table, unpack_frame_table
-from pipelines.decode.mp4_table import SampleTable, find_sample_table, have_same_colors, open_decoder, read_sample_table
+from pipelines.decode.frame_table import FrameTable, StoredTable, unpack_frame_table
+from pipelines.decode.mp4_table import SampleTable, open_decoder, read_sample_table
 from pipelines.decode.predict import predict_frame_table
 
 CHANGED = "the file has changed since it was indexed"
 _PACKETS_PER_TIMEOUT_CHECK = 16
-_BYTES_PER_COMPARISON = 1 << 22
 # Kinds of side data with which a packet must not be decoded as it is.
 _SIDE_DATA_FOR_DECODER = {"new_extradata", "param_change", "skip_samples"}
 _FORMATS_WITHOUT_TIMES = {"avi", "h264", "hevc", "m4v", "mpegvideo"}
@@ -69,7 +69,7 @@ class VideoDemuxer:
     def _open_by_sample_table(self, stored: StoredTable, sample_table: SampleTable) -> None:
         """Read which bytes are which packet, without FFmpeg's demuxer."""
         try:
-            (content,) = self._read_ranges([(sample_table.start, sample_table.start + sample_table.size)])
+            (content,) = self.read_ranges([(sample_table.start, sample_table.start + sample_table.size)])
             packet_table = read_sample_table(content, sample_table)
         except ValueError as error:
             reason = str(error).removeprefix(f"{self.name}: ")
@@ -96,7 +96,7 @@ class VideoDemuxer:
                 raise ValueError(f"{self.name}: the video stream has no packets or no frame size")
             # A raw packet of MPEG-4 part 2 may hold several pictures; each of these holds one.
             self._packets = split_packed_packets(self.raw_packets) if self.codec == "mpeg4" else self.raw_packets
-            self._is_unpacked = len(self._packets) != len(self.raw_packets) or any(
+            self.is_unpacked = len(self._packets) != len(self.raw_packets) or any(
                 packet is not raw for packet, raw in zip(self._packets, self.raw_packets, strict=True)
             )
             self.frame_table = self._check_stored(stored) if stored else self._predict()
@@ -138,15 +138,15 @@ class VideoDemuxer:
     def _predict(self) -> FrameTable:
         """Return the frame table that the packets suggest; set `doubt` if it may be wrong."""
         signs = self._inspect_container()
-        self._is_fragmented = signs.is_fragmented
+        self.is_fragmented = signs.is_fragmented
         if signs.is_encrypted:
             raise ValueError(f"{self.name}: encrypted")
         context = self.stream.codec_context
         self._packet_times = [packet.pts for packet in self._packets]  # packets() overwrites pts with ranks
         is_timed = self.container.format.name not in _FORMATS_WITHOUT_TIMES
         side_data = {data.data_type for packet in self.raw_packets for data in packet.iter_sidedata()}
-        self._has_side_data = bool(side_data)
-        prediction = predict_frame_table(self._packets, context, is_timed=is_timed, is_unpacked=self._is_unpacked)
+        self.has_side_data = bool(side_data)
+        prediction = predict_frame_table(self._packets, context, is_timed=is_timed, is_unpacked=self.is_unpacked)
         self.has_plain_headers = not prediction.stream_doubt
         self.changes_parameter_sets = prediction.changes_parameter_sets
         self.doubt = prediction.stream_doubt or prediction.packet_doubt or signs.doubt
@@ -159,11 +159,11 @@ class VideoDemuxer:
 
     def _inspect_container(self) -> ContainerSigns:
         """Look for signs of trouble in the container that its packets do not show."""
-        with self._random_reads() as read:
+        with self.random_reads() as read:
             return inspect_container(self.container.format.name, read, self.stream.metadata, self.stream.id)
 
     @contextlib.contextmanager
-    def _random_reads(self) -> Iterator[Callable[[int, int], bytes]]:
+    def random_reads(self) -> Iterator[Callable[[int, int], bytes]]:
         """Yield a function that returns the bytes of the file in a range."""
         content = self._content
         if content is not None:
@@ -177,7 +177,7 @@ class VideoDemuxer:
         if self._packets:
             packets = [self._packets[number] for number in numbers]
         else:
-            contents = self._read_ranges([self.byte_ranges[number] for number in numbers])
+            contents = self.read_ranges([self.byte_ranges[number] for number in numbers])
             self.check_timeout()
             packets = [av.Packet(len(content)) for content in contents]
             for packet, content in zip(packets, contents, strict=True):
@@ -187,60 +187,12 @@ class VideoDemuxer:
             packet.is_keyframe = bool(self.frame_table.is_random_access[number])
         return packets
 
-    def packed_frame_table(self) -> str:
-        """Return the proven frame table as a text, to open the file with later and not prove it again."""
-        has_byte_ranges = self._has_byte_ranges()
-        return pack_frame_table(
-            StoredTable(
-                table=self.frame_table,
-                num_packets=len(self.raw_packets),
-                num_bytes=sum(packet.size for packet in self.raw_packets),
-                has_byte_ranges=has_byte_ranges,
-                frame_size=(self.width, self.height),
-                sample_table=self._sample_table() if has_byte_ranges else None,
-            )
-        )
-
-    def _sample_table(self) -> SampleTable | None:
-        """Return where the sample table is if it lists the same packets, and if a decoder that has not seen the
-        container gives the same first frame."""
-        if "mp4" not in self.container.format.name or self.first_frame is None:
-            return None
-        config = self.stream.codec_context.extradata or b""
-        with self._random_reads() as read:
-            table = find_sample_table(read, self.stream.id, config)
-            content = read(table.start, table.start + table.size) if table else b""
-        try:
-            packet_table = read_sample_table(content, table) if table else None
-        except ValueError:
-            return None
-        if not packet_table or packet_table.byte_ranges != self.byte_ranges or packet_table.config != config:
-            return None
-        frame = next(self.decode(self.first_packet(), open_decoder(packet_table)), None)
-        return table if frame is not None and have_same_colors(frame, self.first_frame) else None
-
-    def _has_byte_ranges(self) -> bool:
-        """Return whether the packets are exactly the byte ranges of the file that the container's index lists."""
-        packets, ranges = self.raw_packets, self.byte_ranges
-        if self.frame_table.seek_points or self._is_unpacked or self._is_fragmented or self._has_side_data:
-            return False
-        if [packet.size for packet in packets] != [end - start for start, end in ranges]:
-            return False
-        first = num_bytes = 0
-        for last, packet in enumerate(packets, 1):
-            num_bytes += packet.size
-            if num_bytes >= _BYTES_PER_COMPARISON or last == len(packets):
-                contents = self._read_ranges(ranges[first:last])
-                if any(bytes(p) != content for p, content in zip(packets[first:last], contents, strict=True)):
-                    return False
-                first, num_bytes = last, 0
-        return True
-
     def read_content(self) -> bytes:
         """Return the bytes of the whole file."""
         return storage.read_bytes(self.name) if self._content is None else self._content
 
-    def _read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Return the bytes [start, end) of each range of the file."""
         if self._content is None:
             return storage.read_ranges(self.name, ranges)
         return [self._content[start:end] for start, end in ranges]
@@ -309,7 +261,7 @@ class VideoDemuxer:
 
     def _open(self, reads_all: bool) -> av.container.InputContainer:
         in_memory = self._content is not None
-        file = io.BytesIO(self._content or b"") if in_memory else storage.open_for_av(self.name, reads_all)
+        file = io.BytesIO(self._content or b"") if in_memory else open_for_av(self.name, reads_all)
         if isinstance(file, io.BytesIO):
             self._content = file.getvalue()
         return open_container(file, self.name)

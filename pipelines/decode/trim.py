@@ -31,7 +31,7 @@ def trim(
     `frames` are frame numbers in any order, repeats allowed; a number past the end means the last frame. Frame
     `positions[i]` of the small video is frame `frames[i]` of the source. A video whose frames have to be counted, or
     whose packets cannot be remuxed, is returned whole. With the packed frame table `table` of an index
-    (`VideoDemuxer.packed_frame_table`) nothing is proven again, and where possible only the required packets are read.
+    (`pack_table.pack_table`) nothing is proven again, and where possible only the required packets are read.
     `coded_size` (width, height), for H.264 and HEVC, removes the cropping from the small video: its frames then have
     the size of the decoder's surfaces, and show what is normally cut off at the right and the bottom.
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from pipelines.decode.demuxer import VideoDemuxer
 from pipelines.decode.image_folder import IMAGE_CODECS, ImageFolder, is_image_folder
+from pipelines.decode.pack_table import pack_table
 from pipelines.decode.prove import prove_frame_table
 from pipelines.storage import fingerprint
 
@@ -48,7 +49,7 @@ class VideoInfo:
     irregularity: str = ""  # why packets and frames do not correspond one to one (`FrameTable.irregularity`)
     colorspace: str = ""  # the color matrix if the file states another than BT.601's
     proof: str = ""  # how the frame table was proven (`FrameTable.proof`)
-    table: str = ""  # the packed frame table (`VideoDemuxer.packed_frame_table`, `ImageFolder.packed_table`)
+    table: str = ""  # the packed frame table (`pack_table`, `ImageFolder.packed_table`)
     packed_times: str = ""  # of the frames, if their rate varies (`pack_times`)
     error: str = ""
     version: int = 0  # VERSION of the code that read the file
@@ -118,7 +119,7 @@ def read_video_info(path: str) -> VideoInfo:
                 irregularity=table.irregularity,
                 colorspace=first_frame.colorspace,
                 proof=table.proof,
-                table=video.packed_frame_table(),
+                table=pack_table(video),
                 packed_times=_varying_times(video),
                 version=VERSION,
             )

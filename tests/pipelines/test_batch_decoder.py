@@ -131,7 +131,7 @@ def refusing_list(tmp_path: Path) -> Path:
 def overstated_card(monkeypatch: pytest.MonkeyPatch) -> None:
     """Claim more than DALI's decoder decodes, as NVDEC may refuse what its driver claims."""
     capabilities = {(codec, "4:2:0", 8): Limits() for codec in ("vp9", "h264", "hevc", "mjpeg")}
-    monkeypatch.setattr("pipelines.loader.probe_dali", lambda device: DaliSupport(True, capabilities))
+    monkeypatch.setattr("pipelines.build_source.probe_dali", lambda device: DaliSupport(True, capabilities))
 
 
 REFUSING = [DALI, "data.batch_size=2"]

@@ -111,7 +111,7 @@ def test_close_ends_workers_while_the_exception_of_a_batch_is_held(lists, monkey
 @pytest.mark.parametrize(("device", "index"), [("cuda:2", 2), ("cuda", 1)])
 def test_dali_works_on_the_card_of_the_device_that_was_given(lists, monkeypatch, device, index):
     """Frameworks name the card themselves; without a number it is torch's current one."""
-    monkeypatch.setattr("pipelines.loader.probe_dali", lambda device: DaliSupport(True, EMULATED_CARD))
+    monkeypatch.setattr("pipelines.build_source.probe_dali", lambda device: DaliSupport(True, EMULATED_CARD))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     loader = VideoLoader("train.txt", **SMALL | {"device": torch.device(device)})
     assert loader.pipeline.device_id == loader.device.index == index

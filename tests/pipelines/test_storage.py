@@ -20,7 +20,8 @@ from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import storage
+from pipelines import av_input, storage
+from pipelines.av_input import RemoteFile
 from pipelines.data.dataset import VideoEntry
 from pipelines.data.metadata import build_index
 from pipelines.decode.demuxer import VideoDemuxer
@@ -82,14 +83,14 @@ def test_video_is_the_same_in_every_storage(stored, kind):
 def test_trim_reads_only_the_bytes_that_a_clip_needs(stored, monkeypatch):
     path, plain = stored("mjpeg", 200, 160, 128)
     table, size = read_video_info(plain).table, os.path.getsize(plain)
-    bytes_read, fetch = [], storage._fetch
+    bytes_read, fetch = [], storage.fetch_spans
 
     def counting_fetch(location, spans):
         bytes_read.append(sum(end - start for start, end in spans))
         return fetch(location, spans)
 
-    monkeypatch.setattr(storage, "_fetch", counting_fetch)
-    monkeypatch.setattr(storage, "_REMOTE_BLOCK", 1 << 12)
+    monkeypatch.setattr(storage, "fetch_spans", counting_fetch)
+    monkeypatch.setattr(av_input, "_REMOTE_BLOCK", 1 << 12)
     monkeypatch.setattr(storage, "_MAX_GAP_LOCAL", 0)
     monkeypatch.setattr(storage, "_MAX_GAP_REMOTE", 0)
     with VideoDemuxer(path, table=table) as video:
@@ -175,7 +176,7 @@ def test_read_ranges_returns_the_bytes_of_the_file(tmp_path_factory, content, da
         assert str(storage.parse_location(path)) == path
         assert storage.read_bytes(path) == expected
         assert storage.read_ranges(path, ranges) == [expected[first:last] for first, last in ranges]
-    remote = io.BufferedReader(storage.RemoteFile(f"file://{member}", size, block=16), 64)
+    remote = io.BufferedReader(RemoteFile(f"file://{member}", size, block=16), 64)
     offset = data.draw(st.integers(0, size))
     assert remote.seek(offset) == offset and remote.read() == expected[offset:]
     assert remote.seek(-1, 2) == size - 1 and remote.read() == expected[-1:]
