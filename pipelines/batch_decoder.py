@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pipelines.dali_graph import PipelineConfig, build_pipeline
-from pipelines.dali_workers import DaliPipeline, SharedMemoryFull, check_shared_memory, reason_of
+from pipelines.dali_workers import DaliPipeline, SharedMemoryFull, build_quietly, check_shared_memory, reason_of
 from pipelines.known_faults import REFUSED, UNREADABLE
 from pipelines.sample_source import SampleMeta, SampleSource, TooManyUnreadableVideos
 
@@ -161,7 +161,9 @@ class BatchDecoder:
         while len(samples) < len(slots):
             arrays = self.source.sample(batch_index, slots[len(samples)], refused)
             fed[:] = [arrays]
-            pipe = pipe or build_pipeline(alone, _first_of(fed), batch=1)
+            if pipe is None:
+                pipe = build_pipeline(alone, _first_of(fed), batch=1)
+                build_quietly(pipe)
             try:
                 samples.append(DecodedBatch.of(pipe.run(self._stream())))
             except RuntimeError as error:

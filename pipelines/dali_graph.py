@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 
 from pipelines.sample_source import SampleMeta, ViewSpec
@@ -224,13 +225,28 @@ def train_video(pipeline: PipelineConfig, views: Any, draws: Sequence[Any], mirr
             frames, fill = fn.reshape(clip, layout="FHWC"), mean_color(pipeline.mean)
             clip = apply_policy(frames, drawn, v.augment, size=v.image_size, fill=fill)
             clip = fn.reshape(clip, layout="DHWC")
-        clips.append(fn.crop_mirror_normalize(clip, mirror=mirror[i], output_layout="CDHW", **normalization(pipeline)))
+        clips.append(normalize(pipeline, clip, mirror[i], "CDHW"))
     return fn.stack(*clips) if len(clips) > 1 else fn.expand_dims(clips[0], axes=0)  # a single view is not copied
 
 
 def eval_video(pipeline: PipelineConfig, views: Any, mirror: Any) -> Any:
     """Normalize all views of a sample at once."""
-    return fn.crop_mirror_normalize(views, mirror=mirror[0], output_layout="FCDHW", **normalization(pipeline))
+    return normalize(pipeline, views, mirror[0], "FCDHW")
+
+
+def normalize(pipeline: PipelineConfig, clip: Any, mirror: Any, layout: str) -> Any:
+    """Mirror and normalize a clip, (x / 255 - mean) / std, and return it in the layout.
+
+    What PyAV decoded for a CPU is planar and mirrored already; DALI's normalize then takes a third of the time.
+    """
+    mean, std = ([255 * value for value in values] for values in (pipeline.mean, pipeline.std))
+    is_ready = not pipeline.uses_dali and not pipeline.views.augment
+    if is_ready and pipeline.device_id is None and pipeline.dtype == "float32":
+        shape = [3 if axis == "C" else 1 for axis in layout]
+        constants = [types.Constant(np.array(values, np.float32).reshape(shape)) for values in (mean, std)]
+        return fn.normalize(clip, mean=constants[0], stddev=constants[1], axis_names=layout.replace("C", ""))
+    dtype = types.FLOAT16 if pipeline.dtype == "float16" else types.FLOAT
+    return fn.crop_mirror_normalize(clip, mirror=mirror, output_layout=layout, mean=mean, std=std, dtype=dtype)
 
 
 def on_device(pipeline: PipelineConfig, data: Any) -> Any:
@@ -241,12 +257,3 @@ def mean_color(mean: Sequence[float]) -> tuple[int, int, int]:
     """Return the RGB color, 0 to 255, that normalization makes zero up to rounding."""
     red, green, blue = (round(255 * m) for m in mean)
     return red, green, blue
-
-
-def normalization(pipeline: PipelineConfig) -> dict[str, Any]:
-    """Return the arguments for (x / 255 - mean) / std in DALI's units of 0 to 255."""
-    return {
-        "mean": [255 * m for m in pipeline.mean],
-        "std": [255 * s for s in pipeline.std],
-        "dtype": types.FLOAT16 if pipeline.dtype == "float16" else types.FLOAT,
-    }

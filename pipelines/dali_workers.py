@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -77,6 +78,13 @@ def _exit_status(process: BaseProcess) -> int | None:
     return None
 
 
+def build_quietly(pipe: Pipeline) -> None:
+    """Build a pipeline that need not use all that its source feeds, of which DALI would warn."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The external source node")
+        pipe.build()
+
+
 class DaliPipeline:
     """A built pipeline and its worker processes."""
 
@@ -84,7 +92,7 @@ class DaliPipeline:
         self.pipe = pipe
         before = set(multiprocessing.active_children())
         with spawn_without_main(), ignore_sigint(), worker_environment():
-            pipe.build()
+            build_quietly(pipe)
         self.processes: list[BaseProcess] = [p for p in multiprocessing.active_children() if p not in before]
 
     def run(self, stream: torch.cuda.Stream | None = None) -> Any:

@@ -278,14 +278,22 @@ class SampleSource:
                 v.image_size,
                 scaled_size=self._scaled_size(info),
                 letterbox=self.fill if v.crop == "letterbox" else None,
+                mirror=mirror if self._mirrors(info) else None,
                 timeout=self.decode_timeout,
                 table=info.table,
                 trimmed=self.trimmed,
             )
+            mirror = mirror * (not self._mirrors(info))
             if not self.decoders.uses_dali:
                 return by_pyav, 0, views, mirror
         *arrays, num_images = encoded
         return by_pyav, num_images, *arrays, boxes, correction(info.colorspace), views, mirror
+
+    def _mirrors(self, info: VideoInfo) -> bool:
+        """Return whether views are mirrored here: where DALI would only do that and normalize them, as it takes DALI
+        longer on a CPU."""
+        v = self.views
+        return v.train and not self.decoders.uses_dali and not v.augment and not info.rotation
 
     def _scaled_size(self, info: VideoInfo) -> tuple[int, int] | None:
         """Return the (width, height) that stored frames are scaled to before views are cut out; None in training."""

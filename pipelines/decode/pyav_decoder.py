@@ -48,6 +48,7 @@ def decode_views(  # noqa: PLR0913
     *,
     scaled_size: tuple[int, int] | None = None,
     letterbox: Sequence[int] | None = None,
+    mirror: np.ndarray | None = None,
     timeout: float = math.inf,
     table: str = "",
     trimmed: bool = True,
@@ -56,9 +57,10 @@ def decode_views(  # noqa: PLR0913
 
     The result is uint8 RGB. View c * crops + k is clip c in box k (top, left, bottom, right), stretched to the square,
     or, with `letterbox`, fitted into its middle and surrounded by that RGB color. With `scaled_size` (width, height)
-    each frame is scaled to it once, and all boxes, which are squares of `size` there, are cut out of it. Downscaling is
-    antialiased. `timeout` and `table` are as in `trim.trim`. Without `trimmed` everything up to the last requested
-    frame is decoded (only the bench does so).
+    each frame is scaled to it once, and all boxes, which are squares of `size` there, are cut out of it; otherwise the
+    views of a box for which `mirror` (crops,) has a 1 are mirrored. Downscaling is antialiased. `timeout` and `table`
+    are as in `trim.trim`. Without `trimmed` everything up to the last requested frame is decoded (only the bench does
+    so).
 
     Raises ValueError with the path and the reason if the video or a requested frame cannot be decoded in time.
     """
@@ -72,7 +74,9 @@ def decode_views(  # noqa: PLR0913
             if not scalers and scaled_size:
                 scalings = [_scale_whole(boxes, size, (frame.width, frame.height), scaled_size)]
             elif not scalers:
-                scalings = [_scale_box(number, box, size, bool(letterbox)) for number, box in enumerate(boxes)]
+                flips = [False] * len(boxes) if mirror is None else mirror.astype(bool).tolist()
+                planned = zip(boxes, flips, strict=True)
+                scalings = [_scale_box(i, box, size, bool(letterbox), flip) for i, (box, flip) in enumerate(planned)]
             scalers = scalers or [(scaling, _scaler(frame, scaling.box, scaling.size)) for scaling in scalings]
             for scaling, scaler in scalers:
                 planes = _scale(scaler, frame, video.name)
@@ -84,13 +88,16 @@ def decode_views(  # noqa: PLR0913
     return views.reshape(-1, 3, num_frames, size, size)
 
 
-def _scale_box(number: int, box: np.ndarray, size: int, letterbox: bool) -> _Scaling:
+def _scale_box(number: int, box: np.ndarray, size: int, letterbox: bool, mirror: bool) -> _Scaling:
     """Plan a view that has its own box: the whole square, or its middle with `letterbox`."""
     top, left, bottom, right = box.astype(int).tolist()
     height, width = letterbox_size(right - left, bottom - top, size) if letterbox else (size, size)
     first_row, first_column = (size - height + 1) // 2, (size - width + 1) // 2  # as DALI rounds
+    columns = slice(0, width)
+    if mirror:
+        first_column, columns = size - width - first_column, slice(width - 1, None, -1)
     target = slice(first_row, first_row + height), slice(first_column, first_column + width)
-    crop = _Crop(number, (slice(0, height), slice(0, width)), target)
+    crop = _Crop(number, (slice(0, height), columns), target)
     return _Scaling((top, left, bottom, right), (height, width), [crop])
 
 
