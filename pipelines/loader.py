@@ -32,6 +32,7 @@ from pipelines.sampling import order
 from pipelines.sampling.rand_augment import parse_policy
 from pipelines.sampling.spatial import short_side_pixels
 from utils.distributed import World
+from utils.paused_gc import paused_gc
 
 Videos = str | Path | Dataset | Sequence[Any]  # a list file, a class folder, a data set, or entries in memory
 _LISTS = ("train", "val", "test")  # keys of the section data that name lists, which the loaders take as `videos`
@@ -51,6 +52,7 @@ class VideoLoader(BatchLoader):
     readable video, with more unreadable ones than max_unreadable allows, or with fewer videos than a step needs.
     """
 
+    @paused_gc()  # a list may have hundreds of thousands of videos
     def __init__(  # noqa: PLR0913
         self,
         videos: Videos,
@@ -115,6 +117,7 @@ class EvalVideoLoader(BatchLoader):
     readable video.
     """
 
+    @paused_gc()  # a list may have hundreds of thousands of videos
     def __init__(  # noqa: PLR0913
         self,
         videos: Videos,
