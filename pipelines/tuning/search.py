@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 NEAR = 0.02  # of the speed: candidates that are this close are equal, and the cheaper one wins
-FINALISTS, ROUNDS = 3, 5  # how many are measured again at the end, and how often at most
+FINALISTS = 3  # candidates that are measured again at the end
+MIN_TURNS, TURNS = 2, 7  # of the finalists
 _WIDTH = {"decoder": 2}  # candidates that go on to the next axis; 1 for the others
 # Each axis may use the time up to this fraction of the budget. The rest is that of the finalists.
 _UNTIL = {"decoder": 0.25, "num_workers": 0.5, "dali_threads": 0.62, "prefetch": 0.75}
@@ -86,20 +87,44 @@ class Search:
         """Return the median speed of a candidate, the faster of two; 0 if it was not measured."""
         return statistics.median_high(self.rates.get(candidate) or [0.0])
 
-    def fastest_first(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Sort by the median speed; leave out what was not measured or cannot run."""
-        return sorted((c for c in candidates if self.median(c)), key=self.median, reverse=True)
 
-    def best_of(self, candidates: Sequence[Candidate], start: Candidate) -> Candidate:
-        """Return the fastest candidate, or the cheapest of those that are as fast but for NEAR; `start` costs nothing.
+def search(space: Space, run: Search) -> Candidate:
+    """Return the best candidate of a space, axis by axis, then among finalists that are measured in turns.
 
-        Raises ValueError if none of them runs.
-        """
-        ranked = self.fastest_first(candidates)
-        if not ranked:
-            raise ValueError("none of the candidates runs")
-        equal = [c for c in ranked if self.median(c) >= (1 - NEAR) * self.median(ranked[0])]
-        return min(equal, key=lambda c: _cost(c, start))
+    Speeds are only compared within an axis, whose trials follow each other closely: other work on a shared machine
+    comes and goes. What does not fit into the time is left out. Raises ValueError if no candidate runs.
+    """
+    leaders, scores = [space.start], {space.start: 1.0}  # scores: speeds relative to that of the configured candidate
+    for axis, choices in space.axes.items():
+        pool = list(dict.fromkeys([*leaders, *(c._replace(**values) for c in leaders for values in choices)]))
+        if len(pool) == 1:
+            continue
+        speeds = _halve(run, pool, _UNTIL[axis])
+        runnable = sorted((c for c in speeds if speeds[c]), key=lambda c: speeds[c], reverse=True)
+        if not runnable:
+            continue  # there was no time, or none of them runs
+        anchor = next((c for c in leaders if c in runnable), runnable[0])
+        unit = scores.get(anchor, 1.0) / speeds[anchor]
+        scores |= {c: speed * unit for c, speed in speeds.items()}
+        leaders = runnable[: _WIDTH.get(axis, 1)]
+    if not run.num_measured:
+        run.try_once(space.start)
+    ranked = sorted((c for c in run.rates if any(run.rates[c])), key=lambda c: scores.get(c, 0.0), reverse=True)
+    finalists = ranked[:FINALISTS]
+    if space.start in ranked[FINALISTS:] and scores[space.start] > 0.85 * scores[ranked[0]]:
+        finalists.append(space.start)  # a close decision against what is configured needs repeating
+    return best_of(_take_turns(run, finalists) or {c: scores[c] for c in ranked}, space.start)
+
+
+def best_of(scores: Mapping[Candidate, float], start: Candidate) -> Candidate:
+    """Return the fastest candidate, or the cheapest of those that are as fast but for NEAR; `start` costs nothing.
+
+    Raises ValueError if none of them runs.
+    """
+    fastest = max(scores.values(), default=0.0)
+    if not fastest:
+        raise ValueError("none of the candidates runs")
+    return min((c for c, score in scores.items() if score >= (1 - NEAR) * fastest), key=lambda c: _cost(c, start))
 
 
 def _cost(candidate: Candidate, start: Candidate) -> tuple[Any, ...]:
@@ -109,46 +134,44 @@ def _cost(candidate: Candidate, start: Candidate) -> tuple[Any, ...]:
     return c != start, c.num_workers, c.prefetch, threads, len(c.changes(start))
 
 
-def search(space: Space, run: Search) -> Candidate:
-    """Return the best candidate of a space, axis by axis, then among finalists that are measured in turns.
+def _take_turns(run: Search, finalists: Sequence[Candidate]) -> dict[Candidate, float]:
+    """Measure finalists in turns until the time is up; return the median of each one's speed within its turns.
 
-    On each axis all values are measured once and the faster half again, until few are left. What does not fit into the
-    time is left out. Raises ValueError if no candidate runs.
+    Speeds are relative to the mean of their turn, since a machine may be shared: other work slows a turn down as a
+    whole more than one candidate in it. Empty for a single one, and without time for MIN_TURNS.
     """
-    leaders = [space.start]
-    for axis, choices in space.axes.items():
-        pool = list(dict.fromkeys([*leaders, *(c._replace(**values) for c in leaders for values in choices)]))
-        leaders = _halve(run, pool, _WIDTH.get(axis, 1), _UNTIL[axis])
-        leaders = leaders or [space.start]
-    finalists = run.fastest_first(list(run.rates))[:FINALISTS]
-    near_start = run.median(space.start) >= 0.85 * run.median(finalists[0]) if finalists else False
-    if near_start and space.start not in finalists:  # only a close decision against what is configured needs repeating
-        finalists.append(space.start)
-    if len(finalists) > 1:
-        # They take turns, so that each has its share of the quiet and the busy moments.
-        while min(len(run.rates[c]) for c in finalists) < ROUNDS:
-            if not all(run.try_once(c) for c in sorted(finalists, key=lambda c: len(run.rates[c]))):
-                break
-    return run.best_of(finalists or list(run.rates), space.start)
+    turns: list[list[float]] = []
+    while len(finalists) > 1 and len(turns) < TURNS and run.has_time_for(len(finalists), 1.0):
+        for candidate in finalists:
+            run.try_once(candidate, 2.0)  # a turn that has begun is ended
+        turns.append([run.rates[candidate][-1] for candidate in finalists])
+    if len(turns) < MIN_TURNS:
+        return {}
+    relative = [[rate / max(statistics.mean(turn), 1e-9) for rate in turn] for turn in turns]
+    return {c: statistics.median(column) for c, column in zip(finalists, zip(*relative, strict=True), strict=True)}
 
 
-def _halve(run: Search, pool: list[Candidate], keep: int, until: float) -> list[Candidate]:
-    """Measure a pool until `keep` candidates are left or the time is up: all of it twice if there is time for that,
-    as others may have slowed a first trial down, then the faster half again and again."""
-    if len(pool) == 1:
-        return pool
-    for candidate in pool:
-        if candidate not in run.rates:
-            run.try_once(candidate, until)
-    pool = run.fastest_first(pool)
-    if run.has_time_for(len(pool), until):
-        for candidate in pool:
-            if len(run.rates[candidate]) == 1:
-                run.try_once(candidate, until)
-        pool = run.fastest_first(pool)
-    while len(pool) > max(keep, 2):
-        pool = pool[: max(keep, (len(pool) + 1) // 2)]
-        for candidate in pool:
-            run.try_once(candidate, until)
-        pool = run.fastest_first(pool)
-    return pool[:keep]
+def _halve(run: Search, pool: Sequence[Candidate], until: float) -> dict[Candidate, float]:
+    """Return the speed of each candidate of a pool that was measured before the time was up; 0 if it does not run.
+
+    All are measured twice if there is time for that, as others may have slowed a first trial down; then the faster half
+    again and again.
+    """
+    rates: dict[Candidate, list[float]] = {}
+
+    def speed(candidate: Candidate) -> float:
+        return statistics.median_high(rates[candidate])  # of two the faster: others only slow down
+
+    def measure(candidates: Sequence[Candidate]) -> None:
+        for candidate in candidates:
+            if run.try_once(candidate, until):
+                rates.setdefault(candidate, []).append(run.rates[candidate][-1])
+
+    measure(pool)
+    rest = [candidate for candidate in rates if speed(candidate)]
+    if run.has_time_for(len(rest), until):
+        measure(rest)
+    while len(rest) > 2:
+        rest = sorted(rest, key=speed, reverse=True)[: (len(rest) + 1) // 2]
+        measure(rest)
+    return {candidate: speed(candidate) for candidate in rates}
