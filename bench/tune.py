@@ -38,7 +38,7 @@ from bench.harness.limits import (
 )
 from bench.harness.result_file import result_metadata, round_sig, summarize, write_result
 from bench.harness.system import Usage, cpu_used_by_others
-from bench.harness.tune_report import format_answer, format_sweep, format_trials
+from bench.harness.tune_report import find_limit, format_answer, format_sweep, format_trials
 from bench.harness.videos import describe_videos, find_in_folder, generate_videos
 from configs import loading
 from configs.schema import Config
@@ -128,7 +128,7 @@ def measure(subject: Subject, settings: Settings) -> Iterator[dict[str, Any]]:
     outcome = find_best(trials, subject.fixed, SEARCH * seconds)
     print(format_trials(outcome), flush=True)
     result: dict[str, Any] = {
-        "name": subject.name,
+        "name": Path(subject.name).stem,
         "files": describe_videos(sample.infos),
         "spec": f"{cfg.data.num_frames}x{cfg.data.frame_stride}",
         "batch_size": cfg.data.batch_size,
@@ -143,7 +143,8 @@ def measure(subject: Subject, settings: Settings) -> Iterator[dict[str, Any]]:
         "trials": [[*candidate, *map(round_sig, rates)] for candidate, rates in outcome.run.rates.items()],
     }
     yield result
-    result["limits"] = measure_limits(subject, settings, outcome)
+    limits = measure_limits(subject, settings, outcome)
+    result["limits"] = limits | {"limit": find_limit(limits)}
     print(format_answer(result, cfg.data.train or "LIST", cfg.data.image_size), flush=True)
     yield result
     if settings.sweep:

@@ -141,8 +141,8 @@ class Data(Section):
     prefetch: int = option(2, "batches that are prepared in advance", ge=1)
     tune: bool = option(
         False,
-        "measure at the start which decoder, workers, threads and prefetch are fastest, and keep the answer beside the "
-        "index; those given on the command line stay",
+        "train.py measures at its start which decoder, workers, threads and prefetch are fastest, and keeps the answer "
+        "beside the index; those given on its command line stay",
     )
     decode_timeout: float = option(
         60, "seconds that reading (and with PyAV decoding) one video may take before it counts as unreadable", ge=0.001

@@ -45,7 +45,7 @@ def find_limit(limits: Mapping[str, Any]) -> str:
 def format_answer(result: Mapping[str, Any], source: str, image_size: int) -> str:
     """Say what limits the run, what would help, and what to add to the command line."""
     limits = result["limits"]
-    limit = find_limit(limits)
+    limit = limits["limit"]
     speeds = [f"the loader does {limits['loader']:,.0f}", f"its workers alone {limits['workers']:,.0f}"]
     if "step" in limits:
         one = " (of one clip)" if limits["step_clips"] < result["batch_size"] else ""

@@ -31,13 +31,18 @@ def build_space(infos: Sequence[VideoInfo], data: Data, fixed: Collection[str], 
     start = candidate_of(data)
     cores = max(1, len(os.sched_getaffinity(0)) // local_world_size())
     dali = probe_dali(device)
-    axes: dict[str, Sequence[dict[str, Any]]] = {"decoder": decoder_choices(infos, start, fixed, dali, cores)}
+    decoders = decoder_choices(infos, start, fixed, dali, cores)
+    axes: dict[str, Sequence[dict[str, Any]]] = {"decoder": decoders}
     if "num_workers" not in fixed:
-        axes["num_workers"] = [{"num_workers": number} for number in worker_counts(cores)]
+        counts = worker_counts(cores)
+        if decoders:  # compared with a worker per core, as few would make all but NVDEC slow
+            full: dict[str, Any] = {"num_workers": counts[0]}
+            axes["decoder"] = [full, *(choice | full for choice in decoders)]
+        axes["num_workers"] = [{"num_workers": number} for number in dict.fromkeys([*counts, start.num_workers])]
     if "dali_threads" not in fixed:
         automatic = dali_threads("auto", plan_decoders(infos, data.decoder, data.pyav_share, dali, cores))
-        counts = thread_counts(cores, dali.on_gpu)
-        axes["dali_threads"] = [{"dali_threads": number} for number in counts if number != automatic]
+        numbers = [number for number in thread_counts(cores, dali.on_gpu) if number != automatic]
+        axes["dali_threads"] = [{"dali_threads": number} for number in numbers]
     if "prefetch" not in fixed:
         axes["prefetch"] = [{"prefetch": number} for number in (1, 2, 4)]
     return Space(start, axes)
@@ -63,7 +68,7 @@ def decoder_choices(
 
 
 def worker_counts(cores: int) -> list[int]:
-    """Return numbers of worker processes, from some that leave cores free to two per core."""
+    """Return numbers of worker processes, first one per core, then fewer and more, up to two per core."""
     counts = (cores, cores // 2, cores + cores // 2, 2 * cores, cores // 4)
     return list(dict.fromkeys(min(max(1, count), _MAX_WORKERS) for count in counts))
 

@@ -170,6 +170,8 @@ def test_fixed_keys_have_no_axis(data, monkeypatch):
     free = build_space(infos, data, (), DEVICE)
     decoders = {(c.decoder, c.pyav_share) for c in free.all_candidates()}
     assert {("auto", "auto"), ("dali", "auto"), ("pyav", "auto")} < decoders
+    cores = worker_counts(len(os.sched_getaffinity(0)))[0]
+    assert {choice["num_workers"] for choice in free.axes["decoder"]} == {cores}, "few workers would favor NVDEC"
     fixed = build_space(infos, data, ("decoder", "num_workers"), DEVICE)
     assert {c.decoder for c in fixed.all_candidates()} == {"auto"}
     assert len({c.pyav_share for c in fixed.all_candidates()}) > 2, "the share of decoder=auto is still free"
