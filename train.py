@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -58,11 +58,14 @@ class LastBatch(NamedTuple):
     out: dict[str, Tensor]
 
 
-def train(cfg: Config) -> int:
-    """Train as configured, from the last checkpoint if there is one. Returns the exit status (not 0 if stopped)."""
+def train(cfg: Config, given: Collection[str] = ()) -> int:
+    """Train as configured, from the last checkpoint if there is one. Returns the exit status (not 0 if stopped).
+
+    `given` are the keys that the command line sets.
+    """
     world = World.from_env()
     torch.set_num_threads(cfg.run.cpu_threads or max(1, len(os.sched_getaffinity(0)) - 1))
-    t, checkpoint, report = set_up(cfg, world)
+    t, checkpoint, report = set_up(cfg, world, given)
     if checkpoint:
         resume(t, checkpoint)
     else:
@@ -241,7 +244,8 @@ def main(argv: Sequence[str]) -> int:
 
     def work(arguments: Sequence[str]) -> int:
         recipe = arguments[0] if "=" not in arguments[0] else None
-        return train(loading.load_config(recipe, arguments[1:] if recipe else arguments))
+        overrides = arguments[1:] if recipe else arguments
+        return train(loading.load_config(recipe, overrides), loading.override_keys(overrides))
 
     try:
         return run_command(

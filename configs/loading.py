@@ -56,6 +56,11 @@ def parse_config(text: str, source: str = "", overrides: Sequence[str] = ()) -> 
     return _validate(values)
 
 
+def override_keys(overrides: Sequence[str]) -> set[str]:
+    """Return the keys that `section.key=value` overrides set."""
+    return {override.removeprefix("--").partition("=")[0] for override in overrides}
+
+
 def make_config(**sections: Mapping[str, Any]) -> Config:
     """Build a configuration from keys and values of some sections, make_config(data={"num_frames": 16}).
 

@@ -139,6 +139,11 @@ class Data(Section):
         "auto", "DALI threads per device (auto: two per NVDEC engine; on a CPU one per core, at most four)"
     )
     prefetch: int = option(2, "batches that are prepared in advance", ge=1)
+    tune: bool = option(
+        False,
+        "train.py measures at its start which decoder, workers, threads and prefetch are fastest, and keeps the answer "
+        "beside the index; those given on its command line stay",
+    )
     decode_timeout: float = option(
         60, "seconds that reading (and with PyAV decoding) one video may take before it counts as unreadable", ge=0.001
     )

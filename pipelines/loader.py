@@ -162,6 +162,8 @@ def _sections(data: Data | None, test: Eval | None, keys: Mapping[str, Any], tak
     for key, value in keys.items():
         if key in _LISTS:
             raise ValueError(f"{key}={value}: expected the list as the first argument")
+        if key == "tune":
+            raise ValueError(f"tune={value}: expected it in train.py; for a loader, pass what pipelines.tuning returns")
         if takes_views and key in _VIEWS:
             views[key] = value
         else:

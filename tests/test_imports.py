@@ -37,6 +37,7 @@ STEPS = (
     ("pipelines.mixup", "pipelines.sliding_window"),
     ("pipelines.device_augment",),
     ("pipelines.loader",),
+    ("pipelines.tuning",),
     ("pipelines.download", "pipelines.index", "pipelines.prepare", "pipelines.synthetic", "pipelines.preview"),
 )
 COMMANDS = {"train", "eval", *STEPS[-1]}

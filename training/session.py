@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from configs import loading
 from configs.schema import Config
 from pipelines.loader import EvalVideoLoader, VideoLoader
+from pipelines.tuning.tune import SECONDS, tune
 from training.run_dir import RunDir
 from training.schedule import Schedule
 from training.setup import (
@@ -24,7 +26,7 @@ from training.setup import (
 )
 from training.state import TrainState
 from training.tasks import Classify, MaskFeatTask
-from utils.device import choose_device, choose_dtype
+from utils.device import choose_device, choose_dtype, clip_dtype
 from utils.distributed import World
 
 
@@ -50,8 +52,11 @@ class Training:
         return self.train_loader.device
 
 
-def set_up(cfg: Config, world: World) -> tuple[Training, Checkpoint | None, str]:
-    """Build everything for training; also return the checkpoint to resume from and the report on pretrained weights."""
+def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Training, Checkpoint | None, str]:
+    """Build everything for training; also return the checkpoint to resume from and the report on pretrained weights.
+
+    `given` are keys, data.num_workers, that data.tune leaves alone.
+    """
     device = choose_device(cfg.run.device, world.local_rank)
     dtype = choose_dtype(cfg.run.precision, device)
     if not torch.distributed.is_initialized():
@@ -60,6 +65,8 @@ def set_up(cfg: Config, world: World) -> tuple[Training, Checkpoint | None, str]
     if checkpoint and cfg.data.pyav_share == "auto":  # keep what was chosen when the run began
         share = loading.parse_config(checkpoint[1].get("config", "")).data.pyav_share
         cfg = loading.replace_values(cfg, "data", pyav_share=share)
+    if cfg.data.tune:
+        cfg = tune_data(cfg, checkpoint, given, device, dtype, world)
     data, (train_loader, val_loader) = cfg.data, build_loaders(cfg, device, dtype, world)
     classes = train_loader.classes
     if data.decoder in ("auto", "both") and train_loader.source.decoders.uses_dali:
@@ -84,6 +91,34 @@ def set_up(cfg: Config, world: World) -> tuple[Training, Checkpoint | None, str]
         run_dir=RunDir(cfg.run, enabled=world.is_main),
     )
     return training, checkpoint, report
+
+
+def tune_data(  # noqa: PLR0913  # what set_up() knows by then
+    cfg: Config,
+    checkpoint: Checkpoint | None,
+    given: Collection[str],
+    device: torch.device,
+    dtype: torch.dtype,
+    world: World,
+) -> Config:
+    """Return the configuration with the fastest workers, threads, prefetch and decoder, as data.tune asks.
+
+    Keys that are `given` stay. Decoders round pixels differently, so a decoder or share that the recipe names stays,
+    too, and a resumed run keeps those of its checkpoint.
+    """
+    choosers = {"decoder", "pyav_share"}
+    fixed = {key.removeprefix("data.") for key in given} | choosers & cfg.data.model_fields_set
+    if checkpoint:
+        if "decoder" not in fixed:
+            decoder = loading.parse_config(checkpoint[1].get("config", "")).data.decoder
+            cfg = loading.replace_values(cfg, "data", decoder=decoder)
+        fixed |= choosers
+    if not cfg.data.train:
+        return cfg  # the loader says what is missing
+    data = tune(
+        cfg.data, fixed=fixed, device=device, dtype=clip_dtype(dtype), seed=cfg.run.seed, world=world, seconds=SECONDS
+    )
+    return cfg.model_copy(update={"data": data})
 
 
 def resume(t: Training, checkpoint: Checkpoint) -> None:

@@ -222,6 +222,29 @@ def index_rows(result: Result) -> Rows:
     ]
 
 
+def tune_rows(result: Result) -> Rows:
+    """Return a row for each set."""
+    rows = []
+    for table in result["sets"]:
+        limits, sweep = table.get("limits", {}), table.get("sweep", {})
+        changes = {key: value for key, value in table["answer"].items() if value != table["configured"][key]}
+        rows.append(
+            {
+                "files": set_title(table["name"]),
+                "clips": table["spec"],
+                "as configured, clips/s": format_median(table["clips_per_s"]["configured"]),
+                "tuned, clips/s": format_median(table["clips_per_s"]["answer"]),
+                "answer": ", ".join(f"`{key}={value}`" for key, value in changes.items()) or "as configured",
+                "candidates": f"{table['num_candidates']}",
+                "answer / best of a sweep (quartiles)": format_quartiles(sweep.get("answer_over_fastest")),
+                "slowest / best of the sweep": format_number(sweep["slowest_over_fastest"]) if sweep else "",
+                "limit": limits.get("limit", ""),
+                "prepared files / these (quartiles)": format_quartiles(limits.get("prepared_speedup")),
+            }
+        )
+    return rows
+
+
 ROWS: dict[str, Callable[[Result], Rows]] = {
     "loading": loading_rows,
     "epoch_time": epoch_time_rows,
@@ -230,4 +253,5 @@ ROWS: dict[str, Callable[[Result], Rows]] = {
     "bytes_read": bytes_read_rows,
     "startup": startup_rows,
     "index": index_rows,
+    "tune": tune_rows,
 }

@@ -1,0 +1,177 @@
+"""Search the settings of a loader that give the most clips per second, with few measurements of a noisy machine.
+
+Pure arithmetic: what is measured, and with which clock, comes from outside.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+NEAR = 0.02  # of the speed: candidates that are this close are equal, and the cheaper one wins
+FINALISTS = 3  # candidates that are measured again at the end
+MIN_TURNS, TURNS = 2, 7  # of the finalists
+_WIDTH = {"decoder": 2}  # candidates that go on to the next axis; 1 for the others
+# Each axis may use the time up to this fraction of the budget. The rest is that of the finalists.
+_UNTIL = {"decoder": 0.25, "num_workers": 0.5, "dali_threads": 0.62, "prefetch": 0.75}
+
+
+class Candidate(NamedTuple):
+    """Values of the keys of the section data that decide how fast a loader is, and change no clip of its stream."""
+
+    decoder: str = "auto"
+    pyav_share: float | str = "auto"
+    num_workers: int = 2
+    dali_threads: int | str = "auto"
+    prefetch: int = 2
+
+    def changes(self, start: Candidate) -> dict[str, Any]:
+        """Return the values that differ from those of another candidate."""
+        return {key: value for key, value in self._asdict().items() if value != getattr(start, key)}
+
+
+class Space(NamedTuple):
+    """The candidates of a machine: the configured one, and the values that each axis may have instead."""
+
+    start: Candidate
+    axes: dict[str, Sequence[dict[str, Any]]]  # name -> the values of its keys, in the order of measuring
+
+    def all_candidates(self) -> list[Candidate]:
+        """Return every combination, the configured one first."""
+        candidates = [self.start]
+        for choices in self.axes.values():
+            candidates = [c._replace(**values) for c in candidates for values in ({}, *choices)]
+        return list(dict.fromkeys(candidates))
+
+
+@dataclass
+class Search:
+    """What was measured so far: the clips per second of each candidate, in order of time; 0 if it cannot run."""
+
+    measure: Callable[[Candidate, int], float]  # clips per second, over at least so many clips
+    seconds: float
+    clock: Callable[[], float] = time.monotonic
+    first_clips: int = 1  # of the first measurement, before any speed is known
+    rates: dict[Candidate, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.begin = self.clock()
+        self.num_measured = 0
+
+    def try_once(self, candidate: Candidate, until: float = 1.0) -> bool:
+        """Measure a candidate once, if that fits into a fraction of the time; return whether it did.
+
+        The very first measurement is always made.
+        """
+        if self.num_measured and not self.has_time_for(1, until):
+            return False
+        rate = self.measure(candidate, self.clips_per_trial())
+        self.rates.setdefault(candidate, []).append(rate)
+        self.num_measured += 1
+        return True
+
+    def has_time_for(self, num_trials: int, until: float) -> bool:
+        """Return whether some more trials, as long as those so far, end before a fraction of the time is over."""
+        used = self.clock() - self.begin
+        return used * (1 + num_trials / max(self.num_measured, 1)) <= until * self.seconds
+
+    def clips_per_trial(self) -> int:
+        """Return the clips that the fastest candidate delivers in a sixtieth of the time, half a second to three."""
+        fastest = max((self.median(candidate) for candidate in self.rates), default=0.0)
+        return max(self.first_clips, round(fastest * min(max(self.seconds / 60, 0.5), 3.0)))
+
+    def median(self, candidate: Candidate) -> float:
+        """Return the median speed of a candidate, the faster of two; 0 if it was not measured."""
+        return statistics.median_high(self.rates.get(candidate) or [0.0])
+
+
+def search(space: Space, run: Search) -> Candidate:
+    """Return the best candidate of a space, axis by axis, then among finalists that are measured in turns.
+
+    Speeds are only compared within an axis, whose trials follow each other closely: other work on a shared machine
+    comes and goes. What does not fit into the time is left out. Raises ValueError if no candidate runs.
+    """
+    leaders, scores = [space.start], {space.start: 1.0}  # scores: speeds relative to that of the configured candidate
+    for axis, choices in space.axes.items():
+        pool = list(dict.fromkeys([*leaders, *(c._replace(**values) for c in leaders for values in choices)]))
+        if len(pool) == 1:
+            continue
+        speeds = _halve(run, pool, _UNTIL[axis])
+        runnable = sorted((c for c in speeds if speeds[c]), key=lambda c: speeds[c], reverse=True)
+        if not runnable:
+            continue  # there was no time, or none of them runs
+        anchor = next((c for c in leaders if c in runnable), runnable[0])
+        unit = scores.get(anchor, 1.0) / speeds[anchor]
+        scores |= {c: speed * unit for c, speed in speeds.items()}
+        leaders = runnable[: _WIDTH.get(axis, 1)]
+    if not run.num_measured:
+        run.try_once(space.start)
+    ranked = sorted((c for c in run.rates if any(run.rates[c])), key=lambda c: scores.get(c, 0.0), reverse=True)
+    finalists = ranked[:FINALISTS]
+    if space.start in ranked[FINALISTS:] and scores[space.start] > 0.85 * scores[ranked[0]]:
+        finalists.append(space.start)  # a close decision against what is configured needs repeating
+    return best_of(_take_turns(run, finalists) or {c: scores[c] for c in ranked}, space.start)
+
+
+def best_of(scores: Mapping[Candidate, float], start: Candidate) -> Candidate:
+    """Return the fastest candidate, or the cheapest of those that are as fast but for NEAR; `start` costs nothing.
+
+    Raises ValueError if none of them runs.
+    """
+    fastest = max(scores.values(), default=0.0)
+    if not fastest:
+        raise ValueError("none of the candidates runs")
+    return min((c for c, score in scores.items() if score >= (1 - NEAR) * fastest), key=lambda c: _cost(c, start))
+
+
+def _cost(candidate: Candidate, start: Candidate) -> tuple[Any, ...]:
+    """Order candidates by what they change and take: processes, then memory, then threads."""
+    c = candidate
+    threads = c.dali_threads if isinstance(c.dali_threads, int) else 0
+    return c != start, c.num_workers, c.prefetch, threads, len(c.changes(start))
+
+
+def _take_turns(run: Search, finalists: Sequence[Candidate]) -> dict[Candidate, float]:
+    """Measure finalists in turns until the time is up; return the median of each one's speed within its turns.
+
+    Speeds are relative to the mean of their turn, since a machine may be shared: other work slows a turn down as a
+    whole more than one candidate in it. Empty for a single one, and without time for MIN_TURNS.
+    """
+    turns: list[list[float]] = []
+    while len(finalists) > 1 and len(turns) < TURNS and run.has_time_for(len(finalists), 1.0):
+        for candidate in finalists:
+            run.try_once(candidate, 2.0)  # a turn that has begun is ended
+        turns.append([run.rates[candidate][-1] for candidate in finalists])
+    if len(turns) < MIN_TURNS:
+        return {}
+    relative = [[rate / max(statistics.mean(turn), 1e-9) for rate in turn] for turn in turns]
+    return {c: statistics.median(column) for c, column in zip(finalists, zip(*relative, strict=True), strict=True)}
+
+
+def _halve(run: Search, pool: Sequence[Candidate], until: float) -> dict[Candidate, float]:
+    """Return the speed of each candidate of a pool that was measured before the time was up; 0 if it does not run.
+
+    All are measured twice if there is time for that, as others may have slowed a first trial down; then the faster half
+    again and again.
+    """
+    rates: dict[Candidate, list[float]] = {}
+
+    def speed(candidate: Candidate) -> float:
+        return statistics.median_high(rates[candidate])  # of two the faster: others only slow down
+
+    def measure(candidates: Sequence[Candidate]) -> None:
+        for candidate in candidates:
+            if run.try_once(candidate, until):
+                rates.setdefault(candidate, []).append(run.rates[candidate][-1])
+
+    measure(pool)
+    rest = [candidate for candidate in rates if speed(candidate)]
+    if run.has_time_for(len(rest), until):
+        measure(rest)
+    while len(rest) > 2:
+        rest = sorted(rest, key=speed, reverse=True)[: (len(rest) + 1) // 2]
+        measure(rest)
+    return {candidate: speed(candidate) for candidate in rates}
