@@ -139,6 +139,7 @@ def measure(subject: Subject, settings: Settings) -> Iterator[dict[str, Any]]:
             "configured": summarize_trials(outcome, outcome.space.start),
             "answer": summarize_trials(outcome, outcome.best),
         },
+        "speedup": round_sig(outcome.speedup),
         "num_candidates": len(outcome.space.all_candidates()),
         "trials": [[*candidate, *map(round_sig, rates)] for candidate, rates in outcome.run.rates.items()],
     }

@@ -56,10 +56,9 @@ def format_answer(result: Mapping[str, Any], source: str, image_size: int) -> st
     slowest = min(limits[key] for key in ("loader", "reading", "step") if key in limits)
     lines = [f"{limit} limits: {slowest:.3g} clips/s; {', '.join(speeds)}"]
     lines += what_helps(limits, limit, source, image_size)
-    before, after = (result["clips_per_s"][key]["median"] for key in ("configured", "answer"))
     changes = Candidate(**result["answer"]).changes(Candidate(**result["configured"]))
     if changes:
-        gain = f" ({after / before:.2f} times the clips/s of the loader)" if before else ""
+        gain = f" ({result['speedup']:.2f} times the clips/s of the loader)" if result["speedup"] else ""
         lines += [f"add{gain}:", " ".join(f"data.{key}={value}" for key, value in changes.items())]
     else:
         lines.append("add nothing: the configured values are the fastest, or as fast")
