@@ -32,13 +32,13 @@ def format_trials(outcome: Outcome) -> str:
 
 
 def find_limit(limits: Mapping[str, Any]) -> str:
-    """Name what limits a run: step, bytes, NVDEC (or DALI's decoder), hand-over, or decoding."""
+    """Name what limits a run: the step, the bytes, decoding in the workers, or what DALI does with their output."""
     if limits.get("step", float("inf")) < limits["loader"]:
         return "the step"
     if limits["reading"] < limits["loader"]:
         return "reading"
     if limits["workers"] > 1.25 * limits["loader"]:
-        return "DALI's decoder" if limits["uses_dali"] else "the hand-over to DALI"
+        return "DALI's decoder" if limits["uses_dali"] else "DALI's part (augmenting, normalizing)"
     return "reading and decoding in the workers" if limits["uses_dali"] else "decoding"
 
 

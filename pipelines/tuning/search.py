@@ -55,6 +55,7 @@ class Search:
     clock: Callable[[], float] = time.monotonic
     first_clips: int = 1  # of the first measurement, before any speed is known
     rates: dict[Candidate, list[float]] = field(default_factory=dict)
+    durations: dict[Candidate, float] = field(default_factory=dict)  # seconds of the last trial
     scores: dict[Candidate, float] = field(default_factory=dict)  # relative speeds that the search ended with
 
     def __post_init__(self) -> None:
@@ -62,21 +63,27 @@ class Search:
         self.num_measured = 0
 
     def try_once(self, candidate: Candidate, until: float = 1.0) -> bool:
-        """Measure a candidate once, if that fits into a fraction of the time; return whether it did.
+        """Measure a candidate once, if a fraction of the time is not over yet; return whether it did.
 
-        The very first measurement is always made.
+        It should also end within the time, but the very first measurement is always made.
         """
-        if self.num_measured and not self.has_time_for(1, until):
+        begin = self.clock()
+        if self.num_measured and (begin - self.begin >= until * self.seconds or not self.has_time_for([candidate])):
             return False
         rate = self.measure(candidate, self.clips_per_trial())
         self.rates.setdefault(candidate, []).append(rate)
+        self.durations[candidate] = self.clock() - begin
         self.num_measured += 1
         return True
 
-    def has_time_for(self, num_trials: int, until: float) -> bool:
-        """Return whether some more trials, as long as those so far, end before a fraction of the time is over."""
-        used = self.clock() - self.begin
-        return used * (1 + num_trials / max(self.num_measured, 1)) <= until * self.seconds
+    def has_time_for(self, candidates: Sequence[Candidate], until: float = 1.0) -> bool:
+        """Return whether one more trial of each ends before a fraction of the time is over.
+
+        One that was not measured yet may be as fast as the fastest: the first may have been an unlucky choice.
+        """
+        shortest = min(self.durations.values(), default=0.0)
+        needed = sum(self.durations.get(candidate, shortest) for candidate in candidates)
+        return self.clock() - self.begin + needed <= until * self.seconds
 
     def clips_per_trial(self) -> int:
         """Return the clips that the fastest candidate delivers in a sixtieth of the time, half a second to three."""
@@ -141,9 +148,9 @@ def _take_turns(
     whole more than one candidate in it. Empty for a single one, and without time for MIN_TURNS.
     """
     turns: list[list[float]] = []
-    while len(finalists) > 1 and len(turns) < TURNS and run.has_time_for(len(finalists), 1.0):
-        for candidate in finalists:
-            run.try_once(candidate, 2.0)  # a turn that has begun is ended
+    while len(finalists) > 1 and len(turns) < TURNS and run.has_time_for(finalists):
+        if not all([run.try_once(candidate) for candidate in finalists]):
+            break
         turns.append([run.rates[candidate][-1] for candidate in finalists])
     if len(turns) < MIN_TURNS:
         return {}
@@ -171,7 +178,7 @@ def _halve(run: Search, pool: Sequence[Candidate], until: float) -> dict[Candida
 
     measure(pool)
     rest = [candidate for candidate in rates if speed(candidate)]
-    if run.has_time_for(len(rest), until):
+    if run.has_time_for(rest, until):
         measure(rest)
     while len(rest) > 2:
         rest = sorted(rest, key=speed, reverse=True)[: (len(rest) + 1) // 2]

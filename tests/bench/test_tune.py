@@ -44,7 +44,7 @@ def test_dry_run_measures_everything_and_writes_the_result(tmp_path: Path, capsy
         (FASTER, "decoding", "prepared files, or more CPU cores"),
         ({"step": 20.0, "step_clips": 8}, "the step", "nothing in the loader"),
         ({"reading": 30.0}, "reading", "a faster disk"),
-        ({"workers": 90.0}, "the hand-over to DALI", "more CPU cores"),
+        ({"workers": 90.0}, "DALI's part (augmenting, normalizing)", "more CPU cores"),
         ({"workers": 90.0, "uses_dali": True}, "DALI's decoder", "more CPU cores"),
         ({"uses_dali": True}, "reading and decoding in the workers", "more CPU cores"),
     ],
