@@ -51,14 +51,16 @@ def measure_step(cfg: Config, num_classes: int, device: torch.device, seconds: f
     torch.set_num_threads(cfg.run.cpu_threads or max(1, len(os.sched_getaffinity(0)) - 1))  # as train.py
     try:
         make_step = _training_step(loading.replace_values(cfg, "run", parallel="ddp"), num_classes, device)
-        clips = cfg.data.batch_size
-        if device.type == "cpu" and clips > 1:
-            step = make_step(1)
-            step()
-            if 2 * clips * _time(step, device) > seconds:
-                clips = 1
-        step, durations = make_step(clips), list[float]()
+        clips, durations = cfg.data.batch_size, list[float]()
+        step = make_step(1 if device.type == "cpu" else clips)
         step()
+        if device.type == "cpu" and clips > 1:
+            durations = [_time(step, device)]
+            if 2 * clips * durations[0] > seconds:
+                clips = 1
+            else:
+                step, durations = make_step(clips), []
+                step()
         while not durations or sum(durations) < seconds / 2:
             durations.append(_time(step, device))
         return StepSpeed(clips * len(durations) / sum(durations), clips)

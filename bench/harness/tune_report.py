@@ -32,13 +32,13 @@ def format_trials(outcome: Outcome) -> str:
 
 
 def find_limit(limits: Mapping[str, Any]) -> str:
-    """Name what limits a run: step, bytes, NVDEC (or DALI's decoder), hand-over, or decoding."""
+    """Name what limits a run: the step, the bytes, decoding in the workers, or what DALI does with their output."""
     if limits.get("step", float("inf")) < limits["loader"]:
         return "the step"
     if limits["reading"] < limits["loader"]:
         return "reading"
     if limits["workers"] > 1.25 * limits["loader"]:
-        return "DALI's decoder" if limits["uses_dali"] else "the hand-over to DALI"
+        return "DALI's decoder" if limits["uses_dali"] else "DALI's part (augmenting, normalizing)"
     return "reading and decoding in the workers" if limits["uses_dali"] else "decoding"
 
 
@@ -56,10 +56,9 @@ def format_answer(result: Mapping[str, Any], source: str, image_size: int) -> st
     slowest = min(limits[key] for key in ("loader", "reading", "step") if key in limits)
     lines = [f"{limit} limits: {slowest:.3g} clips/s; {', '.join(speeds)}"]
     lines += what_helps(limits, limit, source, image_size)
-    before, after = (result["clips_per_s"][key]["median"] for key in ("configured", "answer"))
     changes = Candidate(**result["answer"]).changes(Candidate(**result["configured"]))
     if changes:
-        gain = f" ({after / before:.2f} times the clips/s of the loader)" if before else ""
+        gain = f" ({result['speedup']:.2f} times the clips/s of the loader)" if result["speedup"] else ""
         lines += [f"add{gain}:", " ".join(f"data.{key}={value}" for key, value in changes.items())]
     else:
         lines.append("add nothing: the configured values are the fastest, or as fast")

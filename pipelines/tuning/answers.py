@@ -32,7 +32,7 @@ class Answer:
     fixed: dict[str, Any]
     values: dict[str, Any]
     clips_per_s: float
-    clips_per_s_before: float  # with the configured values; 0 if they do not run
+    speedup: float  # over the configured values; 0 if these do not run
 
     def fits(self, circumstances: Mapping[str, Any], fixed: Mapping[str, Any]) -> bool:
         """Return whether the answer holds under circumstances in which the keys of `fixed` have to keep their values.

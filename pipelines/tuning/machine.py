@@ -58,13 +58,14 @@ def decoder_choices(
     is_shared = start.decoder == "both" or (start.decoder == "auto" and dali.on_gpu)
     # On a CPU both decoders need the same cores, so no share is better than another by reason.
     estimate = balanced_pyav_share(decodable, dali.capabilities, cores) if dali.on_gpu else 0.5
-    shares = sorted({round(min(estimate * factor, 0.9), 3) for factor in ((0.5, 1.5, 2.0) if dali.on_gpu else (1,))})
+    shares = sorted({round(min(estimate * factor, 0.9), 3) for factor in ((0.5, 2.0) if dali.on_gpu else (1,))})
     if "decoder" in fixed:
         return [{"pyav_share": share} for share in shares] if is_shared else []
-    alone: list[dict[str, Any]] = [{"decoder": "dali", "pyav_share": "auto"}]
+    choices: list[dict[str, Any]] = [{"decoder": "dali", "pyav_share": "auto"}]
+    choices += [{"decoder": "both", "pyav_share": share} for share in shares]
     if dali.on_gpu:
-        alone.append({"decoder": "pyav", "pyav_share": "auto"})  # without a GPU it is what auto means
-    return [*alone, *({"decoder": "both", "pyav_share": share} for share in shares)]
+        choices.append({"decoder": "pyav", "pyav_share": "auto"})  # without a GPU it is what auto means
+    return choices
 
 
 def worker_counts(cores: int) -> list[int]:

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 NEAR = 0.02  # of the speed: candidates that are this close are equal, and the cheaper one wins
 FINALISTS = 3  # candidates that are measured again at the end
 MIN_TURNS, TURNS = 2, 7  # of the finalists
-_WIDTH = {"decoder": 2}  # candidates that go on to the next axis; 1 for the others
 # Each axis may use the time up to this fraction of the budget. The rest is that of the finalists.
-_UNTIL = {"decoder": 0.25, "num_workers": 0.5, "dali_threads": 0.62, "prefetch": 0.75}
+_UNTIL = {"decoder": 0.3, "num_workers": 0.55, "dali_threads": 0.65, "prefetch": 0.75}
 
 
 class Candidate(NamedTuple):
@@ -56,27 +55,35 @@ class Search:
     clock: Callable[[], float] = time.monotonic
     first_clips: int = 1  # of the first measurement, before any speed is known
     rates: dict[Candidate, list[float]] = field(default_factory=dict)
+    durations: dict[Candidate, float] = field(default_factory=dict)  # seconds of the last trial
+    scores: dict[Candidate, float] = field(default_factory=dict)  # relative speeds that the search ended with
 
     def __post_init__(self) -> None:
         self.begin = self.clock()
         self.num_measured = 0
 
     def try_once(self, candidate: Candidate, until: float = 1.0) -> bool:
-        """Measure a candidate once, if that fits into a fraction of the time; return whether it did.
+        """Measure a candidate once, if a fraction of the time is not over yet; return whether it did.
 
-        The very first measurement is always made.
+        It should also end within the time, but the very first measurement is always made.
         """
-        if self.num_measured and not self.has_time_for(1, until):
+        begin = self.clock()
+        if self.num_measured and (begin - self.begin >= until * self.seconds or not self.has_time_for([candidate])):
             return False
         rate = self.measure(candidate, self.clips_per_trial())
         self.rates.setdefault(candidate, []).append(rate)
+        self.durations[candidate] = self.clock() - begin
         self.num_measured += 1
         return True
 
-    def has_time_for(self, num_trials: int, until: float) -> bool:
-        """Return whether some more trials, as long as those so far, end before a fraction of the time is over."""
-        used = self.clock() - self.begin
-        return used * (1 + num_trials / max(self.num_measured, 1)) <= until * self.seconds
+    def has_time_for(self, candidates: Sequence[Candidate], until: float = 1.0) -> bool:
+        """Return whether one more trial of each ends before a fraction of the time is over.
+
+        One that was not measured yet may be as fast as the fastest: the first may have been an unlucky choice.
+        """
+        shortest = min(self.durations.values(), default=0.0)
+        needed = sum(self.durations.get(candidate, shortest) for candidate in candidates)
+        return self.clock() - self.begin + needed <= until * self.seconds
 
     def clips_per_trial(self) -> int:
         """Return the clips that the fastest candidate delivers in a sixtieth of the time, half a second to three."""
@@ -94,26 +101,24 @@ def search(space: Space, run: Search) -> Candidate:
     Speeds are only compared within an axis, whose trials follow each other closely: other work on a shared machine
     comes and goes. What does not fit into the time is left out. Raises ValueError if no candidate runs.
     """
-    leaders, scores = [space.start], {space.start: 1.0}  # scores: speeds relative to that of the configured candidate
+    leader, scores = space.start, {space.start: 1.0}  # speeds relative to that of the configured candidate
     for axis, choices in space.axes.items():
-        pool = list(dict.fromkeys([*leaders, *(c._replace(**values) for c in leaders for values in choices)]))
-        if len(pool) == 1:
-            continue
-        speeds = _halve(run, pool, _UNTIL[axis])
-        runnable = sorted((c for c in speeds if speeds[c]), key=lambda c: speeds[c], reverse=True)
-        if not runnable:
+        pool = list(dict.fromkeys([leader, *(leader._replace(**values) for values in choices)]))
+        speeds = _halve(run, pool, _UNTIL[axis]) if len(pool) > 1 else {}
+        fastest = max(speeds, key=lambda c: speeds[c], default=leader)
+        if not speeds.get(fastest):
             continue  # there was no time, or none of them runs
-        anchor = next((c for c in leaders if c in runnable), runnable[0])
-        unit = scores.get(anchor, 1.0) / speeds[anchor]
+        unit = scores[leader] / speeds[leader] if speeds.get(leader) else 1 / speeds[fastest]
         scores |= {c: speed * unit for c, speed in speeds.items()}
-        leaders = runnable[: _WIDTH.get(axis, 1)]
+        leader = fastest
     if not run.num_measured:
         run.try_once(space.start)
-    ranked = sorted((c for c in run.rates if any(run.rates[c])), key=lambda c: scores.get(c, 0.0), reverse=True)
+    ranked = sorted((c for c in run.rates if any(run.rates[c])), key=lambda c: scores[c], reverse=True)
     finalists = ranked[:FINALISTS]
     if space.start in ranked[FINALISTS:] and scores[space.start] > 0.85 * scores[ranked[0]]:
         finalists.append(space.start)  # a close decision against what is configured needs repeating
-    return best_of(_take_turns(run, finalists) or {c: scores[c] for c in ranked}, space.start)
+    run.scores = scores | _take_turns(run, finalists, scores)
+    return best_of({c: run.scores[c] for c in ranked}, space.start)
 
 
 def best_of(scores: Mapping[Candidate, float], start: Candidate) -> Candidate:
@@ -128,27 +133,31 @@ def best_of(scores: Mapping[Candidate, float], start: Candidate) -> Candidate:
 
 
 def _cost(candidate: Candidate, start: Candidate) -> tuple[Any, ...]:
-    """Order candidates by what they change and take: processes, then memory, then threads."""
+    """Order candidates by the processes that they take, then by how many values they change, memory and threads."""
     c = candidate
     threads = c.dali_threads if isinstance(c.dali_threads, int) else 0
-    return c != start, c.num_workers, c.prefetch, threads, len(c.changes(start))
+    return c != start, c.num_workers, len(c.changes(start)), c.prefetch, threads
 
 
-def _take_turns(run: Search, finalists: Sequence[Candidate]) -> dict[Candidate, float]:
-    """Measure finalists in turns until the time is up; return the median of each one's speed within its turns.
+def _take_turns(
+    run: Search, finalists: Sequence[Candidate], scores: Mapping[Candidate, float]
+) -> dict[Candidate, float]:
+    """Measure finalists in turns until the time is up; return their new scores, the median over the turns of each.
 
     Speeds are relative to the mean of their turn, since a machine may be shared: other work slows a turn down as a
     whole more than one candidate in it. Empty for a single one, and without time for MIN_TURNS.
     """
     turns: list[list[float]] = []
-    while len(finalists) > 1 and len(turns) < TURNS and run.has_time_for(len(finalists), 1.0):
-        for candidate in finalists:
-            run.try_once(candidate, 2.0)  # a turn that has begun is ended
+    while len(finalists) > 1 and len(turns) < TURNS and run.has_time_for(finalists):
+        if not all([run.try_once(candidate) for candidate in finalists]):
+            break
         turns.append([run.rates[candidate][-1] for candidate in finalists])
     if len(turns) < MIN_TURNS:
         return {}
     relative = [[rate / max(statistics.mean(turn), 1e-9) for rate in turn] for turn in turns]
-    return {c: statistics.median(column) for c, column in zip(finalists, zip(*relative, strict=True), strict=True)}
+    unit = max(scores[c] for c in finalists)  # so that the others' scores, which are lower, remain comparable
+    medians = [statistics.median(column) for column in zip(*relative, strict=True)]
+    return {c: unit * median / max(medians) for c, median in zip(finalists, medians, strict=True)}
 
 
 def _halve(run: Search, pool: Sequence[Candidate], until: float) -> dict[Candidate, float]:
@@ -169,7 +178,7 @@ def _halve(run: Search, pool: Sequence[Candidate], until: float) -> dict[Candida
 
     measure(pool)
     rest = [candidate for candidate in rates if speed(candidate)]
-    if run.has_time_for(len(rest), until):
+    if run.has_time_for(rest, until):
         measure(rest)
     while len(rest) > 2:
         rest = sorted(rest, key=speed, reverse=True)[: (len(rest) + 1) // 2]

@@ -46,9 +46,11 @@ class Outcome(NamedTuple):
         return self.run.median(self.best)
 
     @property
-    def clips_per_s_before(self) -> float:
-        """The speed with the configured values; 0 if they do not run."""
-        return self.run.median(self.space.start)
+    def speedup(self) -> float:
+        """The speed of the best candidate as a multiple of the configured one's, as far as both were measured in
+        turns; 0 if the configured one does not run."""
+        start = self.run.scores[self.space.start] if self.run.median(self.space.start) else 0.0
+        return self.run.scores[self.best] / start if start else 0.0
 
 
 def tune(
@@ -134,8 +136,7 @@ def find_best(trials: Trials, fixed: Collection[str], seconds: float) -> Outcome
 def describe(answer: Answer) -> str:
     """Say in one line what was chosen and what it gives."""
     chosen = " ".join(f"data.{key}={value}" for key, value in answer.values.items())
-    before = answer.clips_per_s_before
-    gain = f", {answer.clips_per_s / before:.2f} times the configured values" if before else ""
+    gain = f", {answer.speedup:.2f} times those of the configured values" if answer.speedup else ""
     return f"tuned: {chosen} ({answer.clips_per_s:.1f} clips/s{gain})"
 
 
@@ -164,7 +165,7 @@ def _keep(outcome: Outcome, fixed: Collection[str]) -> Answer:
         fixed=fixed_values(data, fixed),
         values=outcome.best._asdict(),
         clips_per_s=round(outcome.clips_per_s, 2),
-        clips_per_s_before=round(outcome.clips_per_s_before, 2),
+        speedup=round(outcome.speedup, 3),
     )
     keep_answer(answers_path(data.train), answer)
     return answer
