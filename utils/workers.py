@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 
 _PR_SET_PDEATHSIG = 1  # from Linux's <sys/prctl.h>
 
@@ -96,14 +96,15 @@ def die_with_parent() -> None:
 def ignore_sigint() -> Iterator[None]:
     """Make processes that start inside ignore Ctrl-C, so that the main process decides when they end.
 
-    A terminal sends SIGINT to all processes of a command. Does nothing outside the main thread, where Python allows no
-    change of signal handlers.
+    A terminal sends SIGINT to all processes of a command. Here it is blocked, which processes inherit, and arrives when
+    the block ends. Does nothing outside the main thread, where Python handles no signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource_tracker.ensure_running()  # starting it inside would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
