@@ -127,9 +127,13 @@ class SampleSource:
             grad_accum_steps=self.grad_accum_steps,
         )
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin in a worker process, which from now on ends with its parent, also if it is never given a sample."""
+        self.__dict__.update(state)
+        die_with_parent()
+
     def __call__(self, position: Any) -> tuple[np.ndarray, ...]:
         """Return the arrays of the sample at DALI's position."""
-        die_with_parent()
         return self.sample(self.start + position.iteration, position.idx_in_batch)
 
     def sample(self, batch_index: int, slot: int, refused: Collection[int] = ()) -> tuple[np.ndarray, ...]:
