@@ -27,7 +27,7 @@ from utils.shared_list import share
 
 
 class LoaderContext(NamedTuple):
-    """Where and how precisely batches are made."""
+    """Say where and how precisely batches are made."""
 
     device: torch.device
     dtype: torch.dtype

@@ -39,7 +39,18 @@ _LISTS = ("train", "val", "test")  # keys of the section data that name lists, w
 _VIEWS = ("preset", "num_clips", "clip_placement", "num_crops", "short_side", "batch_size")  # of the section eval
 
 
-class VideoLoader(BatchLoader):
+class _ListLoader(BatchLoader):
+    """Iterate over the videos of a list, and keep what the list says."""
+
+    dataset: Dataset
+
+    @property
+    def classes(self) -> list[str]:
+        """The class names, by label; empty if the labels are no classes."""
+        return self.dataset.classes
+
+
+class VideoLoader(_ListLoader):
     """Yield random clips of a training list, shuffled anew in each epoch: video (B, C, T, H, W), label (B,).
 
     `videos` is a list file, a folder with a folder per class, entries in memory ("a.mp4", label) or ("a.mp4", start,
@@ -68,16 +79,7 @@ class VideoLoader(BatchLoader):
     ):
         data = _sections(data, None, keys, takes_views=False).data
         run = LoaderContext.choose(device, dtype, seed, world)
-        self.dataset = run.world.broadcast(
-            lambda: load_dataset(
-                videos,
-                data.root,
-                class_names=data.class_names,
-                class_subset=data.class_subset,
-                classes=classes,
-                max_per_class=data.max_per_class,
-            )
-        )
+        self.dataset = _load_list(videos, data, run, classes, data.max_per_class)
         size = run.world.size
         grad_accum_steps = order.grad_accum_steps(global_batch_size, data.batch_size, size)
         batch_size = data.batch_size // data.aug_repeats
@@ -98,13 +100,8 @@ class VideoLoader(BatchLoader):
                 f"data.batch_size={data.batch_size} on {size} process(es){times}"
             )
 
-    @property
-    def classes(self) -> list[str]:
-        """The class names, by label; empty if the labels are no classes."""
-        return self.dataset.classes
 
-
-class EvalVideoLoader(BatchLoader):
+class EvalVideoLoader(_ListLoader):
     """Yield the views of each video of a test list, once and in order: video (B, V, C, T, H, W), label (B,).
 
     V = num_clips x num_crops; view c * num_crops + k is crop k of clip c. Keyword arguments are keys of the section
@@ -134,23 +131,25 @@ class EvalVideoLoader(BatchLoader):
         cfg = _sections(data, test, keys, takes_views=True)
         data, test = cfg.data, cfg.eval
         run = LoaderContext.choose(device, dtype, seed, world)
-        self.dataset = run.world.broadcast(
-            lambda: load_dataset(
-                videos,
-                data.root,
-                class_names=data.class_names,
-                class_subset=data.class_subset,
-                classes=classes,
-                max_per_class=data.eval_max_per_class,
-            )
-        )
+        self.dataset = _load_list(videos, data, run, classes, data.eval_max_per_class)
         source = build_source(self.dataset, data, _eval_views(data, test), run, test.batch_size)
         super().__init__(source, _pipeline_config(source, data, run), run.device, targets=self.dataset.targets)
 
-    @property
-    def classes(self) -> list[str]:
-        """The class names, by label; empty if the labels are no classes."""
-        return self.dataset.classes
+
+def _load_list(
+    videos: Videos, data: Data, run: LoaderContext, classes: Sequence[str] | None, max_per_class: int
+) -> Dataset:
+    """Read the list on the main rank, for all of them."""
+    return run.world.broadcast(
+        lambda: load_dataset(
+            videos,
+            data.root,
+            class_names=data.class_names,
+            class_subset=data.class_subset,
+            classes=classes,
+            max_per_class=max_per_class,
+        )
+    )
 
 
 def _sections(data: Data | None, test: Eval | None, keys: Mapping[str, Any], takes_views: bool) -> Config:

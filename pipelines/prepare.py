@@ -21,7 +21,6 @@ stopped. The exit status is 1 if a video could not be prepared; those videos are
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import zlib
@@ -130,7 +129,7 @@ def plan_targets(source: str, folder: Path, root: str) -> Plan:
                 name = f"{relative}.mp4"
             names.add(name)
             targets[video.path] = str(folder / name)
-        interval = () if math.isinf(video.end) else (f"{video.start:g}", f"{video.end:g}")
+        interval = () if not video.is_part else (f"{video.start:g}", f"{video.end:g}")
         lines.append((os.path.relpath(targets[video.path], folder), *interval, entry.label))
     return Plan(targets, lines)
 

@@ -214,10 +214,7 @@ class SampleSource:
         Raises ValueError if the video ends before that part begins.
         """
         v, info, entry = self.views, self.infos[index], self.videos[index]
-        try:
-            first, count = temporal.frames_between(info.num_frames, info.fps, entry.start, entry.end, info.frame_times)
-        except ValueError as error:
-            raise ValueError(f"{entry.path}: {error}") from None
+        first, count = self.part_of(index) if entry.is_part else (0, info.num_frames)
         stride = temporal.stride_in_frames(v.frame_stride, v.fps, info.fps)
         if v.sampling == "tsn":
             stride = count / v.num_frames
@@ -233,6 +230,14 @@ class SampleSource:
             keyframes = [frame - first for frame in info.keyframes if 0 <= frame - first < count]
             frames = temporal.snap_to_keyframes(frames, keyframes, stride / 2)
         return frames + first
+
+    def part_of(self, index: int) -> tuple[int, int]:
+        """Return the first frame and the number of frames of the part of a video that its entry means."""
+        info, entry = self.infos[index], self.videos[index]
+        try:
+            return temporal.frames_between(info.num_frames, info.fps, entry.start, entry.end, info.frame_times)
+        except ValueError as error:
+            raise ValueError(f"{entry.path}: {error}") from None
 
     def choose_box(self, index: int, rng: np.random.Generator) -> np.ndarray:
         """Draw the box (4,) of a training clip, or return that of the whole frame."""

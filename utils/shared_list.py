@@ -15,8 +15,6 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 
-from utils.paused_gc import paused_gc
-
 T = TypeVar("T")
 _BLOCK = 16  # objects that are pickled together: much faster than one by one, and still quick to read one of
 
@@ -63,9 +61,8 @@ class SharedList(Sequence[T]):
 
 def share(values: Sequence[T]) -> SharedList[T]:
     """Copy values into anonymous shared memory, of which nothing is left however this process ends."""
-    with paused_gc():
-        starts = range(0, len(values), _BLOCK)
-        blocks = [pickle.dumps(list(values[start : start + _BLOCK]), pickle.HIGHEST_PROTOCOL) for start in starts]
+    starts = range(0, len(values), _BLOCK)
+    blocks = [pickle.dumps(list(values[start : start + _BLOCK]), pickle.HIGHEST_PROTOCOL) for start in starts]
     offsets = np.cumsum([0, *map(len, blocks)])
     blocks.append(b"\0" * (-sum(map(len, blocks)) % 8))  # aligns the offsets, which follow, to 8 bytes
     file = os.memfd_create("shared_list")

@@ -40,7 +40,7 @@ class Archive(NamedTuple):
 
 
 class Journal:
-    """What is done in a folder, one line of JSON per archive and list, kept in download.jsonl.
+    """Keep what is done in a folder in download.jsonl, one line of JSON per archive and list.
 
     Only one process at a time can open the journal of a folder.
     """

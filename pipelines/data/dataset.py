@@ -30,9 +30,14 @@ class VideoEntry(NamedTuple):
     end: float = math.inf
 
     @property
+    def is_part(self) -> bool:
+        """Whether only a part of the video is meant."""
+        return self.start > 0 or not math.isinf(self.end)
+
+    @property
     def name(self) -> str:
         """The path, with the part that is meant as a media fragment (W3C): a.mp4#t=2.5,12."""
-        if self.start == 0 and math.isinf(self.end):
+        if not self.is_part:
             return self.path
         return f"{self.path}#t={self.start:g}" + ("" if math.isinf(self.end) else f",{self.end:g}")
 
@@ -46,6 +51,7 @@ class Dataset(NamedTuple):
     targets: np.ndarray | None = None  # (N, ...) float32, labels that are no classes: there are no class names then
 
 
+@paused_gc()
 def load_dataset(
     source: str | Path | Dataset | Sequence[Any],
     root: str | Path = "",
@@ -63,18 +69,6 @@ def load_dataset(
     """
     if isinstance(source, Dataset):
         return source
-    with paused_gc():
-        return _load(source, root, class_names, class_subset, classes, max_per_class)
-
-
-def _load(
-    source: str | Path | Sequence[Any],
-    root: str | Path,
-    class_names: str,
-    class_subset: str,
-    classes: Sequence[str] | None,
-    max_per_class: int,
-) -> Dataset:
     targets = None
     if isinstance(source, (str, Path)):
         path, entries = str(source), read_entries(str(source), root)

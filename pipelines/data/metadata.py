@@ -15,14 +15,14 @@ from pipelines.storage import is_remote
 from utils.paused_gc import paused_gc
 
 
+@paused_gc()
 def build_index(videos: Sequence[VideoEntry], cache: str | Path, workers: int | None = None) -> list[VideoInfo]:
     """Return the metadata of each video, in the order of the list; read the files that `cache` does not have.
 
     `workers` is the number of processes (None: one per core).
     """
-    with paused_gc():
-        infos = update_cache([video.path for video in videos], Path(cache), video_scanner(), workers)
-        return [infos[video.path] for video in videos]
+    infos = update_cache([video.path for video in videos], Path(cache), video_scanner(), workers)
+    return [infos[video.path] for video in videos]
 
 
 def video_scanner() -> Scanner[VideoInfo]:

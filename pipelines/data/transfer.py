@@ -45,7 +45,7 @@ class _Dropped(Exception):
 
 
 class Version(NamedTuple):
-    """What a server tells of one version of a file; empty or None where it does not tell."""
+    """Hold what a server tells of one version of a file; empty or None where it does not tell."""
 
     etag: str = ""
     last_modified: str = ""
@@ -59,7 +59,7 @@ class Version(NamedTuple):
 
 @dataclass(frozen=True)
 class Transfer:
-    """How files are fetched, and who is told."""
+    """Say how files are fetched, and who is told."""
 
     retries: int = 5  # attempts in a row that bring no byte further than any before them
     timeout: float = 30.0  # seconds without an answer after which a connection counts as dropped

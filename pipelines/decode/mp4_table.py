@@ -27,7 +27,7 @@ _DECODERS = {
 
 
 class SampleTable(NamedTuple):
-    """Where the sample table of the video track lies in the file, and in it the decoder's configuration; in bytes."""
+    """Say where the video track's sample table lies in the file, and in it the decoder's configuration; in bytes."""
 
     start: int
     size: int

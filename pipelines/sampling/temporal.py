@@ -8,7 +8,6 @@ video_frames=12, num_frames=4, frame_stride=3      . = a frame of the video, x =
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -67,8 +66,6 @@ def frames_between(
     Seconds count from the first frame. `times` (video_frames,) are those of the frames, if their rate varies. Raises
     ValueError if the video ends before `start`.
     """
-    if start <= 0 and math.isinf(end):
-        return 0, video_frames
     if times is None:
         times = np.arange(video_frames) / (fps or 30.0)
     duration = float(times[-1]) + (1 / fps if fps else 0)

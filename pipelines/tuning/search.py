@@ -48,7 +48,7 @@ class Space(NamedTuple):
 
 @dataclass
 class Search:
-    """What was measured so far: the clips per second of each candidate, in order of time; 0 if it cannot run."""
+    """Keep what was measured so far: the clips per second of each candidate, in order of time; 0 if it cannot run."""
 
     measure: Callable[[Candidate, int], float]  # clips per second, over at least so many clips
     seconds: float
