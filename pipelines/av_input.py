@@ -6,8 +6,6 @@ import io
 import os
 from typing import Any, BinaryIO
 
-from fsspec.caching import BlockCache
-
 from pipelines.storage import as_value_error, fetch_spans, is_remote, parse_location, read_bytes, size_of
 
 _REMOTE_BLOCK = 1 << 14  # bytes per request when a remote file is read piece by piece
@@ -34,6 +32,8 @@ class RemoteFile(io.RawIOBase):
     """A remote file or a member of a remote tar, fetched block by block as it is read."""
 
     def __init__(self, path: str, size: int, block: int):
+        from fsspec.caching import BlockCache  # `open_file_system` says why here
+
         location = parse_location(path)
         self._size, self._position = size, 0
 

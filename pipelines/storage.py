@@ -18,9 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
-from typing import NamedTuple
-
-import fsspec
+from typing import Any, NamedTuple
 
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".ts", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp"}
 _MEMBER = re.compile(r"(.+?\.tar)#(.+)@(\d+)\+(\d+)", re.DOTALL)
@@ -61,22 +59,28 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def open_file_system(address: str) -> tuple[Any, str]:
+    """Return the fsspec file system of an address, and its name in it."""
+    import fsspec  # takes a tenth of a worker's start, and most videos are local
+
+    return fsspec.core.url_to_fs(address)
+
+
 def join_path(base: str | Path, path: str) -> str:
     """Prefix a relative path with a folder or an address. Addresses, tar members and absolute paths are kept."""
-    if is_remote(path) or parse_location(path).member or (path.startswith("/") and is_remote(str(base))):
+    if is_remote(path) or "#" in path and parse_location(path).member:
         return path
-    if is_remote(str(base)):
-        return f"{str(base).rstrip('/')}/{path}"
+    if is_remote(base := str(base)):
+        return path if path.startswith("/") else f"{base.rstrip('/')}/{path}"
     if path[:1] in ("/", ".") or "//" in path or "/." in path:
         return str(Path(base) / path)
-    folder = _normalize(str(base))  # a list may have a quarter of a million paths, and pathlib takes its time
-    return path if folder == "." else f"{folder}/{path}" if folder != "/" else f"/{path}"
+    return _as_prefix(base) + path  # a list may have a quarter of a million paths, and pathlib takes its time
 
 
 @functools.lru_cache(64)
-def _normalize(folder: str) -> str:
-    """Return a local folder as pathlib writes it."""
-    return str(Path(folder))
+def _as_prefix(folder: str) -> str:
+    """Return a local folder as pathlib writes it before the name of a file in it."""
+    return str(Path(folder) / "a").removesuffix("a")
 
 
 def relative_path(path: str, base: str) -> str:
@@ -97,7 +101,7 @@ def files_below(base: str) -> Iterator[str]:
     """Yield the paths of all files below a folder or an address, sorted folder by folder; links are followed."""
     if is_remote(base):
         with as_value_error(base):
-            fs, name = fsspec.core.url_to_fs(base)
+            fs, name = open_file_system(base)
             yield from sorted(fs.unstrip_protocol(file) for file in fs.find(name))
         return
     visited = set()
@@ -140,7 +144,7 @@ def _local_fingerprint(file: str) -> Fingerprint:
 @functools.lru_cache(4096)  # a list is read more than once at the start, and each request crosses the network
 def _remote_fingerprint(file: str, period: int) -> Fingerprint:
     """Ask for the fingerprint of a remote file; `period` only makes the cache forget it."""
-    fs, name = fsspec.core.url_to_fs(file)
+    fs, name = open_file_system(file)
     info = fs.info(name)
     versions = [str(info[key]) for key in _VERSION_KEYS if info.get(key)]
     digest = hashlib.sha256("".join(versions).encode()).digest()
@@ -156,7 +160,7 @@ def fingerprint(path: str) -> Fingerprint:
 def fingerprints(paths: Iterable[str]) -> dict[str, Fingerprint]:
     """Return the fingerprint of each path. Each tar is looked at once, remote files in parallel."""
     paths = list(paths)
-    plain = {path: _local_fingerprint(path) for path in paths if "#" not in path and not is_remote(path)}
+    plain = {path: _local_fingerprint(path) for path in paths if "#" not in path and "://" not in path}
     locations = {path: parse_location(path) for path in paths if path not in plain}
     files = dict.fromkeys(location.file for location in locations.values())
     remote_files = [file for file in files if is_remote(file)]
@@ -221,7 +225,7 @@ def size_of(path: str) -> int:
     location = parse_location(path)
     with as_value_error(path):
         if is_remote(location.file):
-            fs, name = fsspec.core.url_to_fs(location.file)
+            fs, name = open_file_system(location.file)
             info = fs.info(name) if location.size is None else {"size": location.size}
             if info.get("type") == "directory":
                 raise ValueError(f"{path}: a folder; folders of images are read from local disks only")
@@ -237,7 +241,7 @@ def fetch_spans(location: Location, spans: Sequence[Sequence[int]]) -> list[byte
     starts = [location.start + start for start, _ in spans]
     ends = [location.start + end for _, end in spans]
     if is_remote(location.file):
-        fs, name = fsspec.core.url_to_fs(location.file)
+        fs, name = open_file_system(location.file)
         return fs.cat_ranges([name] * len(spans), starts, ends, on_error="raise")  # in parallel where fs can
     with open(location.file, "rb", buffering=0) as file:
         return [_pread(file.fileno(), start, end) for start, end in zip(starts, ends, strict=True)]

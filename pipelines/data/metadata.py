@@ -50,10 +50,10 @@ def cache_path(list_path: str | Path, kind: str = "index.jsonl") -> Path:
 
 def coverage(infos: Sequence[VideoInfo]) -> str:
     """Describe how much of a list can be used: videos found, missing and unusable, hours, proofs of frame tables."""
-    num_missing = sum(info.missing for info in infos)
-    num_bad = sum(bool(info.error) for info in infos)
-    hours = sum(info.num_frames / info.fps for info in infos if info.fps) / 3600
-    proofs = Counter(info.proof for info in infos if not info.error)
+    bad = [info for info in infos if info.error]
+    num_bad, num_missing = len(bad), sum(info.missing for info in bad)
+    hours = sum([info.num_frames / info.fps for info in infos if info.fps]) / 3600
+    proofs = Counter([info.proof for info in infos if not info.error])
     proven = ", ".join(f"{proofs[proof]} {proof}" for proof in ("bitstream", "decoded", "sequential") if proofs[proof])
     return (
         f"{len(infos)} videos, {len(infos) - num_missing} found, {num_missing} missing, "

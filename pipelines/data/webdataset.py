@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import fsspec
-
 from pipelines import storage
 from pipelines.av_input import RemoteFile
 from pipelines.data.cache import Scanner, update_cache
@@ -66,7 +64,7 @@ def expand_shards(path: str) -> list[str]:
             if "::" in pattern:
                 raise ValueError(f"{path}: * and ? do not work in a chain of addresses; count the tars: {{000..099}}")
             with storage.as_value_error(path):
-                fs, remote_pattern = fsspec.core.url_to_fs(pattern)
+                fs, remote_pattern = storage.open_file_system(pattern)
                 tars += sorted(fs.unstrip_protocol(name) for name in fs.glob(remote_pattern))
         else:
             tars += sorted(glob.glob(pattern))
