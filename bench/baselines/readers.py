@@ -110,7 +110,7 @@ class Timestamps(NamedTuple):
 @cache
 def read_timestamps(path: str) -> Timestamps:
     """Read the timestamps from the packets, once per file and process, as Clipline has them from its index."""
-    with av.open(path) as container:
+    with av.open(path, metadata_errors="ignore") as container:
         packets = [packet for packet in container.demux(container.streams.video[0]) if packet.pts is not None]
     keyframes = [
         (packet.pts, packet.pts if packet.dts is None else packet.dts) for packet in packets if packet.is_keyframe
@@ -124,7 +124,7 @@ def read_pyav(clip: DrawnClip, image_size: int) -> torch.Tensor:
     wanted = {int(pts[frame]) for frame in clip.frames}
     start = max((keyframe for keyframe in keyframes if keyframe[0] <= min(wanted)), default=keyframes[0])
     images = []
-    with av.open(clip.path) as container:
+    with av.open(clip.path, metadata_errors="ignore") as container:
         stream = container.streams.video[0]
         stream.thread_type, stream.codec_context.thread_count = "NONE", 1
         container.seek(start[1], stream=stream)
