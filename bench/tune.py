@@ -21,7 +21,6 @@ a run. Neither changes a clip of the stream; only a decoder rounds pixels in its
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -51,6 +50,7 @@ from pipelines.tuning.tune import Outcome, find_best, read_training_list
 from utils.cli import parse_args, run_command
 from utils.device import choose_device, choose_dtype, clip_dtype
 from utils.distributed import World
+from utils.files import temporary_folder
 
 # What each part may use of the time. Starting and ending loaders takes the rest.
 SEARCH, WORKERS, READING, PREPARING, STEP = 0.55, 0.03, 0.02, 0.1, 0.1
@@ -80,7 +80,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is tuned: a configuration, and the videos that it trains on."""
+    """Hold what is tuned: a configuration, and the videos that it trains on."""
 
     name: str
     cfg: Config
@@ -186,7 +186,7 @@ def measure_limits(subject: Subject, settings: Settings, outcome: Outcome) -> di
 def measure_prepared(trials: Trials, best: Candidate, seconds: float) -> dict[str, Any]:
     """Prepare some videos and return how many times faster they are than their originals, in turns."""
     data = trials.data
-    with tempfile.TemporaryDirectory(prefix="clipline-tune-") as folder:
+    with temporary_folder("clipline-tune-") as folder:
         samples = prepare_sample(trials.sample, Path(folder), data.image_size, seconds)
         if not samples[1].infos:
             print("prepared files are left out: not one was ready in time; give more seconds", flush=True)
@@ -258,7 +258,7 @@ def tune_command(argv: Sequence[str]) -> int:
     """Measure what the arguments ask for."""
     arguments = [argument.removeprefix("--") for argument in argv if argument != "--dry-run"]
     dry_run = len(arguments) < len(argv)
-    with tempfile.TemporaryDirectory(prefix="clipline-dry-run-") as folder:
+    with temporary_folder("clipline-dry-run-") as folder:
         if dry_run:
             generate_videos(Path(folder), "h264_gop12", 3, width=64, height=48, length=20)
             arguments = [f"{folder}/64x48_20/h264_gop12", *DRY_RUN.split(), *arguments]

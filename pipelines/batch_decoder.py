@@ -13,7 +13,8 @@ import torch
 from pipelines.dali_graph import PipelineConfig, build_pipeline
 from pipelines.dali_workers import DaliPipeline, SharedMemoryFull, build_quietly, check_shared_memory, reason_of
 from pipelines.known_faults import REFUSED, UNREADABLE
-from pipelines.sample_source import SampleMeta, SampleSource, TooManyUnreadableVideos
+from pipelines.sample_meta import SampleMeta
+from pipelines.sample_source import SampleSource, TooManyUnreadableVideos
 
 # Errors of DALI's that are about the machine; no file is to blame for them.
 _MACHINE_ERRORS = ("allocation failed", "bad_alloc", "CUDA runtime", "cudaError")

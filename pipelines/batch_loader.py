@@ -17,7 +17,8 @@ from pipelines.dali_graph import PipelineConfig
 from pipelines.data.dataset import VideoEntry
 from pipelines.decode.video_info import VideoInfo
 from pipelines.known_faults import UNREADABLE
-from pipelines.sample_source import SampleMeta, SampleSource, Status, TooManyUnreadableVideos
+from pipelines.sample_meta import SampleMeta, Status
+from pipelines.sample_source import SampleSource, TooManyUnreadableVideos
 from pipelines.sampling import order
 from pipelines.storage import is_remote
 from utils.device import to_device

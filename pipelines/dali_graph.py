@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 
-from pipelines.sample_source import SampleMeta, ViewSpec
+from pipelines.sample_meta import SampleMeta
+from pipelines.sample_source import ViewSpec
 from pipelines.sampling.rand_augment import apply_policy
+from utils.files import temporary_folder
 
 _BY_PYAV = SampleMeta._fields.index("by_pyav")
 _NUM_IMAGES = SampleMeta._fields.index("num_images")
@@ -79,7 +81,7 @@ def _code_in_own_folder() -> Iterator[None]:
     DALI removes them when the program exits; one that is killed would leave them in the temporary folder.
     """
     before = tempfile.tempdir
-    with tempfile.TemporaryDirectory(prefix="clipline-") as folder:
+    with temporary_folder() as folder:
         tempfile.tempdir = folder
         try:
             yield

@@ -11,8 +11,7 @@ import math
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from pipelines.decode.encoded_frames import EncodedFrames, read_encoded_frames
 from pipelines.decode.pyav_decoder import decode_views
 from pipelines.decode.video_info import VideoInfo
 from pipelines.known_faults import REFUSED, UNREADABLE, Faults
+from pipelines.sample_meta import SampleMeta, Status
 from pipelines.sampling import order, spatial, temporal
 from pipelines.sampling.rand_augment import AugmentPolicy
 from pipelines.storage import fingerprint, is_remote
@@ -32,30 +32,6 @@ from utils.workers import die_with_parent
 
 _NOTHING_ENCODED = EncodedFrames(np.zeros(1, np.uint8), np.zeros(1, np.int32), np.zeros(1, np.int32), 0)
 _MAX_REPLACEMENTS = 100  # unreadable videos in a row, which are no longer a few bad files
-
-
-class Status(IntEnum):
-    """The outcome of reading a sample."""
-
-    OK = 0
-    REPLACED = 1  # train: the video could not be read, and another one took its place
-    FAILED = 2  # eval: the video could not be read; the frames are of another one and must not be scored
-    PADDING = 3  # eval: fills the last batch and must not be scored
-
-
-class SampleMeta(NamedTuple):
-    """Numbers that travel beside the frames of a sample, as a vector of int64."""
-
-    batch_index: int  # counted over all epochs
-    sample_index: int  # line of the list
-    used_index: int  # line of the video that the frames are of
-    status: int
-    label: int
-    scored_index: int  # used_index, or -1 if it must not be scored
-    by_pyav: int  # 1 if PyAV decoded the views, 0 if DALI is given encoded frames
-    num_images: int  # that DALI is given; 0: the encoded frames are a video
-    rotation: int = 0  # quarter turns, counterclockwise, that the frames still need, and then
-    mirror: int = 0  # bit i: whether view i is to be mirrored; 0 without rotation, where it is mirrored already
 
 
 class TooManyUnreadableVideos(RuntimeError):

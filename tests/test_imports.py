@@ -28,7 +28,7 @@ STEPS = (
     ("pipelines.av_input",),
     ("pipelines.decode.bitstream",),
     ("pipelines.decode",),
-    ("pipelines.data", "pipelines.known_faults"),
+    ("pipelines.data", "pipelines.known_faults", "pipelines.sample_meta"),
     ("pipelines.sample_source",),
     ("pipelines.dali_workers",),
     ("pipelines.dali_graph", "pipelines.dali_probe"),

@@ -1,14 +1,34 @@
-"""Write files atomically: readers see the old content or the new one, never a part."""
+"""Write files atomically, so that readers see the old content or the new one, and make folders that do not stay."""
 
 from __future__ import annotations
 
 import csv
 import os
 import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_REMOVE_AT_END_OF_INPUT = "import shutil, sys; sys.stdin.read(); shutil.rmtree(sys.argv[1], ignore_errors=True)"
+
+
+@contextmanager
+def temporary_folder(prefix: str = "clipline-") -> Iterator[str]:
+    """Yield the path of a new folder. It is removed after the block, and also if this process is killed inside it.
+
+    A small process waits for that: its input ends when this process does, for whatever reason.
+    """
+    folder = tempfile.mkdtemp(prefix=prefix)
+    command = [sys.executable, "-I", "-S", "-c", _REMOVE_AT_END_OF_INPUT, folder]
+    try:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):  # Ctrl-C does not reach it
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

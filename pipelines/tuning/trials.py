@@ -7,7 +7,6 @@ import dataclasses
 import io
 import itertools
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -26,6 +25,7 @@ from pipelines.loader import VideoLoader
 from pipelines.storage import Location, is_remote, parse_location
 from pipelines.tuning.search import Candidate
 from utils.distributed import World
+from utils.files import temporary_folder
 
 SAMPLE = 256  # videos: enough for a mean over their sizes and codecs, few enough to stay in the page cache
 _MIN_BATCHES = 2  # that a trial times
@@ -151,7 +151,7 @@ class Trials:
         Always a new one: an idle loader keeps reading ahead, which would slow the next candidate down.
         """
         data = self.data.model_copy(update={**candidate._asdict(), "max_unreadable": 1.0, "tune": False})
-        with tempfile.TemporaryDirectory(prefix="clipline-tune-") as folder:
+        with temporary_folder("clipline-tune-") as folder:
             path = os.path.join(folder, "sample")
             distinct = {info.path: info for info in self.sample.infos}
             write_cache(cache_path(path), list(distinct.values()), "index")  # the list's own may take seconds to read
