@@ -41,7 +41,6 @@ from pipelines.data.dataset import read_class_names
 from pipelines.decode.image_folder import holds_images
 from pipelines.loader import EvalVideoLoader
 from pipelines.sample_source import TooManyUnreadableVideos
-from pipelines.sliding_window import is_short
 from pipelines.storage import videos_below
 from training.run_dir import run_path
 from training.setup import build_network, init_from_pretrained
@@ -185,7 +184,7 @@ def write_test(run: EvalRun, loader: EvalVideoLoader, scores: Scores, output_dir
         "clip_placement": cfg.eval.clip_placement,
         "average": cfg.eval.average,
         "list": cfg.data.test or cfg.data.val,
-        "shorter_than_clip": sum(is_short(info, cfg.data) for info in infos),
+        "shorter_than_clip": sum(map(loader.source.is_short, range(len(infos)))),
     }
     report = write_report(output_dir, scores, loader.videos, run.classes, settings)
     write_html_report(

@@ -120,19 +120,32 @@ class BatchLoader:
         faults = [[*fault, *self._file(fault[0])] for fault in s.faults.state()]
         bad_videos = [[index, reason, *self._file(index)] for index, reason in sorted(self.bad_videos.items())]
         seen = batch_index * s.batch_size * s.world.size
-        return {"epoch": self.epoch + epochs, "seen": seen, "faults": faults, "bad_videos": bad_videos}
+        stream = {"num_videos": len(self.videos), "seed": s.seed, "train": s.views.train}
+        return {
+            "epoch": self.epoch + epochs,
+            "seen": seen,
+            "faults": faults,
+            "bad_videos": bad_videos,
+            "stream": stream,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where state_dict() was called."""
+        """Continue where state_dict() was called.
+
+        Prints a line if another list or seed makes the rest of the epoch another shuffle. Raises ValueError for the
+        state of an evaluation in training, and the other way round.
+        """
         s = self.source
+        self._compare_stream(state.get("stream", {}), state["seen"])
         done = order.batches_done(state["seen"], s.batch_size, s.world.size, s.grad_accum_steps)
         self.epoch, self.batch_index = (state["epoch"], done) if done < len(self) else (state["epoch"] + 1, 0)
         # What was found out about a file holds while the same file is in the same line of the list.
         s.faults.merge(
             [
                 fault
-                for *fault, path, size, mtime_ns in state.get("faults", [])
-                if self._file(fault[0]) == [path, size, mtime_ns]
+                for *fault, name, size, mtime_ns in state.get("faults", [])
+                # An image that was repaired does not change what tells that a folder is the same.
+                if self._file(fault[0]) == [name, size, mtime_ns] and not self.infos[fault[0]].is_image_folder
             ]
         )
         for index, reason, *file in state.get("bad_videos", []):
@@ -141,12 +154,27 @@ class BatchLoader:
         self._is_restored = True
         self.decoder.restart()
 
+    def _compare_stream(self, saved: Mapping[str, Any], seen: int) -> None:
+        """Compare what the stream of samples depends on with what it was when the state was saved."""
+        s = self.source
+        if saved.get("train", s.views.train) != s.views.train:
+            kinds = ("an evaluation", "training")
+            raise ValueError(f"a state of {kinds[not s.views.train]}: expected one of {kinds[s.views.train]}")
+        now = {"num_videos": len(self.videos), "seed": s.seed}
+        changes = [f"{key}={value}, and {saved[key]} before" for key, value in now.items() if saved.get(key) != value]
+        if saved and changes and seen and s.world.is_main:
+            print(
+                f"{'; '.join(changes)}: the epoch continues in another order, in which some of its videos may come "
+                "twice and others not at all",
+                flush=True,
+            )
+
     def _file(self, index: int) -> list[Any]:
-        """Return path, size and mtime of a video as it was indexed; an empty list if there is no such index."""
+        """Return name, size and mtime of a video as it was indexed; an empty list if there is no such index."""
         if index >= len(self.infos):
             return []
         info = self.infos[index]
-        return [info.path, info.size, info.mtime_ns]
+        return [self.videos[index].name, info.size, info.mtime_ns]
 
     def close(self) -> None:
         """End the worker processes and free the buffers; iterating again starts new ones."""

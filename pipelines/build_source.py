@@ -21,6 +21,7 @@ from pipelines.decode.video_info import VideoInfo
 from pipelines.known_faults import Faults
 from pipelines.sample_source import SampleSource, ViewSpec
 from pipelines.sampling import order
+from pipelines.storage import is_remote
 from utils.device import choose_device
 from utils.distributed import World, current_world, local_world_size
 from utils.shared_list import share
@@ -63,8 +64,8 @@ def build_source(
         unusable = next(info for info in infos if info.error)
         raise ValueError(
             f"{dataset.path}: {len(infos) - len(readable)} of its {len(infos)} videos cannot be read, more than "
-            f"data.max_unreadable={data.max_unreadable} allows; the first: {unusable.path}: {unusable.error} "
-            f"(python -m pipelines.index {dataset.path} names all)"
+            f"data.max_unreadable={data.max_unreadable} allows; the first: {unusable.path}: {unusable.error}"
+            + f" (python -m pipelines.index {dataset.path} names all)" * (not is_remote(dataset.path))
         )
     decoders, dali = _plan(readable, data, run.device, world)
     num_batches = order.batches_per_epoch(

@@ -5,7 +5,7 @@
     SET                k400, k600, k700 or k700_2020; k700 is the lists of 2019 with the archives of 2020
     FOLDER             videos go to FOLDER/SPLIT/ID_000010_000020.mp4, replacements to FOLDER/replacement, and the list
                        that data.train takes to FOLDER/annotations/SPLIT.csv
-    split=train,val    or test, or one of them
+    split=train,val    which of train, val and test to fetch
     workers=4          archives that are downloaded and unpacked at the same time
     keep_archives=no   yes: keep the archives in FOLDER/archives; otherwise each is deleted once it is unpacked
     retries=5          attempts in a row that bring nothing new before an archive is given up
@@ -15,11 +15,11 @@
                        replacements=ADDRESS,... of its replacements: instead of those of the mirrors, for a single split
 
 The same command continues where it stopped, after Ctrl-C, a crash or a dropped connection: a file that was begun is
-continued at its last byte, and FOLDER/download.jsonl remembers which archives are unpacked (delete it and
-FOLDER/annotations to fetch everything again). Before the first archive, the sizes that the servers tell are compared
-with the free space. An archive is done when it has the size that the server told, is a whole tar, and its videos are
-written. At the end the videos of each list are counted. The exit status is 1 if something could not be fetched; it is
-named.
+continued at its last byte, and FOLDER/download.jsonl remembers which archives are unpacked (delete it,
+FOLDER/annotations and FOLDER/archives to fetch everything again). Before the first archive, the sizes that the servers
+report are compared with the free space. An archive is done when it has the size that the server reported, is a whole
+tar, and its videos are written. At the end the videos of each list are counted. The exit status is 1 if something could
+not be fetched; it is named.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ from pathlib import Path
 from pipelines.data.archives import REPLACEMENTS, Download
 from pipelines.data.dataset import load_dataset
 from pipelines.data.mirrors import SHIPPED, choose_splits, override_addresses, read_mirror
-from pipelines.storage import videos_below
+from pipelines.storage import is_remote, videos_below
 from utils.cli import parse_args, run_command
+
+MAXIMUM = 1_000_000  # of any number among the settings; nobody waits longer
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, minimum in dict(workers=1, retries=0, timeout=0.1).items():
-            if getattr(self, name) < minimum:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least {minimum}")
+            if not minimum <= getattr(self, name) <= MAXIMUM:
+                raise ValueError(f"{name}={getattr(self, name)}: expected {minimum} to {MAXIMUM:,}")
 
 
 def describe_list(folder: Path, split: str) -> str:
@@ -67,7 +69,7 @@ def describe_list(folder: Path, split: str) -> str:
         return (
             f"{path} is no list for training: {error}; {len(videos_below(folder / split))} videos in {folder / split}"
         )
-    num_found = sum(os.path.exists(video.path) for video in videos)
+    num_found = sum(os.path.exists(video.path) and os.path.getsize(video.path) > 0 for video in videos)
     num_replaced = sum(Path(video.path).parent == folder / REPLACEMENTS for video in videos)
     replaced = f" ({num_replaced} of them replacements)" if num_replaced else ""
     key = split if split in ("train", "val", "test") else "train"
@@ -83,6 +85,8 @@ def download(arguments: Sequence[str]) -> int:
     )
     if mirror.note:
         print(f"{name}: {mirror.note}")
+    if is_remote(folder_name):
+        raise ValueError(f"{folder_name}: expected a local folder")
     folder = Path(os.path.normpath(folder_name))
     folder.mkdir(parents=True, exist_ok=True)
     run = Download(folder, settings.workers, settings.keep_archives, retries=settings.retries, timeout=settings.timeout)
@@ -98,7 +102,8 @@ def download(arguments: Sequence[str]) -> int:
         if (folder / "annotations" / f"{split.name}.csv").exists():
             print(describe_list(folder, split.name))
     if run.failures:
-        print(f"{len(run.failures)} could not be fetched; the same command tries them again")
+        them = "it" if len(run.failures) == 1 else "them"
+        print(f"{len(run.failures)} could not be fetched; the same command tries {them} again")
     return 1 if run.failures else 0
 
 

@@ -129,7 +129,7 @@ def plan_targets(source: str, folder: Path, root: str) -> Plan:
                 name = f"{relative}.mp4"
             names.add(name)
             targets[video.path] = str(folder / name)
-        interval = () if not video.is_part else (f"{video.start:g}", f"{video.end:g}")
+        interval = () if not video.is_part else (f"{video.start:.12g}", f"{video.end:.12g}")
         lines.append((os.path.relpath(targets[video.path], folder), *interval, entry.label))
     return Plan(targets, lines)
 

@@ -215,6 +215,17 @@ class SampleSource:
         except ValueError as error:
             raise ValueError(f"{entry.path}: {error}") from None
 
+    def is_short(self, index: int) -> bool:
+        """Tell whether a readable video, or the part of it that its entry means, has fewer frames than a clip spans."""
+        v, info = self.views, self.infos[index]
+        if info.error or v.sampling == "tsn":  # segments take what there is
+            return False
+        try:
+            _, count = self.part_of(index) if self.videos[index].is_part else (0, info.num_frames)
+        except ValueError:
+            return False
+        return count < temporal.span(v.num_frames, temporal.stride_in_frames(v.frame_stride, v.fps, info.fps))
+
     def choose_box(self, index: int, rng: np.random.Generator) -> np.ndarray:
         """Draw the box (4,) of a training clip, or return that of the whole frame."""
         v, info = self.views, self.infos[index]

@@ -82,12 +82,6 @@ def thumbnails(info: VideoInfo, num_frames: int = 6, size: int = 112) -> np.ndar
     return np.rot90(views, info.rotation, (-2, -1))[0].transpose(1, 2, 3, 0)
 
 
-def is_short(info: VideoInfo, data: Data) -> bool:
-    """Tell whether a readable video has fewer frames than a clip spans; segments take what there is."""
-    stride = temporal.stride_in_frames(data.frame_stride, data.fps, info.fps)
-    return data.sampling != "tsn" and 0 < info.num_frames < temporal.span(data.num_frames, stride)
-
-
 def choose_frames(info: VideoInfo, data: Data) -> np.ndarray:
     """Choose the frame numbers (clips, frames) of all windows."""
     if data.sampling == "tsn":

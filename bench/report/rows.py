@@ -222,6 +222,19 @@ def index_rows(result: Result) -> Rows:
     ]
 
 
+def own_loop_rows(result: Result) -> Rows:
+    """Return a row for each set."""
+    return [
+        {
+            "files": set_title(table["name"]),
+            "loop of ten lines, clips/s": format_median(table["clips_per_s"]["own_loop"]),
+            "train.py, clips/s": format_median(table["clips_per_s"]["train"]),
+            "loop / train.py (quartiles)": format_quartiles(table["own_loop_over_train"]),
+        }
+        for table in result["sets"]
+    ]
+
+
 def tune_rows(result: Result) -> Rows:
     """Return a row for each set."""
     rows = []
@@ -253,5 +266,6 @@ ROWS: dict[str, Callable[[Result], Rows]] = {
     "bytes_read": bytes_read_rows,
     "startup": startup_rows,
     "index": index_rows,
+    "own_loop": own_loop_rows,
     "tune": tune_rows,
 }

@@ -146,6 +146,11 @@ def _read_remote_text(address: str) -> str:
         raise ValueError(f"{address}: not a text file") from None
 
 
+def is_kinetics_list(text: str) -> bool:
+    """Return whether the first line of a list is the header of Kinetics' CSV."""
+    return bool(_KINETICS_HEADER.search(text.lstrip().partition("\n")[0]))
+
+
 def _read_class_folder(folder: Path) -> list[Entry]:
     entries = [
         Entry(f"{file.parent.name}/{file.name}", label=file.parent.name, line=str(file))

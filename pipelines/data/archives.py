@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 import sys
 import threading
@@ -22,9 +23,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
+from pipelines.data.annotations import is_kinetics_list, read_entries, read_text
 from pipelines.data.mirrors import Split, file_name, list_archives, local_path, quote_address
 from pipelines.data.transfer import Stopped, Transfer, TransferError, fetch_file, part_size, remote_size
-from pipelines.data.unpack import BadArchive, Unpacked, unpack_file, unpack_videos
+from pipelines.data.unpack import BadArchive, DamagedArchive, Unpacked, unpack_file, unpack_videos
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -134,13 +136,14 @@ class Download:
             target.parent.mkdir(exist_ok=True)
             address, _, member = split.annotations.partition("#")
             with self._collecting_failures():
-                if not member:
+                if member:
+                    tars.add(tar := self._kept_path(address))
+                    fetch_file(quote_address(address), tar, self.transfer)
+                    with _deleting_if_damaged(tar, address):
+                        unpack_file(tar, member, target)
+                else:
                     fetch_file(quote_address(address), target, self.transfer)
-                    continue
-                tar = self._kept_path(address)
-                tars.add(tar)
-                fetch_file(quote_address(address), tar, self.transfer)
-                unpack_file(tar, member, target)
+                _check_list(target, split.annotations)
         if not self.keep_archives:
             for tar in tars:
                 tar.unlink(missing_ok=True)
@@ -164,7 +167,7 @@ class Download:
                     f"(for {other.folder})"
                 )
         left = [archive for archive in archives if archive not in self.journal.archives]
-        _print(f"{len(archives)} archives, {len(archives) - len(left)} of them done")
+        _print(f"{_count(len(archives), 'archive')}, {len(archives) - len(left)} of them done")
         return left
 
     def _addresses(self, split: Split) -> Sequence[str]:
@@ -188,9 +191,8 @@ class Download:
         at_once = sizes if self.keep_archives else sorted(sizes)[-self.workers :]
         needed = max(_UNPACKED * sum(sizes) + sum(at_once) - present, 0)
         free = shutil.disk_usage(self.folder).free
-        line = f"{len(archives)} archives of {_format_bytes(sum(sizes))} to fetch" + (
-            f" ({unknown} of them do not tell their size)" if unknown else ""
-        )
+        without_size = f" (of {unknown} the size is not known)" if unknown else ""
+        line = f"{_count(len(archives), 'archive')} of {_format_bytes(sum(sizes))} to fetch{without_size}"
         space = f"about {_format_bytes(needed)} are needed in {self.folder}, {_format_bytes(free)} are free"
         if needed > free:
             raise ValueError(f"not enough space: {line}; {space}")
@@ -206,22 +208,21 @@ class Download:
                 with self._collecting_failures():
                     unpacked = future.result()
                     num_done += 1
-                    skipped = f", {unpacked.num_skipped} other files left out" if unpacked.num_skipped else ""
+                    others = _count(unpacked.num_skipped, "other file")
+                    skipped = f", {others} left out" if unpacked.num_skipped else ""
                     _print(
-                        f"{archive.folder}/{file_name(archive.address)}: {unpacked.num_videos} videos, "
+                        f"{archive.folder}/{file_name(archive.address)}: {_count(unpacked.num_videos, 'video')}, "
                         f"{_format_bytes(unpacked.num_bytes)}{skipped} ({num_done} of {len(archives)})"
                     )
 
     def _fetch(self, archive: Archive) -> Unpacked:
-        """Fetch one archive and unpack it; a bad one is deleted."""
+        """Fetch one archive and unpack it; a damaged one is deleted."""
         path, folder = self._kept_path(archive.address), self.folder / archive.folder
         folder.mkdir(exist_ok=True)
         fetch_file(archive.address, path, self.transfer)
-        try:
+        with _deleting_if_damaged(path, archive.address):
             unpacked = unpack_videos(path, folder, self._go_on)
-        except BadArchive as error:
-            path.unlink()
-            raise BadArchive(f"{archive.address}: {error} (deleted; the same command fetches it again)") from None
+        os.sync()  # after a power cut, what the journal calls done must not be empty files
         self.journal.add_archive(archive, unpacked)
         if not self.keep_archives:
             path.unlink()
@@ -254,14 +255,39 @@ class Download:
     ) -> Generator[tuple[ItemT, Future[ResultT]], None, None]:
         """Yield each item with its finished future; if the loop over them ends early, what is left is stopped."""
         with ThreadPoolExecutor(self.workers) as pool:
-            futures = {pool.submit(work, item): item for item in items}
             try:
+                futures = {pool.submit(work, item): item for item in items}
                 for future in as_completed(futures):
                     yield futures[future], future
             except BaseException:
                 self.stop.set()
+                self.transfer.log(f"stopping: a server that is silent may take up to {self.transfer.timeout:g} s")
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+
+@contextlib.contextmanager
+def _deleting_if_damaged(archive: Path, address: str) -> Iterator[None]:
+    """Delete an archive that turns out to be damaged, so that the next call fetches it again."""
+    try:
+        yield
+    except DamagedArchive as error:
+        archive.unlink()
+        raise DamagedArchive(f"{address}: {error} (deleted; the same command fetches it again)") from None
+
+
+def _check_list(path: Path, address: str) -> None:
+    """Delete what is no list of videos, as the page of a proxy, and raise TransferError. Test lists have no labels."""
+    try:
+        if not is_kinetics_list(read_text(path)):
+            read_entries(str(path))
+    except ValueError as error:
+        path.unlink()
+        raise TransferError(f"{address}: not a list of videos: {error}") from None
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def _print(line: str) -> None:

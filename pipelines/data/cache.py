@@ -76,7 +76,8 @@ def update_cache(
     written, a warning is printed and the files are scanned again the next time.
     """
     distinct = list(dict.fromkeys(paths))
-    entries = {entry.path: entry for entry in _read_cache(cache, scanner) if entry.version == scanner.version}
+    found = _read_cache(cache, scanner)
+    entries = {entry.path: entry for entry in found if entry.version == scanner.version}
     current = fingerprints(distinct)
 
     def is_up_to_date(path: str) -> bool:
@@ -95,9 +96,11 @@ def update_cache(
             unit="file",
             disable=not sys.stderr.isatty(),
         )
-        entries.update((entry.path, entry) for entry in _append_to_cache(cache, scanned))
-        other_paths = entries.keys() - set(distinct)
-        write_cache(cache, [entries[path] for path in [*distinct, *sorted(other_paths)]], scanner.name)
+        changed = {e.path: e for e in _append_to_cache(cache, (e for e in scanned if entries.get(e.path) != e))}
+        entries |= changed
+        if changed or len(entries) < len(found):
+            other_paths = entries.keys() - set(distinct)
+            write_cache(cache, [entries[path] for path in [*distinct, *sorted(other_paths)]], scanner.name)
     return entries
 
 
@@ -145,10 +148,11 @@ def _append_to_cache(cache: Path, entries: Iterable[EntryT]) -> Iterable[EntryT]
     """Yield the entries, each after it was appended to the cache if that is possible; write_cache() reports if not."""
     with contextlib.ExitStack() as stack:
         file: TextIO | None = None
-        with contextlib.suppress(OSError):
-            file = stack.enter_context(cache.open("a", buffering=1))
-            file.write("\n")  # the last line may have been cut short
-        for entry in entries:
+        for number, entry in enumerate(entries):
+            with contextlib.suppress(OSError):
+                if not number:
+                    file = stack.enter_context(cache.open("a", buffering=1))
+                    file.write("\n")  # the last line may have been cut short
             if file:
                 with contextlib.suppress(OSError):
                     file.write(_to_line(entry))

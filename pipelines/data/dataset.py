@@ -68,12 +68,17 @@ def load_dataset(
     Dataset is returned as it is. Raises ValueError as read_list().
     """
     if isinstance(source, Dataset):
+        if classes is not None and list(classes) != source.classes:
+            raise ValueError(
+                f"{source.path}: it was read with other classes than classes={_shorten(classes)}; pass these to "
+                "load_dataset(), so that its labels are their numbers"
+            )
         return source
     targets = None
     if isinstance(source, (str, Path)):
         path, entries = str(source), read_entries(str(source), root)
     else:
-        path, entries, targets = read_memory(source)
+        path, entries, targets = read_memory(source, has_classes=bool(classes or class_names))
     if targets is not None:
         if classes or class_names or class_subset or max_per_class:
             raise ValueError(f"{path}: its labels are numbers or vectors, so there are no classes to choose")
@@ -84,6 +89,10 @@ def load_dataset(
         classes = _choose_classes(path, entries, class_names, class_subset)
     videos = _label_entries(path, entries, root, classes, bool(class_subset))
     return Dataset(path, limit_per_class(videos, max_per_class) if max_per_class else videos, list(classes))
+
+
+def _shorten(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:3])}{', ...' * (len(names) > 3)} ({len(names)})"
 
 
 def read_list(

@@ -1,6 +1,7 @@
 """Read videos with labels that a program holds in memory instead of a list file.
 
-    [("a.mp4", 3), ("b.mp4", "archery")]        path and class, a number or a name
+    [("a.mp4", 3), ("b.mp4", 0)]                path and class, a number from 0 on
+    [("a.mp4", "archery"), ("b.mp4", "run")]    or all of them names, which are numbered in sorted order
     [("a.mp4", 2.5, 12.0, 3)]                   path, start and end in seconds, class
     [("a.mp4", 0.7), ("b.mp4", [0, 1, 1])]      a float or a vector instead of a class, passed through
 
@@ -22,11 +23,12 @@ from pipelines.data.annotations import IN_MEMORY, Entry
 from pipelines.data.list_lines import parse_interval
 
 
-def read_memory(values: Sequence[Any]) -> tuple[str, list[Entry], np.ndarray | None]:
+def read_memory(values: Sequence[Any], *, has_classes: bool = False) -> tuple[str, list[Entry], np.ndarray | None]:
     """Return a name for the list, its entries, and the labels (N, ...) float32 if they are no classes.
 
-    The name is an address made of the entries' digest, so that the index is kept in the user's cache folder. Raises
-    ValueError with the position of an entry that is none.
+    The name is an address made of the entries' digest, so that the index is kept in the user's cache folder. With
+    `has_classes` numbers and names may be mixed: what they mean is known. Raises ValueError with the position of an
+    entry that is none.
     """
     if not len(values):
         raise ValueError("a list without videos: expected at least one ('a.mp4', label)")
@@ -35,6 +37,8 @@ def read_memory(values: Sequence[Any]) -> tuple[str, list[Entry], np.ndarray | N
     name = f"{IN_MEMORY}{digest[:12]}"
     labels = [label for _, _, _, label in rows]
     targets = None
+    if not has_classes:
+        _check_not_mixed(labels)
     if not all(isinstance(label, (str, Integral)) for label in labels):
         targets = _to_targets(labels)
         labels = [""] * len(rows)
@@ -53,10 +57,22 @@ def _split(number: int, value: Any) -> tuple[str, float, float, Any]:
     path, *interval, label = value
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
         raise ValueError(f"entry {number}: {value!r}: {expected}, where path is text")
-    if isinstance(label, (bool, type(None), dict)):
-        raise ValueError(f"entry {number}: label {label!r}: expected a class (number or name), a float or a vector")
+    if isinstance(label, (bool, type(None), dict)) or (isinstance(label, Integral) and int(label) < 0):
+        expected = "a class (a number from 0 on, or a name), a float or a vector"
+        raise ValueError(f"entry {number}: label {label!r}: expected {expected}")
     start, end = parse_interval(*interval, line=f"entry {number}") if interval else (0.0, math.inf)
     return os.fspath(path), start, end, label
+
+
+def _check_not_mixed(labels: Sequence[Any]) -> None:
+    """Raise ValueError if some classes are numbers and some names, since names would get numbers that are taken."""
+    kinds = {isinstance(label, str): (number, label) for number, label in reversed(list(enumerate(labels)))}
+    if len(kinds) == 2 and isinstance(kinds[False][1], Integral):
+        (number, label), (other, name) = kinds[False], kinds[True]
+        raise ValueError(
+            f"entry {number}: label {label!r} is a number, and {name!r} of entry {other} a name; expected one kind, or "
+            "classes="
+        )
 
 
 def _to_targets(labels: Sequence[Any]) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +15,23 @@ from pipelines.decode.image_folder import is_image_folder
 from pipelines.decode.video_info import VERSION, VideoInfo, read_video_info, unreadable_video_info
 from pipelines.storage import is_remote
 from utils.paused_gc import paused_gc
+
+# What the system says of a file that it cannot read now.
+_PASSING_ERRORS = {
+    os.strerror(number)
+    for number in (
+        errno.EACCES,
+        errno.EAGAIN,
+        errno.EBUSY,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.EPERM,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    )
+}
 
 
 @paused_gc()
@@ -38,9 +57,11 @@ def video_scanner() -> Scanner[VideoInfo]:
 
 
 def _is_valid(info: VideoInfo) -> bool:
-    """Return False for a remote file that could not be read, because the network may have been the reason, and for a
-    folder that could not, because repairing an image in it does not change its fingerprint."""
-    return not (info.error and (is_remote(info.path) or is_image_folder(info.path)))
+    """Return False for what could not be read and may be readable now, though its fingerprint is the same: a remote
+    file, as of the network; a folder, in which an image may have been repaired; a file that the system refused."""
+    if not info.error:
+        return True
+    return not (info.error in _PASSING_ERRORS or is_remote(info.path) or is_image_folder(info.path))
 
 
 def cache_path(list_path: str | Path, kind: str = "index.jsonl") -> Path:

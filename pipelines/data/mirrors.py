@@ -43,7 +43,7 @@ def read_mirror(name: str, path: str | Path = SHIPPED) -> Mirror:
     Raises ValueError with the nearest match for an unknown set or key, and with the key for a missing or wrong value.
     """
     content = parse_yaml(read_text(path), str(path))
-    sets = _mapping(content, f"{path}: expected sets such as k400")
+    sets = {str(key): value for key, value in _mapping(content, f"{path}: expected sets such as k400").items()}
     _check_names([name], sets, f"{path}: unknown data set")
     fields = _mapping(sets[name], f"{path}: {name}: expected splits")
     _check_names(fields, ("note", "splits"), f"{path}: {name}: unknown key")
@@ -73,7 +73,9 @@ def override_addresses(
     given = {key: value for key, value in given.items() if value}
     if given and len(splits) != 1:
         names = ",".join(split.name for split in splits)
-        raise ValueError(f"{next(iter(given))}={archives or annotations}: expected a single split, got split={names}")
+        key, value = next(iter(given.items()))
+        value = value if isinstance(value, str) else ",".join(value)
+        raise ValueError(f"{key}={value}: expected a single split, got split={names}")
     parsed: dict[str, Any] = {
         key: _addresses(value, key) if isinstance(value, list) else _address(value, key) for key, value in given.items()
     }
@@ -93,7 +95,7 @@ def list_archives(text: str, source: str) -> tuple[str, ...]:
             raise ValueError(
                 f"{source}:{number}: expected the address of a {_TAR_SUFFIXES[0]}, got {line.strip()[:100]!r}"
             )
-        addresses.append(urllib.parse.urljoin(source, quote_address(line.strip())))
+        addresses.append(urllib.parse.urljoin(quote_address(source), quote_address(line.strip())))
     if not addresses:
         raise ValueError(f"{source}: the list of archives is empty")
     return tuple(addresses)
@@ -125,7 +127,7 @@ def local_path(address: str) -> str:
 def _read_split(name: str, fields: Any, where: str) -> Split:
     fields = _mapping(fields, f"{where}: expected {', '.join(_SPLIT_KEYS)}")
     _check_names(fields, _SPLIT_KEYS, f"{where}: unknown key")
-    if posixpath.basename(name) != name or name in ("archives", "annotations", "replacement"):
+    if posixpath.basename(name) != name or name in ("", ".", "..", "archives", "annotations", "replacement"):
         raise ValueError(f"{where}: not usable as a split's name, which names the folder of its videos")
     archives = fields.get("archives")
     read_archives = _addresses if isinstance(archives, list) else _address

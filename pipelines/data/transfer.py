@@ -2,8 +2,8 @@
 
 A file grows as NAME.part beside its target and is renamed when it is complete. NAME.part.json keeps which version of
 the file the part belongs to, so that the next attempt, in this process or a later one, asks for the rest of that
-version (Range with If-Range) and starts over if the server has another one. Never are two versions mixed: a part whose
-version the server does not tell, by a strong ETag or Last-Modified, is not continued.
+version (Range with If-Range) and starts over if the server has another one. Two versions are never mixed: a part whose
+version the server does not report, by a strong ETag or Last-Modified, is not continued.
 
 The standard library's urllib does the requests. fsspec, which Clipline reads videos with, would need aiohttp for HTTP,
 and its get() neither resumes nor tells which version of a file it reads.
@@ -26,7 +26,8 @@ from utils.files import atomic_write_text, write_errors_named
 
 _CHUNK = 1 << 20  # bytes per read
 _MAX_PAUSE = 30.0  # seconds between two attempts
-_TRANSIENT = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses that another attempt may not meet
+# HTTP statuses that another attempt may not meet: many servers and their proxies have numbers of their own from 500 on.
+_TRANSIENT = {408, 425, 429, *range(500, 600)} - {501, 505}
 _NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, OSError)  # OSError: resets and timeouts
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 _HEADERS = {"User-Agent": "clipline", "Accept-Encoding": "identity"}
@@ -45,7 +46,7 @@ class _Dropped(Exception):
 
 
 class Version(NamedTuple):
-    """Hold what a server tells of one version of a file; empty or None where it does not tell."""
+    """Hold what a server reports of one version of a file; empty or None where it reports nothing."""
 
     etag: str = ""
     last_modified: str = ""
@@ -72,9 +73,9 @@ class Transfer:
 def fetch_file(address: str, target: Path, transfer: Transfer) -> int:
     """Download an address to `target` unless it is there, continuing a part of it; return its size in bytes.
 
-    Raises TransferError with the address and the reason for a server that refuses, that does not tell how long the file
-    is, or that dropped `transfer.retries` + 1 attempts in a row; ValueError for a target that cannot be written, and
-    Stopped if `transfer.stop` is set.
+    Raises TransferError with the address and the reason for a server that refuses, that does not report how long the
+    file is, or that dropped `transfer.retries` + 1 attempts in a row; ValueError for a target that cannot be written,
+    and Stopped if `transfer.stop` is set.
     """
     if target.exists():
         return target.stat().st_size
@@ -102,7 +103,7 @@ def fetch_file(address: str, target: Path, transfer: Transfer) -> int:
 
 
 def remote_size(address: str, transfer: Transfer) -> int | None:
-    """Return the size of a file on its server in bytes, or None if the server does not tell it."""
+    """Return the size of a file on its server in bytes, or None if the server does not report it."""
     check_address(address)
     request = urllib.request.Request(address, headers=_HEADERS, method="HEAD")
     try:
@@ -147,11 +148,12 @@ def _attempt(address: str, part: Path, transfer: Transfer) -> None:
             if not _continues(response.headers, version, start):
                 _discard(part, transfer)
                 raise _Dropped("the file has changed on its server; starting over")
+            version = version._replace(size=version.size or _total_size(response.headers))
         else:
             transfer.progress(-_size(part))  # what was there is written over
             start, version = 0, _version_of(response.headers, _content_length(response.headers))
             if version.size is None and not response.chunked:
-                raise TransferError(f"{address}: the server does not tell how long the file is")
+                raise TransferError(f"{address}: the server does not report how long the file is")
         _receive(response, part, start, lambda: _write_version(part, address, version), transfer)
     if version.size is not None and _size(part) < version.size:
         raise _Dropped(f"the connection ended at byte {_size(part)} of {version.size}")
@@ -181,17 +183,23 @@ def _receive(
 def _continues(headers: Mapping[str, str], version: Version, start: int) -> bool:
     """Return whether a 206 answer holds the bytes from `start` on of the same version of the file.
 
-    A server that knows If-Range answers so for no other version; one that does not is found out by what it tells.
+    A server that knows If-Range answers so for no other version; one that does not is found out by what it reports.
     """
     content_range = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
     if not content_range or int(content_range[1]) != start:
         return False
-    rest = _version_of(headers, None if content_range[2] == "*" else int(content_range[2]))
+    rest = _version_of(headers, _total_size(headers))
     return (
         rest.etag == version.etag
         and rest.last_modified in ("", version.last_modified)  # next to an ETag it need not be repeated
         and (rest.size is None or version.size is None or rest.size == version.size)
     )
+
+
+def _total_size(headers: Mapping[str, str]) -> int | None:
+    """Return the size of the whole file that an answer with a part of it reports."""
+    content_range = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
+    return int(content_range[2]) if content_range and content_range[2] != "*" else None
 
 
 def _discard(part: Path, transfer: Transfer) -> None:
@@ -221,9 +229,9 @@ def _read_version(part: Path, address: str) -> Version:
     """Return the version that a part belongs to; an empty one if that is unknown, or if it is of another address."""
     try:
         values = json.loads(_version_path(part).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return Version(**values) if values.pop("address") == address else Version()
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):  # after a power cut it may be empty
         return Version()
-    return Version(**values) if values.pop("address") == address else Version()
 
 
 def _size(path: Path) -> int:

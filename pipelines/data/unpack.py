@@ -15,13 +15,17 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from pipelines.storage import VIDEO_SUFFIXES
-from utils.files import write_errors_named
+from utils.files import atomic_path, write_errors_named
 
 _CHUNK = 1 << 20  # bytes per read
 
 
 class BadArchive(ValueError):
-    """A file that is not a whole tar, or that holds a member which must not be unpacked."""
+    """An archive without what it should hold, or with a member that must not be unpacked."""
+
+
+class DamagedArchive(BadArchive):
+    """A file that is not a whole tar."""
 
 
 class Unpacked(NamedTuple):
@@ -36,8 +40,8 @@ def unpack_videos(archive: Path, folder: Path, go_on: Callable[[], None]) -> Unp
     """Write every video of a tar to `folder` under its own name, replacing a file of that name.
 
     Each file gets its name when it is complete. `go_on` is called before each and may raise to end the work. Raises
-    BadArchive for an archive that is damaged, that ends early, that holds no video, or one of whose members leads out
-    of the archive's folder; ValueError for a file that cannot be written.
+    DamagedArchive for what is damaged or ends early, BadArchive for an archive without a video, or one of whose members
+    leads out of its folder; ValueError for a file that cannot be read or written.
     """
     num_videos = num_bytes = num_skipped = 0
     for tar, member in _members(archive):
@@ -56,14 +60,18 @@ def unpack_videos(archive: Path, folder: Path, go_on: Callable[[], None]) -> Unp
 
 
 def unpack_file(archive: Path, name: str, target: Path) -> None:
-    """Write one file of a tar to `target`. Raises BadArchive for a damaged tar and for one without it."""
+    """Write one file of a tar to `target`, once all of the tar was read without damage.
+
+    Raises DamagedArchive, and BadArchive for a tar without that file.
+    """
     names = []
-    for tar, member in _members(archive):
-        if member.isreg() and PurePosixPath(member.name) == PurePosixPath(name):
-            _write_member(archive, tar, member, target)
-            return
-        names.append(member.name)
-    raise BadArchive(f"{archive}: there is no {name} in it; there is {', '.join(names[:10])}")
+    with atomic_path(target) as temporary:
+        for tar, member in _members(archive):
+            names.append(str(PurePosixPath(member.name)))
+            if member.isreg() and PurePosixPath(member.name) == PurePosixPath(name):
+                _write_member(archive, tar, member, temporary)
+        if not temporary.exists():
+            raise BadArchive(f"{archive}: there is no {name} in it; there is {', '.join(names[:10])}")
 
 
 def _members(archive: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
@@ -82,7 +90,8 @@ def _check_end(tar: tarfile.TarFile) -> None:
     This also reads the checksum at the end of a compressed tar.
     """
     assert tar.fileobj is not None
-    header_read = tar.fileobj.tell() > tar.offset  # the block of zeros that tarfile has read; none at the file's end
+    # The block of zeros that tarfile has read; at the file's end there is none, or a part of one.
+    header_read = tar.fileobj.tell() - tar.offset >= tarfile.BLOCKSIZE
     while rest := tar.fileobj.read(_CHUNK):
         if rest.strip(b"\0"):
             raise tarfile.ReadError(f"damaged, or another tar, after byte {tar.offset}")
@@ -117,8 +126,14 @@ def _read_member(archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -
 
 @contextlib.contextmanager
 def _as_bad_archive(archive: Path) -> Iterator[None]:
-    """Turn whatever a damaged archive makes its readers raise into a BadArchive that names it."""
+    """Turn whatever a damaged archive makes its readers raise into a DamagedArchive that names it.
+
+    Errors of the disk or the network that it lies on say nothing about the archive, and become a ValueError.
+    """
     try:
         yield
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:  # OSError: gzip's checksum
-        raise BadArchive(f"{archive}: not a whole tar: {error}") from None
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ValueError(f"{archive}: cannot be read: {error.strerror}") from None
+        problem = next(iter(str(error).splitlines()), type(error).__name__)  # tarfile's may have one per compression
+        raise DamagedArchive(f"{archive}: not a whole tar: {problem.rstrip(':')}") from None

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
+# Names by AVColorSpace. RGB, unspecified and everything with BT.601's matrix have the empty name.
+_COLORSPACES = {0: "", 2: "", 5: "", 6: "", 1: "bt709", 4: "fcc", 7: "smpte240m", 9: "bt2020"}
 _BT601 = (0.299, 0.114)
 # Weights of red and blue in luma (ITU-T H.273, table 4), by the names of `VideoInfo.colorspace`.
 LUMA_WEIGHTS = {"bt709": (0.2126, 0.0722), "fcc": (0.30, 0.11), "smpte240m": (0.212, 0.087), "bt2020": (0.2627, 0.0593)}
+
+
+def name_colorspace(number: int) -> str:
+    """Return the name that `VideoInfo.colorspace` has for a value of AVColorSpace; "other" for an unknown matrix."""
+    return _COLORSPACES.get(number, "other")
 
 
 def ycbcr_to_rgb(red: float, blue: float) -> np.ndarray:

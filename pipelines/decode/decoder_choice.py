@@ -50,7 +50,7 @@ class DecoderPlan:
         """Return whether PyAV decodes a sample in an epoch; drawn from (seed, epoch, sample_index)."""
         if not self.uses_dali or nvdec.reason_refused(info, self.capabilities):
             return True
-        # The constant 4 separates this stream of random numbers from the others of the same sample, which have 1 to 3.
+        # The constant separates this stream of random numbers from the others of the same sample.
         return (
             self.pyav_share > 0
             and np.random.default_rng([seed, epoch, sample_index, random_streams.DECODER]).random() < self.pyav_share

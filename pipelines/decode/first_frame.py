@@ -7,11 +7,8 @@ from typing import NamedTuple
 import av
 
 from pipelines.decode.bitstream.parameter_sets import read_sps
+from pipelines.decode.color import name_colorspace
 from pipelines.decode.demuxer import VideoDemuxer
-
-# Names by AVColorSpace. RGB, unspecified and everything with BT.601's matrix have the empty name; a matrix that is not
-# listed is "other".
-_COLORSPACES = {0: "", 2: "", 5: "", 6: "", 1: "bt709", 4: "fcc", 7: "smpte240m", 9: "bt2020"}
 
 
 class FirstFrame(NamedTuple):
@@ -59,7 +56,7 @@ def read_first_frame(video: VideoDemuxer, frame: av.VideoFrame | None = None) ->
         interlaced=sps.interlaced if sps else frame.interlaced_frame,
         coded_size=coded_size,
         crop_offset=crop_offset,
-        colorspace=_COLORSPACES.get(frame.colorspace, "other"),
+        colorspace=name_colorspace(frame.colorspace),
     )
 
 

@@ -118,13 +118,3 @@ def open_decoder(table: PacketTable) -> av.VideoCodecContext:
     context.flags |= av.codec.context.Flags.unaligned  # as `container.video_stream` has it
     context.options = {"strict": "1"}
     return context
-
-
-def have_same_colors(frame: av.VideoFrame, other: av.VideoFrame) -> bool:
-    """Return whether two frames have the same format and the same pixels as RGB, however their colors are stated."""
-    if (frame.format.name, frame.width, frame.height) != (other.format.name, other.width, other.height):
-        return False
-    try:
-        return bool(np.array_equal(frame.to_ndarray(format="rgb24"), other.to_ndarray(format="rgb24")))
-    except av.error.FFmpegError:  # a color matrix that FFmpeg does not convert from
-        return False

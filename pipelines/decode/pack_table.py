@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import av
+
+from pipelines.decode.color import name_colorspace
 from pipelines.decode.demuxer import VideoDemuxer
 from pipelines.decode.frame_table import StoredTable, pack_frame_table
-from pipelines.decode.mp4_table import SampleTable, find_sample_table, have_same_colors, open_decoder, read_sample_table
+from pipelines.decode.frames import frame_digest
+from pipelines.decode.mp4_table import SampleTable, find_sample_table, open_decoder, read_sample_table
 
 _BYTES_PER_COMPARISON = 1 << 22
+_FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG; a file that states no range has limited range
 
 
 def pack_table(video: VideoDemuxer) -> str:
@@ -40,7 +45,16 @@ def _find_sample_table(video: VideoDemuxer) -> SampleTable | None:
     if not packet_table or packet_table.byte_ranges != video.byte_ranges or packet_table.config != config:
         return None
     frame = next(video.decode(video.first_packet(), open_decoder(packet_table)), None)
-    return table if frame is not None and have_same_colors(frame, video.first_frame) else None
+    return table if frame is not None and _describe_frame(frame) == _describe_frame(video.first_frame) else None
+
+
+def _describe_frame(frame: av.VideoFrame) -> tuple[object, ...]:
+    """Return what decides which colors are shown: the format, matrix, range and samples of a frame.
+
+    Comparing RGB would not do: a matrix that only the container states makes no difference to a frame that is gray.
+    """
+    is_full_range = frame.color_range == _FULL_RANGE
+    return frame.format.name, name_colorspace(frame.colorspace), is_full_range, frame_digest(frame)
 
 
 def _has_byte_ranges(video: VideoDemuxer) -> bool:

@@ -16,7 +16,7 @@ from pipelines.decode.pack_table import pack_table
 from pipelines.decode.prove import prove_frame_table
 from pipelines.storage import fingerprint
 
-VERSION = 10  # of the fields of VideoInfo; an index with records of another version is read again
+VERSION = 11  # of the fields of VideoInfo; an index with records of another version is read again
 NO_FILE = "no such file"
 INDEX_TIMEOUT = 300  # seconds for demuxing a file; proving its frame table has additional time per packet
 

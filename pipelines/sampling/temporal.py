@@ -68,7 +68,7 @@ def frames_between(
     """
     if times is None:
         times = np.arange(video_frames) / (fps or 30.0)
-    duration = float(times[-1]) + (1 / fps if fps else 0)
+    duration = float(times[-1]) + 1 / (fps or 30.0)
     if start >= duration:
         raise ValueError(f"start={start:g}: the video ends after {duration:g} seconds")
     # Half a millisecond of tolerance: 1/30 and 0.0333 are the same frame.

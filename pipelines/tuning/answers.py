@@ -21,7 +21,7 @@ from utils.files import atomic_write_text
 
 _KEPT = 20  # answers per list, the last ones
 # Keys of the section data that change neither a clip nor what it costs. The lists are told by their fingerprints.
-_FREE_KEYS = {"train", "val", "test", "root", "class_names", "decode_timeout", "max_unreadable", "tune", *KEYS}
+_FREE_KEYS = {"train", "val", "test", "class_names", "decode_timeout", "max_unreadable", "tune", *KEYS}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,11 +61,10 @@ def decoder_choices(
     shares = sorted({round(min(estimate * factor, 0.9), 3) for factor in ((0.5, 2.0) if dali.on_gpu else (1,))})
     if "decoder" in fixed:
         return [{"pyav_share": share} for share in shares] if is_shared else []
+    if dali.on_gpu:  # auto, unlike dali and both, also reads a validation list, or runs on a machine, without NVDEC
+        return [{"decoder": "auto", "pyav_share": share} for share in (0.0, *shares, 1.0)]
     choices: list[dict[str, Any]] = [{"decoder": "dali", "pyav_share": "auto"}]
-    choices += [{"decoder": "both", "pyav_share": share} for share in shares]
-    if dali.on_gpu:
-        choices.append({"decoder": "pyav", "pyav_share": "auto"})  # without a GPU it is what auto means
-    return choices
+    return choices + [{"decoder": "both", "pyav_share": share} for share in shares]
 
 
 def worker_counts(cores: int) -> list[int]:

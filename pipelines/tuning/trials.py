@@ -111,7 +111,7 @@ class Trials:
         """
         try:
             rate, problem = self._time(candidate, clips), ""
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, OSError) as error:
             rate, problem = 0.0, (str(error).strip().splitlines() or [type(error).__name__])[0]
         results = self.world.gather((rate, problem))
         if reason := next((problem for _, problem in results if problem), ""):

@@ -23,7 +23,7 @@ from pipelines.tuning.answers import (
 )
 from pipelines.tuning.machine import build_space
 from pipelines.tuning.search import Candidate, Search, Space, search
-from pipelines.tuning.trials import Sample, Trials, draw_sample, fill_page_cache, repeat_to
+from pipelines.tuning.trials import SAMPLE, Sample, Trials, draw_sample, fill_page_cache, repeat_to
 from utils.device import choose_device
 from utils.distributed import World, current_world
 
@@ -75,7 +75,7 @@ def tune(
     answer = world.broadcast(lambda: find_answer(data, fixed, device, world))
     where = "kept in" if answer else "written to"
     if answer is None:
-        sample = world.broadcast(lambda: _draw(data, seed))
+        sample = world.broadcast(lambda: _draw(data, seed, max(SAMPLE, _videos_per_batch(data, world))))
         trials = Trials(sample, data, device, dtype, seed, world, max_seconds=seconds / 6)
         problem = nothing_to_tune(sample, data, fixed, device, world)
         if problem:
@@ -102,7 +102,7 @@ def find_answer(data: Data, fixed: Collection[str], device: torch.device, world:
 
 def nothing_to_tune(sample: Sample, data: Data, fixed: Collection[str], device: torch.device, world: World) -> str:
     """Return why there is nothing to measure; empty if there is."""
-    needed = data.batch_size // data.aug_repeats * world.size
+    needed = _videos_per_batch(data, world)
     if len(sample.infos) < needed:
         return f"{len(sample.infos)} readable videos are fewer than the {needed} of a batch"
     space = world.broadcast(lambda: build_space(sample.infos, data, fixed, device))
@@ -140,9 +140,14 @@ def describe(answer: Answer) -> str:
     return f"tuned: {chosen} ({answer.clips_per_s:.1f} clips/s{gain})"
 
 
-def _draw(data: Data, seed: int) -> Sample:
+def _videos_per_batch(data: Data, world: World) -> int:
+    """Count the videos in a batch of all ranks."""
+    return data.batch_size // data.aug_repeats * world.size
+
+
+def _draw(data: Data, seed: int, limit: int) -> Sample:
     """Read the training list and draw the sample, after the whole index was built, on which the answer depends."""
-    return draw_sample(read_training_list(data), seed, whole_index=True)
+    return draw_sample(read_training_list(data), seed, whole_index=True, limit=limit)
 
 
 def read_training_list(data: Data) -> Dataset:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import bytes_read, epoch_time, loading, multi_view, startup, train_step
+from bench import bytes_read, epoch_time, loading, multi_view, own_loop, startup, train_step
 from bench import index as bench_index
 from bench.baselines import readers
 from bench.baselines.cases import BASELINES, CASES
@@ -280,3 +280,14 @@ def test_index_is_timed_beside_another_checkout(tmp_path: Path, capsys: pytest.C
     (checkout / "video_info.py").write_text("def read_video_info(path): raise ValueError(f'{path}: cannot')")
     assert bench_index.main(["--dry-run", f"before={checkout.parents[1]}", f"cache={tmp_path}"]) == 2
     assert "cannot" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_own_loop_and_train_are_timed_over_the_same_clips(tmp_path: Path) -> None:
+    out = tmp_path / "o.json"
+    assert own_loop.main(["--dry-run", "device=cpu", f"out={out}", "network=vivit_tiny"]) == 0
+    result = json.loads(out.read_text())
+    (table,) = result["sets"]
+    rates = {name: rate["median"] for name, rate in table["clips_per_s"].items()}
+    assert table["own_loop_over_train"]["median"] == pytest.approx(rates["own_loop"] / rates["train"], rel=0.01)
+    assert report_rows.own_loop_rows(result)[0]["loop / train.py (quartiles)"]

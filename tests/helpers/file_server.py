@@ -27,6 +27,7 @@ class ServedFile:
     last_modified: str = "Mon, 01 Jan 2024 00:00:00 GMT"  # empty: not told
     length: int | None = -1  # told as Content-Length; -1: the true one; None: not told
     chunked: bool = False
+    chunked_from_start: bool = False  # an answer with the whole file is chunked, one with a range is not
     next_content: bytes | None = None  # takes the place of `content` after the next answer with a body
     delay: float = 0.0  # seconds per 4 KiB
 
@@ -93,7 +94,8 @@ def serve_files() -> Iterator[FileServer]:
                 self.send_header("Last-Modified", file.last_modified)
             if status == 206:
                 self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-            if file.chunked:
+            self.is_chunked = file.chunked or file.chunked_from_start and status == 200
+            if self.is_chunked:
                 self.send_header("Transfer-Encoding", "chunked")
             elif file.length is not None:
                 length = len(content) if file.length < 0 else file.length
@@ -111,10 +113,10 @@ def serve_files() -> Iterator[FileServer]:
                 file.content, file.next_content = file.next_content, None
             for offset in range(0, len(data), 4096):
                 piece = data[offset : offset + 4096]
-                self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if file.chunked else piece)
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if self.is_chunked else piece)
                 if file.delay:
                     time.sleep(file.delay)
-            if file.chunked and not dropped:
+            if self.is_chunked and not dropped:
                 self.wfile.write(b"0\r\n\r\n")
 
     class QuietServer(ThreadingHTTPServer):

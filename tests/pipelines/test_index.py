@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import itertools
 import os
 import random
@@ -20,6 +21,7 @@ import pytest
 from pipelines.data import metadata
 from pipelines.data.dataset import VideoEntry
 from pipelines.data.metadata import build_index, cache_path, summary, video_scanner
+from pipelines.decode import video_info
 from pipelines.decode.encoder import encode_video
 from pipelines.decode.video_info import VideoInfo, read_video_info
 from pipelines.index import main
@@ -129,6 +131,20 @@ def test_file_that_disappears_and_returns_is_read_again(videos, tmp_path, read_p
     assert read_paths == []
     (tmp_path / "away").rename(path)
     assert build_index(videos, cache, workers=1)[0].num_frames == 12 and read_paths == [str(path)]
+
+
+def test_file_that_the_system_refused_is_read_again_and_the_index_kept(videos, tmp_path, monkeypatch, read_paths):
+    """Permissions and full tables of open files pass without a change of the file."""
+    cache, read = tmp_path / "i.jsonl", metadata.read_video_info
+    refused = functools.partial(video_info.unreadable_video_info, reason=os.strerror(errno.EACCES))
+    monkeypatch.setattr(metadata, "read_video_info", refused)
+    build_index(videos[:1], cache, workers=1)
+    before = os.stat(cache).st_mtime_ns
+    assert_bad(build_index(videos[:1], cache, workers=1)[0], "^Permission denied$")
+    assert os.stat(cache).st_mtime_ns == before, "what was found again is not written again"
+    monkeypatch.setattr(metadata, "read_video_info", read)
+    assert build_index(videos[:1], cache, workers=1)[0].num_frames == 12 and read_paths == [videos[0].path]
+    assert build_index(videos[:1], cache, workers=1)[0].num_frames == 12 and len(read_paths) == 1
 
 
 def test_worker_processes_build_the_same_index(videos, tmp_path, monkeypatch):

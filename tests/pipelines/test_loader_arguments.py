@@ -103,6 +103,15 @@ def test_list_in_memory_gives_the_stream_of_the_list_file(clips_folder, tmp_path
     assert len(list((tmp_path / "cache").rglob("*.index.jsonl"))) == 1, "the index of a list in memory is kept"
 
 
+def test_data_set_that_was_read_with_other_classes_is_refused(paths):
+    dataset = load_dataset([(paths[0], "b"), (paths[1], "c"), (paths[2], "c")])
+    views = SMALL | {"num_clips": 1, "num_crops": 1}
+    with pytest.raises(ValueError, match=r"other classes than classes=a, b, c \(3\); pass these to load_dataset"):
+        EvalVideoLoader(dataset, classes=["a", "b", "c"], **views)
+    labels = [batch.label.tolist() for batch in EvalVideoLoader(dataset, classes=["b", "c"], **views)]
+    assert sum(labels, [])[:3] == [0, 1, 1]
+
+
 def test_labels_in_memory_may_be_class_names(paths):
     loader = VideoLoader([(path, "walk" if i % 2 else "run") for i, path in enumerate(paths)], **SMALL)
     assert loader.classes == ["run", "walk"]
@@ -144,11 +153,27 @@ def test_targets_are_mixed_like_the_clips(paths, shape):
         ([("a.mp4", "x", 2, 0)], r"entry 0: start 'x' and end 2: expected seconds"),
         ([("a.mp4", [0.0, 1.0]), ("b.mp4", [0.0])], r"entry 1: a label of shape \(1,\), and \(2,\) in entry 0"),
         ([("a.mp4", 0.5), ("b.mp4", "run")], "entry 1: label 'run': expected numbers"),
+        ([("a.mp4", 0), ("b.mp4", -1)], r"entry 1: label -1: expected a class \(a number from 0 on"),
+        ([("a.mp4", "run"), ("b.mp4", 10)], "entry 1: label 10 is a number, and 'run' of entry 0 a name"),
     ],
 )
 def test_wrong_entry_in_memory_is_named(videos, message):
     with pytest.raises(ValueError, match=message):
         VideoLoader(videos, **SMALL)
+
+
+def test_state_of_another_stream_is_reported_or_refused(paths, capsys):
+    videos = [(path, 0) for path in paths]
+    loader = VideoLoader(videos, **SMALL)
+    next(iter(loader))
+    state = loader.state_dict()
+    capsys.readouterr()
+    VideoLoader(videos, **SMALL).load_state_dict(state)
+    assert "in another order" not in capsys.readouterr().out
+    VideoLoader(videos, **SMALL, seed=1).load_state_dict(state)
+    assert "seed=1, and 0 before: the epoch continues in another order" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="a state of training: expected one of an evaluation"):
+        EvalVideoLoader(videos, **SMALL, num_clips=1, num_crops=1).load_state_dict(state)
 
 
 # --- parts of videos ----------------------------------------------------------------------------------------------
@@ -187,6 +212,10 @@ def test_part_after_the_end_of_its_video_is_unreadable(paths):
     loader = VideoLoader(late, **SMALL, max_unreadable=0.5)
     list(loader)
     assert list(loader.bad_videos) == [5] and "start=7: the video ends after 1.33333 seconds" in loader.bad_videos[5]
+    late[5] = (paths[5], 0.1, 1, 0)
+    corrected = VideoLoader(late, **SMALL, max_unreadable=0.5)
+    corrected.load_state_dict(loader.state_dict())
+    assert not corrected.bad_videos and 5 in {index for batch in corrected for index in batch.sample_index.tolist()}
 
 
 @pytest.mark.parametrize("separator", ["\t", " ", ","])

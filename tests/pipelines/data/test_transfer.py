@@ -180,9 +180,25 @@ def test_answer_that_begins_at_another_byte_is_not_appended(server, tmp_path):
     assert "starting over" in lines[1]
 
 
+def test_file_whose_length_only_answers_to_ranges_report_is_complete(server, tmp_path):
+    """As of a server that streams what it does not have yet, and serves it from a cache later."""
+    address = server.add("a", CONTENT, drops=[20_000, 10_000], chunked_from_start=True)
+    lines = fetch(address, tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == CONTENT
+    assert lines[1] == f"{address}: the connection ended at byte 30000 of 50000; trying again"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"address": 1, "color": "red"}'])
+def test_part_of_an_unreadable_version_starts_over(server, tmp_path, text):
+    (tmp_path / "a.part").write_bytes(b"x" * 100)
+    (tmp_path / "a.part.json").write_text(text)
+    fetch(server.add("a", CONTENT), tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == CONTENT and server.gets() == [""]
+
+
 def test_file_of_unknown_length_is_refused(server, tmp_path):
     address = server.add("a", CONTENT, length=None)
-    with pytest.raises(TransferError, match="does not tell how long the file is"):
+    with pytest.raises(TransferError, match="does not report how long the file is"):
         fetch(address, tmp_path / "a")
 
 

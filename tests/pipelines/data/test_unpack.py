@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import random
@@ -9,7 +10,7 @@ import tarfile
 
 import pytest
 
-from pipelines.data.unpack import BadArchive, Unpacked, unpack_file, unpack_videos
+from pipelines.data.unpack import BadArchive, DamagedArchive, Unpacked, unpack_file, unpack_videos
 
 VIDEO = random.Random(0).randbytes(3000)
 
@@ -79,11 +80,12 @@ def test_archive_that_ends_early_is_refused(tmp_path, mode, share):
     assert not [name for name in names(tmp_path / "v") if not name.endswith(".mp4")]  # nothing unfinished is left
 
 
-def test_tar_cut_between_two_members_is_refused(tmp_path):
+@pytest.mark.parametrize("rest", [0, 1, 100, 511])
+def test_tar_cut_after_a_member_or_within_a_header_is_refused(tmp_path, rest):
     """tarfile takes the end of the file for the end of the archive."""
     archive = write_tar(tmp_path / "a.tar", {"a.mp4": b"x" * 512, "b.mp4": b"y" * 512}, "w")
-    archive.write_bytes(archive.read_bytes()[:1024])
-    with pytest.raises(BadArchive, match="it ends early, at byte 1024"):
+    archive.write_bytes(archive.read_bytes()[: 1024 + rest])
+    with pytest.raises(DamagedArchive, match="it ends early, at byte 1024"):
         unpack(archive, tmp_path / "v")
 
 
@@ -126,5 +128,26 @@ def test_one_file_is_unpacked_by_its_name(tmp_path):
     archive = write_tar(tmp_path / "a.tar.gz", {"./k/test.csv": b"no", "./k/train.csv": b"label"})
     unpack_file(archive, "k/train.csv", tmp_path / "train.csv")
     assert (tmp_path / "train.csv").read_bytes() == b"label"
-    with pytest.raises(BadArchive, match=r"there is no k/val.csv in it; there is ./k/test.csv, ./k/train.csv"):
+    with pytest.raises(BadArchive, match=r"there is no k/val.csv in it; there is k/test.csv, k/train.csv"):
         unpack_file(archive, "k/val.csv", tmp_path / "val.csv")
+    assert names(tmp_path) == ["a.tar.gz", "train.csv"]
+
+
+def test_file_of_a_tar_that_is_damaged_after_it_is_not_written(tmp_path):
+    archive = write_tar(tmp_path / "a.tar.gz", {"train.csv": b"label", "rest": random.Random(0).randbytes(20_000)})
+    archive.write_bytes(archive.read_bytes()[:-5])
+    with pytest.raises(DamagedArchive):
+        unpack_file(archive, "train.csv", tmp_path / "train.csv")
+    assert names(tmp_path) == ["a.tar.gz"]
+
+
+def test_disk_that_fails_does_not_make_an_archive_a_damaged_one(tmp_path, monkeypatch):
+    archive = write_tar(tmp_path / "a.tar.gz", {"a.mp4": VIDEO})
+
+    def fail(*_, **__):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(tarfile.TarFile, "extractfile", fail)
+    with pytest.raises(ValueError, match=r"a\.tar\.gz: cannot be read: Stale file handle") as caught:
+        unpack(archive, tmp_path / "v")
+    assert not isinstance(caught.value, BadArchive)

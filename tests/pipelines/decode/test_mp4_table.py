@@ -68,9 +68,13 @@ def test_h264_that_does_not_state_its_reordering_loses_no_frame(video, tmp_path,
     assert np.array_equal(decode_all(str(path), info.table), expected) and len(expected) == 60
 
 
-def test_file_whose_container_alone_states_its_colors_is_opened_by_the_demuxer(tmp_path):
-    """The frames would be converted with another matrix if the decoder did not see the container."""
-    stream = encode_stream(list(render(0, 0, 0, 10, 96, 80)))
+@pytest.mark.parametrize("first_is_black", [False, True])
+def test_file_whose_container_alone_states_its_colors_is_opened_by_the_demuxer(tmp_path, first_is_black):
+    """The frames would be converted with another matrix if the decoder did not see the container. Black shows none."""
+    frames = list(render(0, 0, 0, 10, 96, 80))
+    if first_is_black:
+        frames[0] = np.zeros_like(frames[0])
+    stream = encode_stream(frames)
     plain, colored = tmp_path / "plain.mp4", tmp_path / "colored.mp4"
     plain.write_bytes(build_mp4(stream))
     nclx = box(b"colr", b"nclx", struct.pack(">HHHB", 1, 1, 1, 0))

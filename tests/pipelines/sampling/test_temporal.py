@@ -183,6 +183,13 @@ def test_frames_between_are_those_shown_in_the_interval(video_frames, fps, start
     assert set(inside) <= set(range(first, first + count)) and count <= len(inside) + 2
 
 
+def test_frames_between_of_a_folder_count_30_images_per_second():
+    assert frames_between(1, 0.0, 0, 1) == (0, 1)
+    assert frames_between(300, 0.0, 299 / 30, 20) == (299, 1)
+    with pytest.raises(ValueError, match="the video ends after 10 seconds"):
+        frames_between(300, 0.0, 10, 20)
+
+
 def test_frames_between_follow_the_times_of_a_varying_rate():
     times = np.array([0, 0.1, 0.2, 1.0, 1.1, 5.0])
     assert frames_between(6, 2.0, 0.2, 1.1, times) == (2, 2)

@@ -67,6 +67,9 @@ def test_kept_answer_is_used_and_measured_again_if_something_changes(data, measu
     tune.tune(other, fixed=FIXED, device=DEVICE)
     assert measured, "other clips"
     measured.clear()
+    tune.tune(data.model_copy(update={"root": os.path.dirname(data.train)}), fixed=FIXED, device=DEVICE)
+    assert measured, "other files"
+    measured.clear()
     tune.tune(data.model_copy(update={"decode_timeout": 5.0, "prefetch": 1}), fixed=FIXED, device=DEVICE)
     assert not measured, "neither a timeout nor where the search begins changes the answer"
     os.utime(cache_path(data.train), ns=(1, 1))
@@ -147,6 +150,12 @@ def test_sample_is_drawn_from_the_whole_list_with_few_files_indexed(data):
     assert len(fill_page_cache(sample, 60.0, World()).infos) == 3
 
 
+def test_batch_of_more_videos_than_a_sample_has_is_tuned_all_the_same(data, measured, monkeypatch):
+    monkeypatch.setattr(tune, "SAMPLE", 2)
+    tune.tune(data.model_copy(update={"batch_size": 6}), fixed=FIXED, device=DEVICE)
+    assert measured
+
+
 def test_sample_keeps_targets_beside_their_videos(data, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     videos = load_dataset(data.train).videos
@@ -169,7 +178,8 @@ def test_fixed_keys_have_no_axis(data, monkeypatch):
     monkeypatch.setattr(machine, "probe_dali", lambda device: DaliSupport(True, HOPPER))
     free = build_space(infos, data, (), DEVICE)
     decoders = {(c.decoder, c.pyav_share) for c in free.all_candidates()}
-    assert {("auto", "auto"), ("dali", "auto"), ("pyav", "auto")} < decoders
+    assert {("auto", "auto"), ("auto", 0.0), ("auto", 1.0)} < decoders
+    assert {decoder for decoder, _ in decoders} == {"auto"}, "others would refuse a validation list without NVDEC"
     cores = worker_counts(len(os.sched_getaffinity(0)))[0]
     assert {choice["num_workers"] for choice in free.axes["decoder"]} == {cores}, "few workers would favor NVDEC"
     fixed = build_space(infos, data, ("decoder", "num_workers"), DEVICE)
