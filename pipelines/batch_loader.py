@@ -161,8 +161,9 @@ class BatchLoader:
             kinds = ("an evaluation", "training")
             raise ValueError(f"a state of {kinds[not s.views.train]}: expected one of {kinds[s.views.train]}")
         now = {"num_videos": len(self.videos), "seed": s.seed}
-        changes = [f"{key}={value}, and {saved[key]} before" for key, value in now.items() if saved.get(key) != value]
-        if saved and changes and seen and s.world.is_main:
+        before = {key: saved.get(key, value) for key, value in now.items()}  # states of older versions do not have them
+        changes = [f"{key}={now[key]}, and {before[key]} before" for key in now if now[key] != before[key]]
+        if changes and seen and s.world.is_main:
             print(
                 f"{'; '.join(changes)}: the epoch continues in another order, in which some of its videos may come "
                 "twice and others not at all",

@@ -62,10 +62,10 @@ def build_source(
         raise ValueError(f"{dataset.path}: none of its {len(infos)} videos can be read; the first: {first}")
     if views.train and len(infos) - len(readable) > data.max_unreadable * len(infos):
         unusable = next(info for info in infos if info.error)
+        hint = "" if is_remote(dataset.path) else f" (python -m pipelines.index {dataset.path} names all)"
         raise ValueError(
             f"{dataset.path}: {len(infos) - len(readable)} of its {len(infos)} videos cannot be read, more than "
-            f"data.max_unreadable={data.max_unreadable} allows; the first: {unusable.path}: {unusable.error}"
-            + f" (python -m pipelines.index {dataset.path} names all)" * (not is_remote(dataset.path))
+            f"data.max_unreadable={data.max_unreadable} allows; the first: {unusable.path}: {unusable.error}{hint}"
         )
     decoders, dali = _plan(readable, data, run.device, world)
     num_batches = order.batches_per_epoch(
