@@ -105,9 +105,17 @@ def test_python_in_readme_classifies_a_video(arguments, tmp_path, monkeypatch, c
     shutil.copy(tmp_path / "data" / "0.mp4", tmp_path / "clip.mp4")
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
-    (code,) = code_blocks(ROOT / "README.md", "python")
+    _, code = code_blocks(ROOT / "README.md", "python")
     exec(compile(code, "README.md", "exec"), {})
     assert len(re.findall(r"^\d+\.\d %  \d$", capsys.readouterr().out, re.M)) == 3
+
+
+def test_python_in_readme_loads_clips(clips_folder, tmp_path, monkeypatch, capsys):
+    clips_folder(tmp_path, 9).rename(tmp_path / "train.txt")
+    monkeypatch.chdir(tmp_path)
+    code, _ = code_blocks(ROOT / "README.md", "python")
+    exec(compile(code, "README.md", "exec"), {})
+    assert "torch.Size([8, 3, 16, 224, 224]) tensor([" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("heading", PROGRAMS)

@@ -92,7 +92,7 @@ def loading_rows(result: Result) -> Rows:
                 "speed-up over best baseline on the original files (quartiles)": format_quartiles(
                     speedups.get("best_baseline_unprepared")
                 ),
-                "memory in MiB: Clipline, decord, torchcodec": ", ".join(memory),
+                "memory in MiB: Clipline, decord or decord2, torchcodec": ", ".join(memory),
                 "kbit/s of the files": format_number(table["files"]["mean_kbit_per_s"]),
             }
         )
