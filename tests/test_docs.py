@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-import train as train_command
 from configs import loading
 from configs.schema import SECTIONS
 from tests.helpers import ROOT
@@ -98,22 +96,10 @@ def test_readme_is_short_enough_to_read():
     assert (ROOT / "README.md").stat().st_size < 11_500
 
 
-def test_python_in_readme_classifies_a_video(arguments, tmp_path, monkeypatch, capsys):
-    assert train_command.main([*arguments, "run.name=demo", "optim.epochs=1"]) == 0
-    (tmp_path / "runs").mkdir()
-    shutil.move(tmp_path / "demo", tmp_path / "runs" / "demo")
-    shutil.copy(tmp_path / "data" / "0.mp4", tmp_path / "clip.mp4")
-    monkeypatch.chdir(tmp_path)
-    capsys.readouterr()
-    _, code = code_blocks(ROOT / "README.md", "python")
-    exec(compile(code, "README.md", "exec"), {})
-    assert len(re.findall(r"^\d+\.\d %  \d$", capsys.readouterr().out, re.M)) == 3
-
-
 def test_python_in_readme_loads_clips(clips_folder, tmp_path, monkeypatch, capsys):
     clips_folder(tmp_path, 9).rename(tmp_path / "train.txt")
     monkeypatch.chdir(tmp_path)
-    code, _ = code_blocks(ROOT / "README.md", "python")
+    code, _ = code_blocks(ROOT / "README.md", "python")  # tests/pipelines/test_sliding_window.py runs the other
     exec(compile(code, "README.md", "exec"), {})
     assert "torch.Size([8, 3, 16, 224, 224]) tensor([" in capsys.readouterr().out
 

@@ -63,7 +63,7 @@ def test_readme_example_prints_the_classes_of_eval_py(arguments, tmp_path, video
     output_dir = f"run.output_dir={tmp_path}/runs"
     train([output_dir if "output_dir" in argument else argument for argument in arguments], "demo", "optim.epochs=1")
     shutil.copy(video("vp9", 75), tmp_path / "clip.mp4")
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    _, example = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(example.strip().splitlines()) <= 12
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
