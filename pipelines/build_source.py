@@ -14,6 +14,7 @@ import torch
 from configs.schema import Data
 from pipelines.dali_graph import mean_color
 from pipelines.dali_probe import probe_dali
+from pipelines.data.annotations import IN_MEMORY
 from pipelines.data.dataset import Dataset
 from pipelines.data.metadata import build_index, cache_path, coverage
 from pipelines.decode.decoder_choice import DaliSupport, DecoderPlan, describe_plan, plan_decoders
@@ -21,7 +22,6 @@ from pipelines.decode.video_info import VideoInfo
 from pipelines.known_faults import Faults
 from pipelines.sample_source import SampleSource, ViewSpec
 from pipelines.sampling import order
-from pipelines.storage import is_remote
 from utils.device import choose_device
 from utils.distributed import World, current_world, local_world_size
 from utils.shared_list import share
@@ -62,7 +62,8 @@ def build_source(
         raise ValueError(f"{dataset.path}: none of its {len(infos)} videos can be read; the first: {first}")
     if views.train and len(infos) - len(readable) > data.max_unreadable * len(infos):
         unusable = next(info for info in infos if info.error)
-        hint = "" if is_remote(dataset.path) else f" (python -m pipelines.index {dataset.path} names all)"
+        in_memory = dataset.path.startswith(IN_MEMORY)
+        hint = "" if in_memory else f" (python -m pipelines.index {dataset.path} names all)"
         raise ValueError(
             f"{dataset.path}: {len(infos) - len(readable)} of its {len(infos)} videos cannot be read, more than "
             f"data.max_unreadable={data.max_unreadable} allows; the first: {unusable.path}: {unusable.error}{hint}"

@@ -31,7 +31,7 @@ class VideoEntry(NamedTuple):
 
     @property
     def is_part(self) -> bool:
-        """Whether only a part of the video is meant."""
+        """Return whether only a part of the video is meant."""
         return self.start > 0 or not math.isinf(self.end)
 
     @property

@@ -29,7 +29,7 @@ class DamagedArchive(BadArchive):
 
 
 class Unpacked(NamedTuple):
-    """What was unpacked of an archive."""
+    """Count what was unpacked of an archive."""
 
     num_videos: int
     num_bytes: int
