@@ -172,7 +172,9 @@ def _read_cache(cache: Path, scanner: Scanner[EntryT]) -> list[EntryT]:
 def _parse_lines(text: str) -> list[dict[str, Any]]:
     """Parse lines of JSON; one that was being written when the process was killed is left out."""
     with contextlib.suppress(ValueError):  # all at once is twice as fast as one by one
-        parsed: list[dict[str, Any]] = json.loads(f"[{text.rstrip().replace(chr(10), ',')}]")
+        # A scan that was killed leaves an empty line where the next one went on.
+        joined = text.strip().replace("\n\n", "\n").replace("\n", ",")
+        parsed: list[dict[str, Any]] = json.loads(f"[{joined}]")
         return parsed
     parsed, problem = [], ""
     for line in filter(None, text.splitlines()):
