@@ -6,12 +6,13 @@ schema.
 
 from __future__ import annotations
 
-import re
-import typing
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
+
+from configs.combinations import check_combinations
+from configs.section import Section, option
 
 # The views of the multi-view tests behind published figures.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -30,39 +31,6 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[float, float]
 # Arguments that are passed on as they are: YAML's types, and 1e-3 is a number.
 Arguments = dict[str, Any]
-
-
-def option(default: Any, meaning: str, **bounds: float) -> Any:
-    """Declare a key with its default, its meaning and its bounds (`ge`, `gt`, `le`, `lt`)."""
-    if isinstance(default, dict):
-        return Field(default_factory=dict, description=meaning)
-    return Field(default, description=meaning, **bounds)  # type: ignore[call-overload]
-
-
-class Section(BaseModel):
-    """A section of the configuration. Values may come as text, as YAML and the command line have them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _from_text(cls, value: Any, info: ValidationInfo) -> Any:
-        """Split the text of a tuple, and refuse text such as 8.0 for a whole number."""
-        assert info.field_name
-        hint = cls.model_fields[info.field_name].annotation
-        if typing.get_origin(hint) is tuple:
-            return _split(value, typing.get_args(hint))
-        if hint is int and isinstance(value, str) and not re.fullmatch(r"\s*[-+]?\d+\s*", value):
-            raise PydanticCustomError("int_parsing", "a whole number")
-        return value
-
-
-def _split(value: Any, types: tuple[Any, ...]) -> Any:
-    """Return the parts of "0.5,1", of "[0.5, 1.0]" or of a sequence, as many as the tuple has."""
-    parts = [p.strip() for p in value.strip("[]() ").split(",") if p.strip()] if isinstance(value, str) else value
-    if not isinstance(parts, (list, tuple)) or (types[1:] != (...,) and len(parts) != len(types)):
-        raise PydanticCustomError("tuple_length", f"{len(types)} numbers, for instance [0.5, 1.0]")
-    return tuple(parts)
 
 
 class Data(Section):
@@ -298,55 +266,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Config:
-        _check_data(self)
-        _check_training(self)
-        e, size = self.eval, self.data.image_size
-        _require(e.num_crops in (1, 3), "eval.num_crops", e.num_crops, "1 or 3")
-        letterbox = self.data.crop == "letterbox"
-        _require(not letterbox or e.num_crops == 1, "eval.num_crops", e.num_crops, "1 with data.crop=letterbox")
-        large = isinstance(e.short_side, str) or e.short_side >= size
-        _require(large, "eval.short_side", e.short_side, f"image_size, 8/7, or at least data.image_size={size}")
+        check_combinations(self)
         return self
-
-
-def _require(holds: bool, key: str, value: Any, expected: str) -> None:
-    if not holds:
-        raise PydanticCustomError("combination", f"{key}={value}: expected {expected}".replace("{", "{{"))
-
-
-def _check_data(cfg: Config) -> None:
-    data = cfg.data
-    _require(
-        data.batch_size % data.aug_repeats == 0,
-        "data.aug_repeats",
-        data.aug_repeats,
-        f"a divisor of data.batch_size={data.batch_size}",
-    )
-    (low, high), expected = data.crop_scale, "0 < low <= high <= 1"
-    _require(0 < low <= high <= 1, "data.crop_scale", data.crop_scale, expected)
-    low, high = data.crop_ratio
-    _require(0 < low <= high, "data.crop_ratio", data.crop_ratio, "0 < low <= high")
-    low, high = data.short_side_range
-    expected = f"data.image_size={data.image_size} <= low <= high"
-    fits = data.crop != "scale_jitter" or data.image_size <= low <= high
-    _require(fits, "data.short_side_range", data.short_side_range, expected)
-    _require(min(data.std) > 0, "data.std", data.std, "numbers above 0")
-    mixing = [key for key in ("mixup", "cutmix", "random_erasing") if getattr(data, key)]
-    allowed = cfg.task.name == "classify" or not mixing
-    _require(allowed, "data." + "|".join(mixing), "on", f"0 with task.name={cfg.task.name}")
-
-
-def _check_training(cfg: Config) -> None:
-    o = cfg.optim
-    _require(0 <= min(o.betas) <= max(o.betas) < 1, "optim.betas", o.betas, "numbers of 0 to below 1")
-    no_milestones = o.schedule == "step" or not o.milestones
-    _require(no_milestones, "optim.milestones", list(o.milestones), "none unless optim.schedule=step")
-    _require(
-        not (o.ema_decay and cfg.run.parallel == "fsdp"), "optim.ema_decay", o.ema_decay, "0 with run.parallel=fsdp"
-    )
-    shorter = o.warmup_epochs < o.epochs
-    _require(shorter, "optim.warmup_epochs", o.warmup_epochs, f"less than optim.epochs={o.epochs}")
-    _require(o.min_lr <= o.lr, "optim.min_lr", o.min_lr, f"at most optim.lr={o.lr}")
 
 
 SECTIONS: dict[str, type[Section]] = {

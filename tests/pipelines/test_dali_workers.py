@@ -17,7 +17,7 @@ from tests.helpers import ROOT
 from tests.helpers.loaders import collect, copy_of, is_same_stream, make_loader
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.005, 0.02, 0.1])
+@pytest.mark.parametrize("seconds", [0.0, 0.02, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.005, 0.1))])
 def test_killed_worker_is_replaced_and_the_stream_stays_the_same(clips_folder, tmp_path, decoder, seconds):
     path = clips_folder(tmp_path, 9)
     expected = collect(make_loader(path, decoder))

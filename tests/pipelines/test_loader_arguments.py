@@ -253,7 +253,10 @@ ENDINGS = {
 }
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize(
+    "ending",
+    ["interrupt", "kill", *(pytest.param(name, marks=pytest.mark.slow) for name in ("exit", "exception", "terminate"))],
+)
 def test_nothing_is_left_behind_by_a_program_that_ends(clips_folder, tmp_path, ending):
     """No process, no shared memory, no file, however a program ends that never closes its loader."""
     path = clips_folder(tmp_path, 9)

@@ -171,6 +171,7 @@ def test_accelerate_leaves_a_loader_as_it_is(lists):
     assert accelerate.Accelerator(cpu=True).prepare(loader) is loader
 
 
+@pytest.mark.slow
 def test_ranks_of_the_torchrun_program_see_each_sample_once(lists):
     """Nine videos, two ranks, four clips each per batch: an epoch has eight of them, a test all."""
     recorder = (

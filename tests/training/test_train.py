@@ -130,14 +130,13 @@ def test_bad_videos_are_listed_and_remembered(arguments, tmp_path):
     ("stop_after", "overrides"),
     [
         (1, []),
-        (3, []),
         (4, []),
-        (6, []),
-        (1, MASKFEAT),
         (3, EVERYTHING),
         (4, MASKFEAT),
-        (6, MASKFEAT),
-        pytest.param(3, AUGMENT, marks=pytest.mark.slow),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [(3, []), (6, []), (1, MASKFEAT), (6, MASKFEAT), (3, AUGMENT)]
+        ),
     ],
 )
 def test_stopped_and_resumed_run_is_bit_identical(arguments, stop_after, overrides, monkeypatch):

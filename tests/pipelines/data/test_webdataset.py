@@ -63,9 +63,7 @@ def cache_folder(tmp_path, monkeypatch):
     ("decoder", "scheme"),
     [
         ("pyav", "file://"),
-        ("dali", ""),
-        pytest.param("pyav", "", marks=pytest.mark.slow),
-        pytest.param("dali", "file://", marks=pytest.mark.slow),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("pyav", ""), ("dali", ""), ("dali", "file://")]),
     ],
 )
 def test_stream_of_shards_is_that_of_single_files(sharded, scheme, decoder):

@@ -169,6 +169,7 @@ def decoder(request) -> str:
     return f"data.decoder={request.param}"
 
 
+@pytest.mark.parametrize("decoder", ["pyav", pytest.param("dali", marks=pytest.mark.slow)], indirect=True)
 def test_augmented_stream_is_the_same_for_any_workers_and_after_resuming(clips_folder, tmp_path, decoder):
     path = clips_folder(tmp_path, 9)
     settings = [decoder, *AUGMENT, "data.batch_size=2", "data.aug_repeats=2"]

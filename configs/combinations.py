@@ -1,0 +1,66 @@
+"""Refuse values of different keys that contradict each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic_core import PydanticCustomError
+
+if TYPE_CHECKING:  # the schema calls this module
+    from configs.schema import Config
+
+
+def check_combinations(cfg: Config) -> None:
+    """Raise an error of pydantic's with the first key whose value contradicts another."""
+    _check_data(cfg)
+    _check_training(cfg)
+    _check_eval(cfg)
+
+
+def _check_data(cfg: Config) -> None:
+    data = cfg.data
+    _require(
+        data.batch_size % data.aug_repeats == 0,
+        "data.aug_repeats",
+        data.aug_repeats,
+        f"a divisor of data.batch_size={data.batch_size}",
+    )
+    (low, high), expected = data.crop_scale, "0 < low <= high <= 1"
+    _require(0 < low <= high <= 1, "data.crop_scale", data.crop_scale, expected)
+    low, high = data.crop_ratio
+    _require(0 < low <= high, "data.crop_ratio", data.crop_ratio, "0 < low <= high")
+    low, high = data.short_side_range
+    expected = f"data.image_size={data.image_size} <= low <= high"
+    fits = data.crop != "scale_jitter" or data.image_size <= low <= high
+    _require(fits, "data.short_side_range", data.short_side_range, expected)
+    _require(min(data.std) > 0, "data.std", data.std, "numbers above 0")
+    mixing = [key for key in ("mixup", "cutmix", "random_erasing") if getattr(data, key)]
+    allowed = cfg.task.name == "classify" or not mixing
+    _require(allowed, "data." + "|".join(mixing), "on", f"0 with task.name={cfg.task.name}")
+
+
+def _check_training(cfg: Config) -> None:
+    o = cfg.optim
+    _require(0 <= min(o.betas) <= max(o.betas) < 1, "optim.betas", o.betas, "numbers of 0 to below 1")
+    no_milestones = o.schedule == "step" or not o.milestones
+    _require(no_milestones, "optim.milestones", list(o.milestones), "none unless optim.schedule=step")
+    _require(
+        not (o.ema_decay and cfg.run.parallel == "fsdp"), "optim.ema_decay", o.ema_decay, "0 with run.parallel=fsdp"
+    )
+    shorter = o.warmup_epochs < o.epochs
+    _require(shorter, "optim.warmup_epochs", o.warmup_epochs, f"less than optim.epochs={o.epochs}")
+    _require(o.min_lr <= o.lr, "optim.min_lr", o.min_lr, f"at most optim.lr={o.lr}")
+
+
+def _check_eval(cfg: Config) -> None:
+    e, size = cfg.eval, cfg.data.image_size
+    _require(e.num_crops in (1, 3), "eval.num_crops", e.num_crops, "1 or 3")
+    letterbox = cfg.data.crop == "letterbox"
+    _require(not letterbox or e.num_crops == 1, "eval.num_crops", e.num_crops, "1 with data.crop=letterbox")
+    large = isinstance(e.short_side, str) or e.short_side >= size
+    _require(large, "eval.short_side", e.short_side, f"image_size, 8/7, or at least data.image_size={size}")
+
+
+def _require(holds: bool, key: str, value: Any, expected: str) -> None:
+    if not holds:
+        raise PydanticCustomError("combination", f"{key}={value}: expected {expected}".replace("{", "{{"))
