@@ -60,9 +60,9 @@ lint: .venv/dev
 	$(BIN)/pip install -q uv
 
 .venv/runtime: requirements.txt | .venv/bin/uv
-	$(BIN)/uv pip install -q --python .venv -r requirements.txt
+	$(BIN)/uv pip install -q --compile-bytecode --python .venv -r requirements.txt
 	touch $@
 
 .venv/dev: requirements-dev.txt | .venv/bin/uv
-	$(BIN)/uv pip install -q --python .venv -r requirements-dev.txt
+	$(BIN)/uv pip install -q --compile-bytecode --python .venv -r requirements-dev.txt
 	touch $@ .venv/runtime
