@@ -7,16 +7,18 @@
     short_side=256  both sides become multiples of 16, so that NVDEC's decoders are reused
     codec=h264      or hevc, vp9           crf=20   quality, lower is better; 28 is smaller
     gop=32          frames from one key frame to the next; every group is closed
-    stride=4        every 4th frame is a reference, so a clip of this stride needs few other frames; 1: no B-frames
+    bframes=7       B-frames between two reference frames, 0 to 16: the more, the fewer frames does a clip need that
+                    are not its own. NVENC takes 3 at most, VP9 has none
     fps=0           frames per second (0: as in the file); frames are repeated or dropped where the rate varies.
                     A folder of images has no rate: 0 means 30, and each image becomes a frame
     encoder=auto    nvenc if a GPU has it, else software: x264, x265, libvpx
     workers=0       processes (0: one per core)
 
-Frames are rotated upright, colors are BT.601 in limited range and tagged so, sound is left out. H.264 is coded without
-arithmetic coding (CAVLC): the files are somewhat larger, but a CPU decodes them much faster. Every file is decoded
-completely before it gets its name. The results are kept in DST/prepared.jsonl, and the same command continues where it
-stopped. The exit status is 1 if a video could not be prepared; those videos are named.
+Frames are rotated upright, colors are BT.601 in limited range and tagged so, sound is left out. H.264 and HEVC are
+coded with the encoder's fastdecode tuning (H.264: no arithmetic coding and no loop filter): the files are somewhat
+larger, but a CPU decodes them much faster. Every file is decoded completely before it gets its name. The results are
+kept in DST/prepared.jsonl, and the same command continues where it stopped. The exit status is 1 if a video could not
+be prepared; those videos are named.
 """
 
 from __future__ import annotations
@@ -46,14 +48,19 @@ from utils.cli import parse_args, run_command
 from utils.files import atomic_path
 
 CODERS = {
-    "h264": {"preset": "fast", "x264-params": "force-cfr=1:b-pyramid=none:cabac=0"},  # arithmetic decoding is slow
-    "hevc": {"preset": "fast", "x265-params": "pools=none:frame-threads=1:log-level=none:b-pyramid=0"},
+    "h264": {"preset": "fast", "tune": "fastdecode", "x264-params": "force-cfr=1:b-pyramid=none"},
+    "hevc": {
+        "preset": "fast",
+        "tune": "fastdecode",
+        "x265-params": "pools=none:frame-threads=1:log-level=none:b-pyramid=0",
+    },
     "vp9": {"deadline": "good", "cpu-used": "4"},
 }
 NVENC = {"h264": "h264_nvenc", "hevc": "hevc_nvenc"}
 ENCODERS = ("auto", "nvenc", "software")
 REPORT_FILES, REPORT_CLIP = 20, (16, 4)  # the final report measures clips (num_frames, frame_stride) of so many files
-VERSION = 2  # of how a file is prepared
+NVENC_BFRAMES = 3  # cards allow four at most
+VERSION = 3  # of how a file is prepared
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class Settings:
     codec: str = "h264"
     crf: int = 20
     gop: int = 32
-    stride: int = 4
+    bframes: int = 7
     fps: float = 0.0
     encoder: str = "auto"
     workers: int = 0
@@ -74,21 +81,25 @@ class Settings:
         for name, choices in {"codec": tuple(CODERS), "encoder": ENCODERS}.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)}: expected one of {', '.join(choices)}")
-        for name, minimum in dict(short_side=16, crf=0, gop=1, stride=1, fps=0, workers=0).items():
+        for name, minimum in dict(short_side=16, crf=0, gop=1, bframes=0, fps=0, workers=0).items():
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least {minimum}")
+        if self.bframes > 16:
+            raise ValueError(f"bframes={self.bframes}: expected at most 16")
         if self.short_side % 16:
             raise ValueError(f"short_side={self.short_side}: expected a multiple of 16")
 
     @property
-    def bframes(self) -> int:
-        """Return the number of B-frames between two reference frames."""
-        return self.stride - 1 if self.codec != "vp9" else 0
+    def coded_bframes(self) -> int:
+        """Return the number of B-frames that the encoder puts between two reference frames."""
+        if self.codec == "vp9":
+            return 0
+        return min(self.bframes, NVENC_BFRAMES) if self.encoder == "nvenc" else self.bframes
 
     @property
     def version(self) -> int:
         """Return a number that changes with every setting that changes the prepared files."""
-        content = (VERSION, self.short_side, self.codec, self.crf, self.gop, self.stride, self.fps)
+        content = (VERSION, self.short_side, self.codec, self.crf, self.gop, self.bframes, self.fps)
         return zlib.crc32(repr(content).encode())
 
 
@@ -148,7 +159,7 @@ def prepare_file(settings: Settings, targets: dict[str, str], path: str) -> Prep
                     fps,
                     codec=settings.codec,
                     gop=settings.gop,
-                    bframes=settings.bframes,
+                    bframes=settings.coded_bframes,
                     crf=settings.crf,
                     options=CODERS[settings.codec],
                     encoder=NVENC[settings.codec] if settings.encoder == "nvenc" else "",

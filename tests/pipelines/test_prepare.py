@@ -43,19 +43,21 @@ def decode_all(path: Path) -> np.ndarray:
         return np.stack([frame.to_ndarray(format="rgb24") for frame, _ in decode_frames(video, numbers)])
 
 
-def test_h264_is_coded_without_cabac(source, tmp_path):
-    """Reads entropy_coding_mode_flag of the picture parameter set, after two ids of 0 (H.264, 7.3.2.2)."""
+@pytest.mark.parametrize(("codec", "signs"), [("h264", ["cabac=0", "deblock=0"]), ("hevc", ["no-deblock", "no-sao"])])
+def test_files_are_coded_without_what_is_slow_to_decode(source, tmp_path, codec, signs):
+    """The encoders write their settings into the first packet."""
+    settings = ["short_side=64", "encoder=software", f"codec={codec}"]
+    assert main([str(source / "train.csv"), str(tmp_path / "out"), *settings]) == 0
+    content = (tmp_path / "out" / "high.mp4").read_bytes()
+    assert all(sign.encode() in content for sign in signs)
 
-    def uses_cabac(path: Path) -> bool:
-        with open_video(path) as video:
-            header = bytes(video.stream.codec_context.extradata or b"")
-        pps = 8 + int.from_bytes(header[6:8], "big")  # avcC has one sequence and then one picture parameter set
-        assert header[5] & 31 == header[pps] == 1 and header[pps + 3] & 31 == 8 and header[pps + 4] >> 6 == 3
-        return bool(header[pps + 4] >> 5 & 1)
 
-    assert uses_cabac(source / "high.mp4")
-    assert main([str(source / "train.csv"), str(tmp_path / "out"), "short_side=64", "encoder=software"]) == 0
-    assert not uses_cabac(tmp_path / "out" / "high.mp4")
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({}, 7), ({"bframes": 1}, 1), ({"codec": "vp9"}, 0), ({"encoder": "nvenc"}, 3)],
+)
+def test_bframes_are_those_that_the_encoder_takes(settings, expected):
+    assert prepare.Settings(**settings).coded_bframes == expected
 
 
 @pytest.mark.parametrize("codec", ["h264", "hevc", "vp9"])
@@ -83,9 +85,9 @@ def test_prepared_files_have_the_size_groups_and_orientation_for_training(source
                 and len(table.packet_of_frame) == 50
             )
             assert table.keyframes.tolist() == [0, 16, 32, 48] and table.is_closed[table.is_random_access].all()
-            if codec != "vp9":  # one frame in four is a reference, except at the end of a group
-                assert table.is_reference.sum() <= 50 / 4 + 2 * 4
-                assert len(required_packets(table, [0, 4, 8, 12])[0]) <= 6
+            if codec != "vp9":  # one frame in eight is a reference, except at the end of a group
+                assert table.is_reference.sum() <= 50 / 8 + 2 * 4
+                assert len(required_packets(table, [1, 5, 9, 13])[0]) <= 7
             assert video.stream.codec_context.colorspace == 5 or codec == "vp9"
         assert not check_video(entry.path).broken
     assert sizes == [(112, 64), (64, 112), (64, 112)], "the short side as set, the other a multiple of 16"
@@ -234,6 +236,7 @@ def test_plan_targets_of_a_class_folder_avoids_equal_names(tmp_path):
         ("codec=av1", "codec=av1: expected one of h264, hevc, vp9"),
         ("gopp=3", "did you mean gop=?"),
         ("gop=x", "gop=x: expected a whole number"),
+        ("bframes=17", "bframes=17: expected at most 16"),
         ("third", "expected SRC DST [key=value ...], got"),
     ],
 )
