@@ -7,8 +7,8 @@
     short_side=256  both sides become multiples of 16, so that NVDEC's decoders are reused
     codec=h264      or hevc, vp9           crf=20   quality, lower is better; 28 is smaller
     gop=32          frames from one key frame to the next; every group is closed
-    bframes=7       B-frames between two reference frames, 0 to 16: the more, the fewer frames does a clip need that
-                    are not its own. NVENC takes 3 at most, VP9 has none
+    bframes=7       B-frames between two reference frames, 0 to 16. No other frame needs them, so the more there are,
+                    the less is decoded for a clip. NVENC is given 3 at most, VP9 none
     fps=0           frames per second (0: as in the file); frames are repeated or dropped where the rate varies.
                     A folder of images has no rate: 0 means 30, and each image becomes a frame
     encoder=auto    nvenc if a GPU has it, else software: x264, x265, libvpx
