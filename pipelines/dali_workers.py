@@ -14,6 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from multiprocessing import util
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,20 @@ def build_quietly(pipe: Pipeline) -> None:
         pipe.build()
 
 
+def unlink_semaphores(pool: Any) -> None:
+    """Remove the names of the semaphores of a pool of DALI's from shared memory; all its workers have opened them.
+
+    They work without. Otherwise the resource tracker of Python removes them at the end, and a job that is killed
+    as a whole, the tracker too, leaves them behind.
+    """
+    queues = [pool._result_queue, pool._general_task_queue, *(w.dedicated_task_queue for w in pool._workers_contexts)]
+    locks = [lock for queue in queues if queue for lock in (queue.lock, *vars(queue.cv_not_empty).values())]
+    ids = {id(lock) for lock in locks}
+    for finalizer in list(util._finalizer_registry.values()):  # type: ignore[attr-defined]
+        if finalizer._weakref is not None and id(finalizer._weakref()) in ids:
+            finalizer()
+
+
 class DaliPipeline:
     """A built pipeline and its worker processes."""
 
@@ -94,6 +109,8 @@ class DaliPipeline:
         with spawn_without_main(), ignore_sigint(), worker_environment():
             build_quietly(pipe)
         self.processes: list[BaseProcess] = [p for p in multiprocessing.active_children() if p not in before]
+        if pipe._py_pool is not None:
+            unlink_semaphores(pipe._py_pool.pool)
 
     def run(self, stream: torch.cuda.Stream | None = None) -> Any:
         """Return the outputs of an iteration. Raises WorkerDied if a worker has died, or dies meanwhile.

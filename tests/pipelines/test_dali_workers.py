@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing.synchronize import SemLock
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +33,17 @@ def test_killed_worker_is_replaced_and_the_stream_stays_the_same(clips_folder, t
         time.sleep(seconds / 2)
     assert is_same_stream(stream, expected)
     time.sleep(0.1)
+
+
+def test_semaphores_of_workers_have_no_names_once_a_batch_is_there(clips_folder, tmp_path):
+    """They would stay in shared memory if the program and Python's resource tracker were killed together."""
+    loader = make_loader(clips_folder(tmp_path, 9), "data.num_workers=2")
+    next(iter(loader))
+    pool = loader.decoder.dali.pipe._py_pool.pool
+    for queue in (pool._result_queue, pool._general_task_queue):
+        locks = [value for value in (queue.lock, *vars(queue.cv_not_empty).values()) if isinstance(value, SemLock)]
+        assert len(locks) == 5, "of four semaphores: the condition has the lock too"
+        assert not any(Path(f"/dev/shm/sem.{lock._semlock.name.lstrip('/')}").exists() for lock in locks)
 
 
 def test_workers_that_die_twice_at_a_batch_end_the_run_with_its_files_named(clips_folder, tmp_path, monkeypatch):
