@@ -63,6 +63,14 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def ends(pid: int, seconds: float = 10) -> bool:
+    """Wait until a process has ended: one that was killed may still be ending."""
+    limit = time.monotonic() + seconds
+    while is_alive(pid) and time.monotonic() < limit:
+        time.sleep(0.01)
+    return not is_alive(pid)
+
+
 @pytest.mark.parametrize(
     ("spent", "remaining", "seconds", "reason"),
     [
@@ -117,7 +125,7 @@ def test_hanging_task_is_killed_with_its_children(folder: Path, fakes: dict[str,
     child = int((folder / "a_hang.log").read_text().split()[1])
     assert summary["a"]["status"] == "timed out" and f"child {child}" in summary["a"]["reasons"][0]
     assert summary["a"]["headline"] == "clips [3]", "what it had written is there"
-    assert summary["b"]["status"] == "done" and not progress.succeeded and not is_alive(child)
+    assert summary["b"]["status"] == "done" and not progress.succeeded and ends(child)
 
 
 def test_result_of_an_earlier_run_is_not_summarized(folder: Path, fakes: dict[str, str]) -> None:
@@ -174,15 +182,12 @@ def test_kill_keeps_what_is_finished(
     assert summary["c"]["status"] == "waiting"
     assert {path.name for path in copies.iterdir()} == set(SUMMARIES)
     assert "a_good.json" in zipfile.ZipFile(copies / "results.zip").namelist()
-    end = time.monotonic() + 10
-    while is_alive(parent) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert not is_alive(parent)
+    assert ends(parent)
     if number == signal.SIGKILL:  # the child has its own session, and nothing is left to kill it
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
     else:
-        assert not is_alive(child)
+        assert ends(child)
 
 
 def test_marked_processes_finds_the_mark_in_the_environment() -> None:
