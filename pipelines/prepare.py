@@ -14,11 +14,11 @@
     encoder=auto    nvenc if a GPU has it, else software: x264, x265, libvpx
     workers=0       processes (0: one per core)
 
-Frames are rotated upright, colors are BT.601 in limited range and tagged so, sound is left out. H.264 and HEVC are
-coded with the encoder's fastdecode tuning (H.264: no arithmetic coding and no loop filter): the files are somewhat
-larger, but a CPU decodes them much faster. Every file is decoded completely before it gets its name. The results are
-kept in DST/prepared.jsonl, and the same command continues where it stopped. The exit status is 1 if a video could not
-be prepared; those videos are named.
+Frames are rotated upright, colors are BT.601 in limited range and tagged so, sound is left out. x264 and x265 are given
+their fastdecode tuning (no loop filter, and in H.264 no arithmetic coding, which NVENC leaves out too): the files are
+somewhat larger, but a CPU decodes them much faster. Every file is decoded completely before it gets its name. The
+results are kept in DST/prepared.jsonl, and the same command continues where it stopped. The exit status is 1 if a video
+could not be prepared; those videos are named.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ CODERS = {
     "hevc": {
         "preset": "fast",
         "tune": "fastdecode",
-        "x265-params": "pools=none:frame-threads=1:log-level=none:b-pyramid=0",
+        # x265 refuses more B-frames than it looks ahead, which is 15 frames with this preset.
+        "x265-params": "pools=none:frame-threads=1:log-level=none:b-pyramid=0:rc-lookahead=20",
     },
     "vp9": {"deadline": "good", "cpu-used": "4"},
 }
@@ -84,6 +85,8 @@ class Settings:
         for name, minimum in dict(short_side=16, crf=0, gop=1, bframes=0, fps=0, workers=0).items():
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least {minimum}")
+        if self.encoder == "nvenc" and self.codec not in NVENC:
+            raise ValueError(f"encoder=nvenc: expected auto or software with codec={self.codec}")
         if self.bframes > 16:
             raise ValueError(f"bframes={self.bframes}: expected at most 16")
         if self.short_side % 16:
@@ -98,7 +101,7 @@ class Settings:
 
     @property
     def version(self) -> int:
-        """Return a number that changes with every setting that changes the prepared files."""
+        """Return a number that changes with every setting of the prepared files, except which encoder writes them."""
         content = (VERSION, self.short_side, self.codec, self.crf, self.gop, self.bframes, self.fps)
         return zlib.crc32(repr(content).encode())
 

@@ -52,6 +52,15 @@ def test_files_are_coded_without_what_is_slow_to_decode(source, tmp_path, codec,
     assert all(sign.encode() in content for sign in signs)
 
 
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_most_bframes_that_are_allowed_are_encoded(source, tmp_path, capsys, codec):
+    """x265 refused 15 and 16."""
+    settings = ["short_side=64", "encoder=software", f"codec={codec}", "bframes=16"]
+    assert main([str(source / "train.csv"), str(tmp_path / "out"), *settings]) == 0
+    with open_video(tmp_path / "out" / "high.mp4") as video:
+        assert len(required_packets(video.frame_table, [1, 15])[0]) <= 5
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [({}, 7), ({"bframes": 1}, 1), ({"codec": "vp9"}, 0), ({"encoder": "nvenc"}, 3)],
@@ -237,9 +246,10 @@ def test_plan_targets_of_a_class_folder_avoids_equal_names(tmp_path):
         ("gopp=3", "did you mean gop=?"),
         ("gop=x", "gop=x: expected a whole number"),
         ("bframes=17", "bframes=17: expected at most 16"),
+        ("encoder=nvenc codec=vp9", "encoder=nvenc: expected auto or software with codec=vp9"),
         ("third", "expected SRC DST [key=value ...], got"),
     ],
 )
 def test_command_refuses_wrong_arguments(source, tmp_path, capsys, argument, message):
-    assert main([str(source / "train.csv"), str(tmp_path / "out"), argument]) == 2
+    assert main([str(source / "train.csv"), str(tmp_path / "out"), *argument.split()]) == 2
     assert message in capsys.readouterr().err
