@@ -22,6 +22,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mvit-b": {"num_clips": 10, "num_crops": 3, "clip_placement": "uniform", "short_side": "image_size"},
     "maskfeat": {"num_clips": 10, "num_crops": 1, "clip_placement": "uniform", "short_side": "8/7"},
     "videomae": {"num_clips": 5, "num_crops": 3, "clip_placement": "uniform", "short_side": "image_size"},
+    "vjepa2": {"num_clips": 8, "num_crops": 3, "clip_placement": "uniform", "short_side": "image_size"},
+    "ssv2": {"num_clips": 2, "num_crops": 3, "clip_placement": "uniform", "short_side": "image_size"},
 }
 NO_CUDA_GRAPHS = (
     "DALI frees the buffers of its batches in a thread that waits for the whole device, which breaks the capture of "
@@ -131,7 +133,9 @@ class Model(Section):
         "how pretrained weights are adapted: inflation=central|average, temporal=copy|zero, head=auto|new, "
         "source_grid=[t,h,w]",
     )
-    freeze: str = option("", "parts that are not trained: backbone (for a linear probe), or patch_embed,blocks.0-5")
+    freeze: str = option(
+        "", "parts that are not trained: backbone (for a linear or attentive probe), or patch_embed,blocks.0-5"
+    )
 
 
 class Task(Section):
@@ -194,7 +198,7 @@ class Optim(Section):
 class Eval(Section):
     """Views of the multi-view test, and other uses of the test videos."""
 
-    preset: Literal["", "timesformer", "vivit", "mvit", "mvit-b", "maskfeat", "videomae"] = option(
+    preset: Literal["", "timesformer", "vivit", "mvit", "mvit-b", "maskfeat", "videomae", "vjepa2", "ssv2"] = option(
         "", "the views of a published test; keys after it on the command line override single values"
     )
     num_clips: int = option(4, "clips per video", ge=1)

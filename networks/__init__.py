@@ -25,6 +25,16 @@ from networks.vivit import (
     vivit_s,
     vivit_tiny,
 )
+from networks.vjepa2 import (
+    vjepa2_1_b,
+    vjepa2_1_g,
+    vjepa2_1_l,
+    vjepa2_1_tiny,
+    vjepa2_g,
+    vjepa2_h,
+    vjepa2_l,
+    vjepa2_tiny,
+)
 
 VARIANTS: dict[str, Callable[..., nn.Module]] = {
     variant.__name__: variant
@@ -53,6 +63,14 @@ VARIANTS: dict[str, Callable[..., nn.Module]] = {
         mvit_v2_tiny,
         mvit_v2_s,
         mvit_v2_b,
+        vjepa2_tiny,
+        vjepa2_l,
+        vjepa2_h,
+        vjepa2_g,
+        vjepa2_1_tiny,
+        vjepa2_1_b,
+        vjepa2_1_l,
+        vjepa2_1_g,
     )
 }
 

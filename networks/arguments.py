@@ -10,8 +10,9 @@ from networks.maskfeat import MaskFeat
 from networks.mvit import MViT
 from networks.timesformer import TimeSformer
 from networks.vivit import ViViT
+from networks.vjepa2 import VJEPA2
 
-NETWORKS = (TimeSformer, ViViT, MViT, MaskFeat)
+NETWORKS = (TimeSformer, ViViT, MViT, VJEPA2, MaskFeat)
 ARGUMENTS = {name for network in NETWORKS for name in inspect.signature(network).parameters}
 
 

@@ -13,8 +13,11 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from networks.attentive_pooler import CrossAttention
 from networks.layers import Attention, AttentionLayout
 from networks.maskfeat import MaskFeat
+
+POOLER = "pooler.cross_attention_block.xattn"  # the layer in which the query of an attentive pooler attends
 
 _MAX_ROLLOUT_TOKENS = 5000  # of a clip: roll-out multiplies (tokens, tokens) matrices
 
@@ -27,15 +30,17 @@ def attention_maps(network: nn.Module, video: Tensor, layers: Sequence[str] = ()
     was. Raises ValueError that lists the layers if a name is unknown.
     """
     network = getattr(network, "module", network)  # of DistributedDataParallel
-    attention_layers = {name: module for name, module in network.named_modules() if isinstance(module, Attention)}
+    attention_layers = {
+        name: module for name, module in network.named_modules() if isinstance(module, Attention | CrossAttention)
+    }
     names = list(layers) or [list(attention_layers)[-1]]
     unknown = [name for name in names if name not in attention_layers]
     if unknown:
         raise ValueError(f"no attention layer {', '.join(unknown)}; there are {', '.join(attention_layers)}")
     maps: dict[str, Tensor] = {}
 
-    def compute_map(name: str, layer: Attention, inputs: tuple[Tensor]) -> None:
-        query, key, _ = layer.query_key_value(inputs[0])
+    def compute_map(name: str, layer: Attention | CrossAttention, inputs: tuple[Tensor, ...]) -> None:
+        query, key, _ = layer.query_key_value(*inputs)
         maps[name] = (query.float() @ key.float().transpose(-2, -1) * layer.scale).softmax(-1)
 
     hooks = [attention_layers[name].register_forward_pre_hook(partial(compute_map, name)) for name in names]
@@ -51,10 +56,11 @@ def attention_maps(network: nn.Module, video: Tensor, layers: Sequence[str] = ()
 def attention_saliency(network: nn.Module, video: Tensor, rollout: bool = False) -> Tensor:
     """(B, C, T, H, W) -> (B, t, h, w): the share of attention that each patch gets from the classified feature.
 
-    By default it is the last layer's attention, averaged over heads: that of the class token, or the mean over all
-    tokens if their mean is classified. In a factorized encoder, the frames are weighted by the attention of the
-    temporal encoder. `rollout` multiplies all layers, each half attention and half identity (Abnar and Zuidema, 2020,
-    section 3). Raises ValueError for roll-out if queries are pooled (MViT) or if there are too many tokens.
+    By default it is the last layer's attention, averaged over heads: that of the class token, of the query of an
+    attentive pooler, or the mean over all tokens if their mean is classified. In a factorized encoder, the frames are
+    weighted by the attention of the temporal encoder. `rollout` multiplies all layers, each half attention and half
+    identity (Abnar and Zuidema, 2020, section 3). Raises ValueError for roll-out if queries are pooled (MViT) or if
+    there are too many tokens.
     """
     network = getattr(network, "module", network)
     backbone: Any = network.backbone if isinstance(network, MaskFeat) else network
@@ -62,12 +68,16 @@ def attention_saliency(network: nn.Module, video: Tensor, rollout: bool = False)
     if rollout:
         _check_rollout(layout)
     names = _layer_names("blocks.{}.attn", len(backbone.blocks), rollout)
-    time_names, frame_names = [], []
+    time_names, frame_names, pooler_names = [], [], []
     if layout.kind == "divided" and rollout:
         time_names = _layer_names("blocks.{}.temporal_attn", len(backbone.blocks), rollout)
     if layout.kind == "factorized_encoder":
         frame_names = _layer_names("temporal_blocks.{}.attn", len(backbone.temporal_blocks), rollout)
-    all_maps = attention_maps(backbone, video, [*names, *time_names, *frame_names])
+    if backbone.pooling == "attentive":
+        pooler_names = [f"pooler.blocks.{index}.attn" for index in range(len(backbone.pooler.blocks)) if rollout]
+        names = names if rollout else []
+    poolers = [POOLER] if backbone.pooling == "attentive" else []
+    all_maps = attention_maps(backbone, video, [*names, *time_names, *frame_names, *pooler_names, *poolers])
     maps = {name: weights.mean(1) for name, weights in all_maps.items()}
 
     layers = [maps[name] for name in names]
@@ -76,10 +86,14 @@ def attention_saliency(network: nn.Module, video: Tensor, rollout: bool = False)
     if time_names:
         time_layers = [_temporal_to_full(maps[name], layout) for name in time_names]
         layers = [layer for pair in zip(time_layers, layers, strict=True) for layer in pair]
+    layers += [maps[name] for name in pooler_names]
+    if poolers:  # the query of the pooler attends to all patches of the clip
+        query_weights = maps[POOLER] @ _combine(layers, rollout) if rollout else maps[POOLER]
+        return _normalize(_to_grid(query_weights[:, 0], layout))
     saliency = _feature_attention(_combine(layers, rollout), backbone.pooling, layout)
-    t, h, w = layout.grid
     if layout.kind in ("joint", "pooled", "divided"):
-        return _normalize(rearrange(saliency, f"B {layout.token_order} -> B t h w", t=t, h=h, w=w))
+        return _normalize(_to_grid(saliency, layout))
+    t, h, _ = layout.grid
     saliency = _normalize(rearrange(saliency, "(B t) (h w) -> B t h w", t=t, h=h))
     if frame_names:
         frame_layers = [maps[name] for name in frame_names]
@@ -88,6 +102,12 @@ def attention_saliency(network: nn.Module, video: Tensor, rollout: bool = False)
             saliency / reduce(saliency, "B t h w -> B t 1 1", "sum") * rearrange(frame_saliency, "B t -> B t 1 1")
         )
     return _normalize(saliency)
+
+
+def _to_grid(saliency: Tensor, layout: AttentionLayout) -> Tensor:
+    """(B, N) of all patches of a clip -> (B, t, h, w)."""
+    t, h, w = layout.grid
+    return rearrange(saliency, f"B {layout.token_order} -> B t h w", t=t, h=h, w=w)
 
 
 def _check_rollout(layout: AttentionLayout) -> None:

@@ -28,10 +28,15 @@ def count_parameters(network: nn.Module) -> int:
 
 
 def count_flops(network: nn.Module) -> int:
-    """Count the multiply-adds of one clip in the forward pass. The network must be on the meta device."""
+    """Count the multiply-adds of one clip in the forward pass.
+
+    The network must be on the meta device; it is left in eval mode and without gradients, whose hooks the counter would
+    set on views of parameters.
+    """
     shape: tuple[int, ...] = network.patch_embed.input_shape  # type: ignore[union-attr,assignment]
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network.eval()(torch.empty(1, *shape, device="meta"))
+    network.eval().requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
+        network(torch.empty(1, *shape, device="meta"))
     layers = [layer for layer in network.modules() if isinstance(layer, PooledAttention)]
     return counter.get_total_flops() // 2 - sum(count_extra_flops(layer) for layer in layers)
 

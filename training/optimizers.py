@@ -14,7 +14,9 @@ from configs.schema import Optim
 OPTIMIZERS = get_args(Optim.model_fields["name"].annotation)
 
 # Whole words of a parameter's own name: matches temporal_pos_embed and pos_embed_spatial, not pos_embedding.
-LEARNED_TOKENS = re.compile(r"(?:^|_)(?:cls_token|mask_token|pos_embed|time_embed|rel_pos)(?:_|$)")
+LEARNED_TOKENS = re.compile(
+    r"(?:^|_)(?:cls_token|mask_token|query_tokens|pos_embed|time_embed|mod_embed|rel_pos)(?:_|$)"
+)
 
 
 def takes_weight_decay(name: str, parameter: nn.Parameter) -> bool:
@@ -27,7 +29,8 @@ def layer_of(name: str, depths: Sequence[int]) -> int:
     """Return the layer of a parameter: 0 for embeddings and tokens, 1 and up for the blocks, then what follows them.
 
     `depths` are the numbers of blocks of the encoder and, if it is factorized, of the temporal encoder after it; the
-    norm of the first and the token and positions of the second lie between them.
+    norm of the first and the token and positions of the second lie between them. An attentive pooler is a part of what
+    follows.
     """
     block = re.match(r"(?:backbone\.)?(temporal_)?blocks\.(\d+)\.", name)
     own_name = name.rpartition(".")[2]
@@ -35,7 +38,8 @@ def layer_of(name: str, depths: Sequence[int]) -> int:
         return int(block[2]) + 1 + (depths[0] if block[1] else 0)
     if len(depths) > 1 and (own_name in ("temporal_cls_token", "temporal_pos_embed") or name.startswith("norm.")):
         return depths[0]
-    return 0 if LEARNED_TOKENS.search(own_name) or "patch_embed" in name else sum(depths) + 1
+    is_embedding = LEARNED_TOKENS.search(own_name) or "patch_embed" in name
+    return 0 if is_embedding and not name.startswith("pooler.") else sum(depths) + 1
 
 
 def parameter_groups(network: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from networks.maskfeat import MaskFeat
 from networks.mvit import MViT
 from networks.timesformer import TimeSformer
 from networks.vivit import ViViT
+from networks.vjepa2 import VJEPA2
 from networks.weights.read import shorten
 from networks.weights.rename_keys import RenamedWeights
 from networks.weights.report import AS_INITIALIZED, CREATED, DROPPED, MAPPED, RESHAPED, KeyRecord, KeyReport
@@ -23,6 +24,7 @@ SOURCE_ARCHITECTURES: dict[type, tuple[str, ...]] = {
     TimeSformer: ("timesformer", "image"),
     ViViT: ("vivit", "image"),
     MViT: ("mvit",),
+    VJEPA2: ("vjepa2",),
 }
 # Arguments that change what a network computes but not the shapes of its weights, or not all of them.
 COMPARED_ARGUMENTS = {
@@ -38,7 +40,9 @@ COMPARED_ARGUMENTS = {
     "pooling",
     "pos_embed",
     "q_strides",
+    "ref_grid_size",
     "residual_pooling",
+    "rope_layout",
     "tubelet_size",
 }
 INFLATION = ("central", "average")
@@ -123,6 +127,7 @@ class _Adapter:
             **self.unwanted_norm(),
             **self.unwanted_pos_embed(target_state),
             **self.unwanted_tokens(target_state),
+            **self.unwanted_pooler(),
         }
         # If the source has a part of a family, it must have the rest too.
         self.families = {family(key) for key in source.state if key not in self.unwanted}
@@ -173,6 +178,12 @@ class _Adapter:
             reason = "mask token or HOG head of the pre-training"
             unwanted |= dict.fromkeys(("mask_token", "predict.weight", "predict.bias"), reason)
         return unwanted
+
+    def unwanted_pooler(self) -> dict[str, str]:
+        if self.kwargs["pooling"] == "attentive":
+            return {}
+        reason = "the network has no attentive pooler"
+        return {key: reason for key in self.source.state if key.startswith("pooler.")}
 
     def fill(self, key: str, target: Tensor) -> None:
         """Take the tensor of this key from the source, in the size of `target`, or create it."""

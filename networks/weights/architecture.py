@@ -26,7 +26,7 @@ def patch_kernel_shape(state: Weights) -> torch.Size:
 
 
 def count_blocks(state: Weights, root: str = "blocks") -> int:
-    return len({key.split(".")[1] for key in state if key.startswith(root + ".")})
+    return len({key.removeprefix(f"{root}.").split(".")[0] for key in state if key.startswith(f"{root}.")})
 
 
 def num_positions(state: Weights, key: str) -> int:

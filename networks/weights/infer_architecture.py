@@ -16,6 +16,7 @@ from networks.weights.architecture import (
     patch_kernel_shape,
 )
 from networks.weights.infer_mvit import infer_mvit
+from networks.weights.infer_vjepa2 import infer_vjepa2
 from networks.weights.rename_keys import RenamedWeights, Weights
 
 # Heads have 64 dimensions in all published transformers that can be read, except for these embed_dims with 16 heads.
@@ -28,7 +29,12 @@ def infer_architecture(renamed: RenamedWeights, overrides: Mapping[str, Any]) ->
 
     Raises ValueError if no network that can be built here has such weights.
     """
-    infer_functions = {"timesformer": infer_timesformer, "vivit": infer_vivit, "mvit": infer_mvit}
+    infer_functions = {
+        "timesformer": infer_timesformer,
+        "vivit": infer_vivit,
+        "mvit": infer_mvit,
+        "vjepa2": infer_vjepa2,
+    }
     infer = infer_functions.get(renamed.format.architecture)
     if infer is None:
         raise ValueError(

@@ -23,10 +23,12 @@ from networks.weights.source_config import CONFIG, SourceConfig, parse_source_co
 
 WEIGHTS = "model.safetensors"
 PREPROCESSOR = "preprocessor_config.json"
+VIDEO_PREPROCESSOR = "video_preprocessor_config.json"  # of models that transformers has for videos only
 FOLDER_FILES = (WEIGHTS, "pytorch_model.bin")
 
 # Keys under which projects keep the weights inside their files; the first that exists is used, and they may be nested.
-WRAPPERS = ("model_state", "state_dict", "model", "module", "network")
+# V-JEPA stores the trained encoder and its EMA, which is the one that is evaluated.
+WRAPPERS = ("model_state", "state_dict", "model", "module", "network", "ema_encoder", "target_encoder", "encoder")
 
 # Classes beside tensors and containers that these files contain and that run no code when they are unpickled.
 SAFE_GLOBALS: list[Any] = [
@@ -84,7 +86,8 @@ def read_checkpoint(source: str | Path) -> Checkpoint:
         if source.startswith("timm:"):
             return read_timm(source)
         path = download(source.removeprefix("hf:")) if source.startswith("hf:") else locate(Path(source))
-        config = parse_source_config(read_json_beside(path, CONFIG), read_json_beside(path, PREPROCESSOR))
+        preprocessor = read_json_beside(path, PREPROCESSOR) or read_json_beside(path, VIDEO_PREPROCESSOR)
+        config = parse_source_config(read_json_beside(path, CONFIG), preprocessor)
         return Checkpoint(source=source, state=read_state(path), config=config)
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith(source) else f"{source}: {error}") from error
@@ -129,7 +132,9 @@ def download(repository: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=[*FOLDER_FILES, CONFIG, PREPROCESSOR]))
+        folder = Path(
+            snapshot_download(repository, allow_patterns=[*FOLDER_FILES, CONFIG, PREPROCESSOR, VIDEO_PREPROCESSOR])
+        )
     except DOWNLOAD_ERRORS as error:
         raise ValueError(f"cannot be downloaded: {first_line(error)}") from error
     return locate(folder)

@@ -51,7 +51,7 @@ class Part(NamedTuple):
     axes: str
 
 
-Parts = dict[str, Part]  # by role: "" the whole tensor; q, k, v a third of the fused qkv; scale a LayerScale
+Parts = dict[str, Part]  # by role: "" the whole tensor; q, k, v a part of a fused qkv or kv; scale a LayerScale
 
 
 def rename_keys(state: Mapping[str, Tensor]) -> RenamedWeights:
@@ -166,6 +166,8 @@ def assemble(target: str, parts: Parts, state: Mapping[str, Tensor], file_format
         value, detail = rearranged(parts[""], state), parts[""].axes
     elif roles == QKV.keys():
         value, detail = join_qkv([parts[role] for role in QKV], state)
+    elif roles == {"k", "v"} and target.split(".")[-2] == "kv":
+        value, detail = join_qkv([parts["k"], parts["v"]], state)
     elif roles == {"q", "v"} and file_format.no_key_bias and target.endswith("bias"):
         query, value_bias = rearranged(parts["q"], state), rearranged(parts["v"], state)
         value = torch.cat([query, torch.zeros_like(query), value_bias])
@@ -196,11 +198,12 @@ def rearranged(part: Part, state: Mapping[str, Tensor]) -> Tensor:
 
 def join_qkv(parts: list[Part], state: Mapping[str, Tensor]) -> tuple[Tensor, str]:
     tensors = [rearranged(part, state) for part in parts]
+    names = list(QKV.values())[-len(parts) :]
     if len({tensor.shape for tensor in tensors}) > 1:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
-        raise ValueError(f"query, key and value have different shapes: {shapes}")
+        raise ValueError(f"{', '.join(names[:-1])} and value have different shapes: {shapes}")
     axes = parts[0].axes
-    return torch.cat(tensors), "query, key, value joined" + (f", each {axes}" if axes else "")
+    return torch.cat(tensors), f"{', '.join(names)} joined" + (f", each {axes}" if axes else "")
 
 
 def join_pos_embed(state: Weights, records: dict[str, KeyRecord]) -> None:

@@ -7,7 +7,13 @@ from typing import Any
 
 CONFIG = "config.json"
 GELU = {"gelu": "exact", "gelu_python": "exact", "gelu_fast": "tanh", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
-ARGUMENT_NAMES = {"num_attention_heads": "num_heads", "image_size": "image_size", "num_frames": "num_frames"}
+ARGUMENT_NAMES = {
+    "num_attention_heads": "num_heads",
+    "image_size": "image_size",
+    "num_frames": "num_frames",
+    "crop_size": "image_size",
+    "frames_per_clip": "num_frames",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +86,8 @@ TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "tubelet_size": (is_size, "a whole number or a list of them"),
     "patch_size": (is_whole_number, "a whole number"),
     "num_frames": (is_whole_number, "a whole number"),
+    "crop_size": (is_whole_number, "a whole number"),
+    "frames_per_clip": (is_whole_number, "a whole number"),
     "num_attention_heads": (is_whole_number, "a whole number"),
     "hidden_act": (is_text, "text"),
 }

@@ -4,12 +4,14 @@ Each entry was taken from the project's own code at the commits below, with a sm
 numbers that replace *, shape). `logits` are the outputs of that code for a clip of shape `clip` from `draw_clip`, with
 every weight drawn by `draw` from its key (in which `drawn_as` is replaced). `given` are the arguments that a user has
 to give, since the shapes do not determine them. seed_maskfeat and videomae_pt have no classifier: their logits are the
-first five features. Names with seed_ are of VideoTransformer-pytorch.
+first five features, those of vjepa2 and vjepa2_1 those of the mean token. Names with seed_ are of
+VideoTransformer-pytorch.
 
 timesformer: facebookresearch/TimeSformer; mmaction: open-mmlab/mmaction2; slowfast: facebookresearch/SlowFast 287ec00
 (v1_released: e04fba5); pytorchvideo 0.1.5; videomae: MCG-NJU/VideoMAE 14ef8d8; mae: facebookresearch/mae; mae_pytorch:
-pengzhiliang/MAE-pytorch 8b3ab30; scenic: google-research/scenic 4a38d47; seed: mx-mark/VideoTransformer-pytorch
-194cae6.
+pengzhiliang/MAE-pytorch 8b3ab30; vjepa2: facebookresearch/vjepa2 c2963a4 (vjepa2_1: with the changes of be434e4 to the
+rotation, positions, norms and embeddings); scenic: google-research/scenic 4a38d47; seed:
+mx-mark/VideoTransformer-pytorch 194cae6.
 """
 
 import argparse
@@ -80,6 +82,15 @@ def write_checkpoint(name, folder):
         "seed": {"state_dict": state, "epoch": 3, "pytorch-lightning_version": "1.3.8"},
         "videomae": {"module": state, "args": argparse.Namespace(lr=1e-3)},
         "mae": {"model": state, "args": argparse.Namespace(lr=1e-3)},
+        "vjepa2": {
+            "encoder": {f"module.{key}": torch.zeros_like(tensor) for key, tensor in state.items()},  # not the EMA
+            "predictor": {"module.backbone.mask_tokens.0": torch.zeros(1, 1, 8)},
+            "opt": {"state": {}},
+            ("ema_encoder" if name == "vjepa2_1" else "target_encoder"): {
+                f"module.{key}": tensor for key, tensor in state.items()
+            },
+            "epoch": 3,
+        },
     }[family]
     path = folder / f"{name}.pth"
     torch.save(content, path)

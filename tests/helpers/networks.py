@@ -26,6 +26,8 @@ EVERY = {  # every architecture and every kind of attention, small enough for a 
     "vivit factorized encoder, mean": ("vivit_fe_tiny", SMALL | {"pooling": "mean"}),
     "vivit factorized attention": ("vivit_fsa_tiny", SMALL),
     "videomae": ("videomae_tiny", SMALL),
+    "vjepa2": ("vjepa2_tiny", SMALL),
+    "vjepa2.1, mean": ("vjepa2_1_tiny", SMALL | {"pooling": "mean"}),
     "mvit v1": ("mvit_v1_tiny", SMALL_MVIT),
     "mvit v2": ("mvit_v2_tiny", SMALL_MVIT),
     "mvit of maskfeat": ("mvit_v2_tiny", SMALL_MVIT | {"expand_attn": False, "pooling": "fc_norm"}),

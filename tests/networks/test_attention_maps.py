@@ -114,7 +114,7 @@ def test_saliency_finds_a_patch_that_all_tokens_attend_to(kind, rollout, monkeyp
     saliency = attention_saliency(network, video, rollout)
     is_peak = saliency == saliency.amax((1, 2, 3), keepdim=True)
     peaks = {tuple(index) for index in is_peak.nonzero()[:, 1:].tolist()}
-    tells_frames_apart = kind in ("vivit joint", "videomae", "timesformer joint") or "factorized encoder" in kind
+    tells_frames_apart = network.attention_layout.kind in ("joint", "factorized_encoder")
     if tells_frames_apart or rollout and "space" not in kind:
         assert peaks == {(frame, row, column)}
     else:

@@ -107,6 +107,51 @@ def test_videomae_equals_transformers():
     )
 
 
+VJEPA2_SIZES = dict(
+    hidden_size=40,  # heads of 10 dimensions: one pair per axis is turned, and four dimensions are not
+    num_attention_heads=4,
+    num_hidden_layers=2,
+    patch_size=8,
+    num_labels=5,
+    pred_hidden_size=16,
+    pred_num_attention_heads=2,
+    pred_num_hidden_layers=1,
+)
+
+
+@pytest.mark.parametrize(("num_frames", "image_size", "pooler_depth"), [(4, 32, 2), (8, 32, 1), (2, 48, 4)])
+def test_vjepa2_equals_transformers(num_frames, image_size, pooler_depth):
+    from transformers import VJEPA2Config, VJEPA2ForVideoClassification
+
+    config = VJEPA2Config(
+        **VJEPA2_SIZES, crop_size=image_size, frames_per_clip=num_frames, num_pooler_layers=pooler_depth - 1
+    )
+    reference = randomize(VJEPA2ForVideoClassification(config), seed=4)
+    del reference.vjepa2.predictor  # it does not take part
+    video = random_video(2, 3, num_frames, image_size, image_size)
+    sizes = dict(num_frames=num_frames, image_size=image_size, embed_dim=40, pooler_depth=pooler_depth)
+    assert_same(
+        networks.build("vjepa2_tiny", **SMALL | sizes).eval(),
+        reference,
+        lambda network: network(video),
+        lambda reference: reference(pixel_values_videos=frames_first(video)).logits,
+    )
+
+
+@pytest.mark.slow
+def test_whole_vjepa2_equals_transformers():
+    from transformers import VJEPA2Config, VJEPA2ForVideoClassification
+
+    config = VJEPA2Config(num_labels=174, frames_per_clip=4, pred_num_hidden_layers=1)
+    reference = randomize(VJEPA2ForVideoClassification(config), seed=5, std=0.03)
+    network = networks.build("vjepa2_l", num_classes=174, num_frames=4).eval()
+    load_state(network, adapt(rename_keys(reference.state_dict()), network)[0])
+    video = random_video(1, 3, 4, 256, 256)
+    with torch.no_grad():
+        expected = reference(pixel_values_videos=frames_first(video)).logits
+        torch.testing.assert_close(network(video), expected, atol=FORWARD * expected.abs().max().item(), rtol=0)
+
+
 # ---- torchvision -----------------------------------------------------------------------------------------------------
 
 

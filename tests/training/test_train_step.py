@@ -203,6 +203,13 @@ def test_frozen_parts_have_no_dropout_or_drop_path():
     assert not torch.equal(network(video), network(video)), "the other blocks keep their drop path"
 
 
+def test_frozen_backbone_leaves_the_attentive_pooler_to_train():
+    network = networks.build("vjepa2_tiny", num_classes=5)
+    freeze(network, "backbone")
+    trained = {name.split(".")[0] for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert trained == {"pooler", "head"}
+
+
 def test_dropout_depends_on_the_position_in_the_run_alone(arguments):
     """Not on what else draws from torch's generator, such as a validation."""
     without_validation = train(arguments, "a", "data.val=")

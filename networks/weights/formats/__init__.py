@@ -14,9 +14,11 @@ from networks.weights.formats import (
     timm,
     torchvision,
     transformers,
+    transformers_vjepa2,
     videomae,
     videotransformer_pytorch,
     vision_transformer,
+    vjepa2,
 )
 from networks.weights.formats.format import Format
 
@@ -30,9 +32,11 @@ FORMATS = (
     *slowfast.FORMATS,
     *torchvision.FORMATS,
     *transformers.FORMATS,
+    *transformers_vjepa2.FORMATS,
     *videomae.FORMATS,
     *mae.FORMATS,
     *timm.FORMATS,
     *vision_transformer.FORMATS,
     *scenic.FORMATS,
+    *vjepa2.FORMATS,
 )

@@ -56,6 +56,8 @@ FORMAT_OF = {
     "scenic_vivit_joint_gap": "scenic ViViT, joint, mean-pooled",
     "scenic_vivit_fe": "scenic ViViT, factorized encoder",
     "scenic_vivit_fsa": "scenic ViViT, factorized self-attention",
+    "vjepa2": "V-JEPA 2",
+    "vjepa2_1": "V-JEPA 2.1",
 }
 VIDEO = [name for name in ENTRIES if ENTRIES[name]["given"] is not None]
 IMAGE = [name for name in ENTRIES if ENTRIES[name]["given"] is None]
@@ -222,6 +224,44 @@ def test_convert_folders_of_transformers(model, version_5_names, tmp_path):
         expected = hf_network(pixel_values=video.transpose(1, 2)).logits
         torch.testing.assert_close(network(video), expected, atol=1e-5, rtol=1e-5)
     assert config["extra"]["id2label"]["3"] == "class 3"
+
+
+@pytest.mark.parametrize("is_classifier", [True, False])
+def test_convert_vjepa2_folders_of_transformers(is_classifier, tmp_path):
+    import transformers
+
+    config = transformers.VJEPA2Config(
+        hidden_size=40,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        num_pooler_layers=1,
+        patch_size=8,
+        crop_size=32,
+        frames_per_clip=4,
+        pred_hidden_size=16,
+        pred_num_attention_heads=2,
+        pred_num_hidden_layers=1,
+        id2label={number: f"class {number}" for number in range(5)},
+    )
+    cls = transformers.VJEPA2ForVideoClassification if is_classifier else transformers.VJEPA2Model
+    hf_network = randomize(cls(config), seed=3)
+    hf_network.save_pretrained(tmp_path)
+    statistics = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.1, 0.2, 0.3]}
+    (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(statistics))
+    network, config, report = weights.convert(tmp_path)
+    video = random_video(2, 3, 4, 32, 32)
+    with torch.no_grad():
+        output = hf_network(pixel_values_videos=video.transpose(1, 2))
+        expected = output.logits if is_classifier else output.last_hidden_state.mean(1)
+        torch.testing.assert_close(network(video), expected, atol=1e-5, rtol=1e-5)
+    assert config["extra"]["input"]["mean"] == [0.4, 0.5, 0.6]
+    assert is_classifier == (config["extra"].get("id2label", {}).get("3") == "class 3")
+    assert {record.detail for record in report.with_status("dropped")} == {"predictor of the pre-training"}
+    probe = networks.build("vjepa2_tiny", **SMALL | {"embed_dim": 40, "pooler_depth": 2, "num_classes": 7})
+    fresh = weights.load_pretrained(probe, tmp_path).keys_as_initialized()
+    assert set(fresh) == {
+        key for key in probe.state_dict() if key.startswith("head" if is_classifier else ("head", "pooler"))
+    }
 
 
 @pytest.mark.parametrize("attention", ["divided", "joint", "vivit"])

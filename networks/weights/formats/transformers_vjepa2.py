@@ -1,0 +1,63 @@
+"""huggingface/transformers: V-JEPA 2, as an encoder with its predictor or as a classifier with an attentive pooler."""
+
+from networks.weights.formats.format import IMAGENET, Format
+from networks.weights.formats.vjepa2 import V2_KWARGS
+from networks.weights.key_rules import Rules, with_prefix
+
+ENCODER: Rules = {
+    "embeddings.patch_embeddings.proj.{param}": "patch_embed.proj.{param}",
+    "layer.{n}.{layer:norm1|norm2|mlp.fc1|mlp.fc2}.{param}": "blocks.{n}.{layer}.{param}",
+    "layer.{n}.attention.{qkv:query|key|value}.{param}": "blocks.{n}.attn.qkv.{param}#{qkv}",
+    "layer.{n}.attention.proj.{param}": "blocks.{n}.attn.proj.{param}",
+    "layernorm.{param}": "norm.{param}",
+}
+POOLER: Rules = {
+    "query_tokens": "query_tokens",
+    **with_prefix(
+        "self_attention_layers.{n}.",
+        {
+            "layer_norm{i:1|2}.{param}": "norm{i}.{param}",
+            "self_attn.{qkv:q|k|v}_proj.{param}": "attn.qkv.{param}#{qkv}",
+            "self_attn.out_proj.{param}": "attn.proj.{param}",
+            "mlp.fc{i:1|2}.{param}": "mlp.fc{i}.{param}",
+        },
+        "blocks.{n}.",
+    ),
+    **with_prefix(
+        "cross_attention_layer.",
+        {
+            "layer_norm{i:1|2}.{param}": "norm{i}.{param}",
+            "cross_attn.q_proj.{param}": "xattn.q.{param}",
+            "cross_attn.{qkv:k|v}_proj.{param}": "xattn.kv.{param}#{qkv}",
+            "mlp.fc{i:1|2}.{param}": "mlp.fc{i}.{param}",
+        },
+        "cross_attention_block.",
+    ),
+}
+PREDICTOR = "predictor of the pre-training"
+
+FORMATS = (
+    Format(
+        name="transformers V-JEPA 2",
+        architecture="vjepa2",
+        required_keys=("encoder.layer.{n}.attention.query.weight", "encoder.embeddings.patch_embeddings.proj.weight"),
+        rules=with_prefix("encoder.", ENCODER),
+        dropped_keys={"predictor.*": PREDICTOR},
+        kwargs=V2_KWARGS,
+        normalization=IMAGENET,
+        missing_parts=("pooler",),
+    ),
+    Format(
+        name="transformers V-JEPA 2 classifier",
+        architecture="vjepa2",
+        required_keys=("vjepa2.encoder.layer.{n}.attention.query.weight", "pooler.query_tokens"),
+        rules={
+            **with_prefix("vjepa2.encoder.", ENCODER),
+            **with_prefix("pooler.", POOLER, "pooler."),
+            "classifier.{param}": "head.{param}",
+        },
+        dropped_keys={"vjepa2.predictor.*": PREDICTOR},
+        kwargs=V2_KWARGS,
+        normalization=IMAGENET,
+    ),
+)
