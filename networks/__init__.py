@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from networks.hiera import hiera_b, hiera_b_plus, hiera_h, hiera_l, hiera_tiny
 from networks.maskfeat import maskfeat_mvit_v1_b, maskfeat_mvit_v2_s, maskfeat_tiny
 from networks.mvit import mvit_v1_b, mvit_v1_tiny, mvit_v2_b, mvit_v2_s, mvit_v2_tiny
 from networks.timesformer import timesformer_b, timesformer_hr, timesformer_l, timesformer_s, timesformer_tiny
@@ -63,6 +64,11 @@ VARIANTS: dict[str, Callable[..., nn.Module]] = {
         mvit_v2_tiny,
         mvit_v2_s,
         mvit_v2_b,
+        hiera_tiny,
+        hiera_b,
+        hiera_b_plus,
+        hiera_l,
+        hiera_h,
         vjepa2_tiny,
         vjepa2_l,
         vjepa2_h,

@@ -6,13 +6,14 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from networks.hiera import Hiera
 from networks.maskfeat import MaskFeat
 from networks.mvit import MViT
 from networks.timesformer import TimeSformer
 from networks.vivit import ViViT
 from networks.vjepa2 import VJEPA2
 
-NETWORKS = (TimeSformer, ViViT, MViT, VJEPA2, MaskFeat)
+NETWORKS = (TimeSformer, ViViT, MViT, Hiera, VJEPA2, MaskFeat)
 ARGUMENTS = {name for network in NETWORKS for name in inspect.signature(network).parameters}
 
 

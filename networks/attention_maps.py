@@ -59,8 +59,8 @@ def attention_saliency(network: nn.Module, video: Tensor, rollout: bool = False)
     By default it is the last layer's attention, averaged over heads: that of the class token, of the query of an
     attentive pooler, or the mean over all tokens if their mean is classified. In a factorized encoder, the frames are
     weighted by the attention of the temporal encoder. `rollout` multiplies all layers, each half attention and half
-    identity (Abnar and Zuidema, 2020, section 3). Raises ValueError for roll-out if queries are pooled (MViT) or if
-    there are too many tokens.
+    identity (Abnar and Zuidema, 2020, section 3). Raises ValueError for roll-out if queries are pooled (MViT, Hiera) or
+    if there are too many tokens.
     """
     network = getattr(network, "module", network)
     backbone: Any = network.backbone if isinstance(network, MaskFeat) else network
@@ -114,7 +114,8 @@ def _check_rollout(layout: AttentionLayout) -> None:
     """Raise ValueError if the layers of a network cannot be multiplied."""
     if layout.kind == "pooled":
         raise ValueError(
-            "attention roll-out: MViT pools its queries, so its layers cannot be multiplied; use the last layer only"
+            "attention roll-out: the network pools its queries, so its layers cannot be multiplied; use the last layer "
+            "only"
         )
     num_tokens = math.prod(layout.grid)
     if num_tokens > _MAX_ROLLOUT_TOKENS:

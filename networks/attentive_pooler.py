@@ -33,7 +33,11 @@ class CrossAttention(nn.Module):
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
         """(B, Q, D), (B, N, D) -> (B, Q, D)."""
         query, key, value = self.query_key_value(queries, tokens)
-        return rearrange(attend(query, key, value, self.scale), "B h Q d -> B Q (h d)")
+        return self.merge_heads(attend(query, key, value, self.scale))
+
+    def merge_heads(self, mixed: Tensor) -> Tensor:
+        """(B, h, Q, d) -> (B, Q, D)."""
+        return rearrange(mixed, "B h Q d -> B Q (h d)")
 
 
 class CrossAttentionBlock(nn.Module):

@@ -232,8 +232,11 @@ class Attention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
         query, key, value = self.query_key_value(tokens)
-        mixed = attend(query, key, value, self.scale)
-        return self.proj(rearrange(mixed, "B h N d -> B N (h d)"))
+        return self.proj(self.merge_heads(attend(query, key, value, self.scale)))
+
+    def merge_heads(self, mixed: Tensor) -> Tensor:
+        """(B, h, N, d) -> (B, N, D)."""
+        return rearrange(mixed, "B h N d -> B N (h d)")
 
 
 class Mlp(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from networks.hiera import Hiera
 from networks.layers import check_choice, to_3tuple
 from networks.maskfeat import MaskFeat
 from networks.mvit import MViT
@@ -24,6 +25,7 @@ SOURCE_ARCHITECTURES: dict[type, tuple[str, ...]] = {
     TimeSformer: ("timesformer", "image"),
     ViViT: ("vivit", "image"),
     MViT: ("mvit",),
+    Hiera: ("hiera",),
     VJEPA2: ("vjepa2",),
 }
 # Arguments that change what a network computes but not the shapes of its weights, or not all of them.

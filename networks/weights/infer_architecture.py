@@ -15,6 +15,7 @@ from networks.weights.architecture import (
     num_positions,
     patch_kernel_shape,
 )
+from networks.weights.infer_hiera import infer_hiera
 from networks.weights.infer_mvit import infer_mvit
 from networks.weights.infer_vjepa2 import infer_vjepa2
 from networks.weights.rename_keys import RenamedWeights, Weights
@@ -34,6 +35,7 @@ def infer_architecture(renamed: RenamedWeights, overrides: Mapping[str, Any]) ->
         "vivit": infer_vivit,
         "mvit": infer_mvit,
         "vjepa2": infer_vjepa2,
+        "hiera": infer_hiera,
     }
     infer = infer_functions.get(renamed.format.architecture)
     if infer is None:

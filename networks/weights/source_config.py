@@ -106,6 +106,11 @@ def check_types(config: Mapping[str, Any]) -> None:
 def parse_kwargs(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the constructor arguments that a config of transformers tells, under their names here."""
     kwargs = {name: config[hf_name] for hf_name, name in ARGUMENT_NAMES.items() if hf_name in config}
+    input_size = config.get("input_size")  # of Hiera's folders on the hub: frames, height, width
+    if isinstance(input_size, list) and len(input_size) == 3:
+        num_frames, *image_size = input_size
+        kwargs |= {"num_frames": num_frames, "image_size": image_size}
+        kwargs |= {"num_heads": config["num_heads"]} if "num_heads" in config else {}
     if "hidden_act" in config:
         if config["hidden_act"] not in GELU:
             expected = ", ".join(GELU)

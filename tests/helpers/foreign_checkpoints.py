@@ -3,15 +3,15 @@
 Each entry was taken from the project's own code at the commits below, with a small network. `keys` are (pattern,
 numbers that replace *, shape). `logits` are the outputs of that code for a clip of shape `clip` from `draw_clip`, with
 every weight drawn by `draw` from its key (in which `drawn_as` is replaced). `given` are the arguments that a user has
-to give, since the shapes do not determine them. seed_maskfeat and videomae_pt have no classifier: their logits are the
-first five features, those of vjepa2 and vjepa2_1 those of the mean token. Names with seed_ are of
-VideoTransformer-pytorch.
+to give, since the shapes do not determine them. seed_maskfeat, videomae_pt, hiera_pt, vjepa2 and vjepa2_1 have no
+classifier: their logits are the first five features, in the last two those of the mean token, in hiera_pt those of the
+encoder pooled as in fine-tuning. Names with seed_ are of VideoTransformer-pytorch.
 
 timesformer: facebookresearch/TimeSformer; mmaction: open-mmlab/mmaction2; slowfast: facebookresearch/SlowFast 287ec00
 (v1_released: e04fba5); pytorchvideo 0.1.5; videomae: MCG-NJU/VideoMAE 14ef8d8; mae: facebookresearch/mae; mae_pytorch:
 pengzhiliang/MAE-pytorch 8b3ab30; vjepa2: facebookresearch/vjepa2 c2963a4 (vjepa2_1: with the changes of be434e4 to the
-rotation, positions, norms and embeddings); scenic: google-research/scenic 4a38d47; seed:
-mx-mark/VideoTransformer-pytorch 194cae6.
+rotation, positions, norms and embeddings); hiera: facebookresearch/hiera b12b842; scenic:
+google-research/scenic 4a38d47; seed: mx-mark/VideoTransformer-pytorch 194cae6.
 """
 
 import argparse
@@ -75,6 +75,7 @@ def write_checkpoint(name, folder):
         return path
     family = name.split("_")[0]
     content = {
+        "hiera": {"model_state": state},
         "timesformer": {"model_state": state, "epoch": 3, "cfg": "TIMESFORMER: {}"},
         "slowfast": {"model_state": state, "epoch": 3, "optimizer_state": {"state": {}}, "cfg": "MVIT: {}"},
         "pytorchvideo": {"model_state": state},

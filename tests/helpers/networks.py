@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 SMALL = dict(num_classes=5, num_frames=4, image_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4)
 SMALL_MVIT = dict(num_classes=5, num_frames=4, image_size=32, embed_dims=(8, 16, 32), depths=(1, 1, 2))
+SMALL_HIERA = dict(num_classes=5, num_frames=4, image_size=32, embed_dim=8, depths=(1, 1, 2))
 TINY_MASKFEAT = dict(
     backbone="mvit_v2_tiny",
     num_frames=4,
@@ -28,6 +29,7 @@ EVERY = {  # every architecture and every kind of attention, small enough for a 
     "videomae": ("videomae_tiny", SMALL),
     "vjepa2": ("vjepa2_tiny", SMALL),
     "vjepa2.1, mean": ("vjepa2_1_tiny", SMALL | {"pooling": "mean"}),
+    "hiera": ("hiera_tiny", SMALL_HIERA),
     "mvit v1": ("mvit_v1_tiny", SMALL_MVIT),
     "mvit v2": ("mvit_v2_tiny", SMALL_MVIT),
     "mvit of maskfeat": ("mvit_v2_tiny", SMALL_MVIT | {"expand_attn": False, "pooling": "fc_norm"}),

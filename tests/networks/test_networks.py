@@ -192,6 +192,14 @@ def test_build_lists_the_variants_for_an_unknown_name():
         ("timesformer_tiny", {"num_heads": 5}, "num_heads=5 does not divide embed_dim=96"),
         ("timesformer_tiny", {"patch_size": 0}, "patch_size=0"),
         ("timesformer_tiny", {"attention": "space_time"}, "attention='space_time'"),
+        ("vjepa2_tiny", {"embed_dim": 100}, "embed_dim / num_heads = 25: rotary positions need an even number"),
+        ("vjepa2_tiny", {"rope_layout": "paired"}, "rope_layout='paired'"),
+        ("vjepa2_tiny", {"pooling": "cls"}, "pooling='cls'"),
+        ("vjepa2_tiny", {"pooler_depth": 0}, "pooler_depth=0"),
+        ("hiera_tiny", {"image_size": 72}, "num_frames=8, image_size=72: expected multiples of a mask unit"),
+        ("hiera_tiny", {"depths": [1, 2, 1]}, "depths=[1, 2, 1]: expected two stages or more, and two blocks"),
+        ("hiera_tiny", {"mask_unit_attn": [True, False]}, "expected one entry per stage"),
+        ("hiera_tiny", {"mask_unit_attn": [True, True, True]}, "the last stage attends to all tokens"),
         ("mvit_v2_tiny", {"image_size": 62}, "patch_size=4 does not divide image_size=62x62"),
         ("mvit_v2_tiny", {"num_frames": 7}, "tubelet_size=2 does not divide num_frames=7"),
         ("mvit_v2_tiny", {"num_heads": [1, 2]}, "one entry per stage"),
@@ -205,7 +213,7 @@ def test_constructor_errors_name_the_value(name, options, message):
         networks.build(name, **{"num_classes": 2} | options)
 
 
-@pytest.mark.parametrize("name", ["vivit_tiny", "timesformer_tiny", "mvit_v2_tiny"])
+@pytest.mark.parametrize("name", ["vivit_tiny", "timesformer_tiny", "mvit_v2_tiny", "vjepa2_tiny", "hiera_tiny"])
 @pytest.mark.parametrize("shape", [(2, 3, 4, 64, 64), (2, 3, 8, 64, 32), (2, 1, 8, 64, 64), (3, 8, 64, 64)])
 def test_forward_refuses_a_wrong_video_shape(name, shape):
     network = networks.build(name, num_classes=2)

@@ -20,13 +20,20 @@ from tests.helpers.networks import SMALL, random_video, randomize
 FORWARD, BACKWARD = 1e-5, 1e-4
 
 
-def assert_same(network, reference, run_network, run_reference):
+def assert_same(network, reference, run_network, run_reference, names=()):
     """Compare outputs (within 1e-5) and gradients (within 1e-4 of the tensor's largest one).
+
+    The network gets the weights of the reference, in whose keys the first of each pair in `names` is replaced by the
+    second.
 
     The gradients of key biases are nothing but rounding errors, since softmax cancels what is added to all scores. So
     errors are relative to at least 1e-3 of the network's largest gradient.
     """
-    load_state(network, adapt(rename_keys(reference.state_dict()), network)[0])
+
+    def renamed(state):
+        return rename_keys({replace_all(key, names): tensor for key, tensor in state.items()})
+
+    load_state(network, adapt(renamed(reference.state_dict()), network)[0])
     actual, expected = run_network(network), run_reference(reference)
     assert expected.detach().std() > 0.1
     torch.testing.assert_close(actual, expected, atol=FORWARD, rtol=FORWARD)
@@ -35,13 +42,19 @@ def assert_same(network, reference, run_network, run_reference):
     (actual * direction).sum().backward()
     (expected * direction).sum().backward()
     buffers = {key: torch.zeros_like(tensor) for key, tensor in reference.state_dict().items()}
-    gradients = rename_keys(buffers | {key: p.grad for key, p in reference.named_parameters()}).state
+    gradients = renamed(buffers | {key: p.grad for key, p in reference.named_parameters()}).state
     largest = max(gradient.abs().max() for gradient in gradients.values())
     for key, parameter in network.named_parameters():
         gradient = gradients[key]
         assert parameter.grad.shape == gradient.shape
         error = (parameter.grad - gradient).abs().max() / gradient.abs().max().clamp_min(1e-3 * largest)
         assert error < BACKWARD, (key, error.item())
+
+
+def replace_all(text, pairs):
+    for old, new in pairs:
+        text = text.replace(old, new)
+    return text
 
 
 def frames_first(video):
@@ -219,6 +232,55 @@ def test_full_size_mvit_equals_torchvision(name):
     reference = randomize(getattr(torchvision.models.video, name)(), seed=5, std=0.05)
     network = networks.build(name, num_classes=400).eval()
     load_state(network, adapt(rename_keys(reference.state_dict()), network)[0])
+    video = random_video(1, 3, 16, 224, 224)
+    with torch.no_grad():
+        expected = reference(video)
+        torch.testing.assert_close(network(video), expected, atol=FORWARD * expected.abs().max().item(), rtol=0)
+
+
+# ---- timm ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("num_frames", "image_size"), [(4, (32, 32)), (2, (64, 32)), (6, (32, 96))])
+def test_hiera_equals_timm(num_frames, image_size):
+    """timm's Hiera takes clips, although it has weights for images only."""
+    from timm.models.hiera import Hiera
+
+    unit = dict(q_stride=(1, 2, 2), mask_unit_size=(1, 4, 4), patch_kernel=(3, 7, 7), patch_stride=(2, 4, 4))
+    reference = Hiera(
+        img_size=(num_frames, *image_size),
+        num_classes=5,
+        embed_dim=8,
+        stages=(1, 2, 2),
+        q_pool=2,
+        mask_unit_attn=(True, False, False),
+        patch_padding=(1, 3, 3),
+        sep_pos_embed=True,
+        **unit,
+    )
+    randomize(reference, seed=9)
+    video = random_video(2, 3, num_frames, *image_size)
+    sizes = dict(num_frames=num_frames, image_size=image_size, embed_dim=8, depths=(1, 2, 2))
+    assert_same(
+        networks.build("hiera_tiny", num_classes=5, **sizes).eval(),
+        reference,
+        lambda network: network(video),
+        lambda reference: reference(video),
+        names=[("head.norm.", "norm."), ("head.fc.", "head.projection.")],
+    )
+
+
+@pytest.mark.slow
+def test_whole_hiera_equals_timm():
+    from timm.models.hiera import Hiera
+
+    clip = dict(q_stride=(1, 2, 2), mask_unit_size=(1, 8, 8), patch_kernel=(3, 7, 7), patch_stride=(2, 4, 4))
+    options = dict(patch_padding=(1, 3, 3), sep_pos_embed=True, stages=(2, 3, 16, 3), num_classes=400)
+    reference = randomize(Hiera(img_size=(16, 224, 224), **clip, **options), seed=9, std=0.05)
+    names = [("head.norm.", "norm."), ("head.fc.", "head.projection.")]
+    state = {replace_all(key, names): tensor for key, tensor in reference.state_dict().items()}
+    network = networks.build("hiera_b", num_classes=400).eval()
+    load_state(network, adapt(rename_keys(state), network)[0])
     video = random_video(1, 3, 16, 224, 224)
     with torch.no_grad():
         expected = reference(video)

@@ -5,6 +5,7 @@ the order in which messages list them.
 """
 
 from networks.weights.formats import (
+    hiera,
     mae,
     mmaction2,
     pytorchvideo,
@@ -39,4 +40,5 @@ FORMATS = (
     *vision_transformer.FORMATS,
     *scenic.FORMATS,
     *vjepa2.FORMATS,
+    *hiera.FORMATS,
 )

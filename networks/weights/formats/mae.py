@@ -20,6 +20,7 @@ FORMATS = (
         name="MAE",
         architecture="image",
         required_keys=("decoder_embed.weight", "blocks.{n}.attn.qkv.weight"),
+        forbidden_keys=("pos_embed_spatial",),
         rules=VIT,
         dropped_keys={"decoder_*": PRETRAINING_DECODER, "mask_token": PRETRAINING_DECODER},
         kwargs={"gelu": "exact"},

@@ -1,0 +1,264 @@
+"""Hiera (Ryali et al., "Hiera: A Hierarchical Vision Transformer without the Bells-and-Whistles", 2023): attention
+within mask units in the first stages and over all tokens later, queries pooled by their maximum between the stages.
+
+Parameter names are those of the published networks, except for the head. Shapes: B batch, C channels, T frames, H W
+pixels; t h w the grid of the tokens, N = t h w tokens (N' after pooling), D embedding dimension, `heads` heads of
+dimension d. A mask unit is a box of tokens that becomes one token in the last stage.
+
+Tokens are in the order (s1 s2 ... u): the place of a token within the stride of the first pooling, within that of the
+second, ..., then the mask unit, row by row. So each pooling is a maximum over the first part of the tokens, and mask
+units need no rearrangement between the blocks. In the last stage only u is left, (t h w).
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from networks.layers import (
+    NORM_EPS,
+    Attention,
+    AttentionLayout,
+    Block,
+    Grid,
+    TubeletEmbed,
+    check_bool,
+    check_choice,
+    check_odd,
+    check_positive,
+    drop_path_rates,
+    init_linear,
+    jsonable_kwargs,
+    make_head,
+    pool_tokens,
+    run_blocks,
+    scale_head,
+    to_3tuple,
+)
+
+
+class MaskUnitAttention(Attention):
+    """Attention within each of `num_units` mask units (1: over all tokens), from `embed_dim` to `out_dim`.
+
+    The queries of `pool` tokens become one by their maximum.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, out_dim: int, num_units: int = 1, pool: int = 1):
+        super().__init__(embed_dim, num_heads, out_dim)
+        self.num_units, self.pool = num_units, pool
+
+    def query_key_value(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, D) -> query (B units, heads, N' / units, d), key, value (B units, heads, N / units, d)."""
+        query, key, value = rearrange(
+            self.qkv(tokens),
+            "B (n units) (three heads d) -> three (B units) heads n d",
+            three=3,
+            heads=self.num_heads,
+            units=self.num_units,
+        )
+        return max_pool(query, self.pool), key, value
+
+    def merge_heads(self, mixed: Tensor) -> Tensor:
+        """(B units, heads, N' / units, d) -> (B, N', D)."""
+        return rearrange(mixed, "(B units) heads n d -> B (n units) (heads d)", units=self.num_units)
+
+
+def max_pool(tokens: Tensor, pool: int) -> Tensor:
+    """(..., N, D) -> (..., N / pool, D): the maximum of the tokens that lie within one stride, which come first."""
+    return tokens.unflatten(-2, (pool, -1)).amax(-3) if pool > 1 else tokens
+
+
+class HieraBlock(Block):
+    """A Block around MaskUnitAttention. Where the dimension grows, the residual is the projected and pooled input."""
+
+    def __init__(self, attn: MaskUnitAttention, **options: Any):
+        super().__init__(attn, **options)
+        self.pool = attn.pool
+        self.expands = attn.out_dim != attn.embed_dim
+        if self.expands:
+            self.proj = nn.Linear(attn.embed_dim, attn.out_dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N', D')."""
+        normed = self.norm1(tokens)
+        residual = max_pool(self.proj(normed), self.pool) if self.expands else tokens
+        tokens = residual + self.drop_path(self.attn(normed))
+        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+
+
+class Hiera(nn.Module):
+    """Hierarchical vision transformer: from stage to stage fewer tokens, of twice the dimension and twice the heads.
+
+    `depths` and `mask_unit_attn`, whether a stage attends within mask units, have one entry per stage. The first block
+    of a stage pools by `q_stride` and still attends as the stage before it. `embed_dim` and `num_heads` are those of
+    the first stage. pooling="fc_norm" classifies the norm of the mean of the tokens, as published, "mean" the mean of
+    the normed tokens. `dropout` applies before the head; `checkpoint_blocks` blocks are recomputed in the backward
+    pass.
+    """
+
+    has_cls_token = False
+
+    # So many arguments because they are the network's configuration, kept as keywords in recipes and config.json.
+    def __init__(  # noqa: PLR0913
+        self,
+        num_classes: int,
+        *,
+        num_frames: int = 16,
+        image_size: int | Sequence[int] = 224,
+        depths: Sequence[int] = (2, 3, 16, 3),
+        embed_dim: int = 96,
+        num_heads: int = 1,
+        q_stride: Sequence[int] = (1, 2, 2),
+        mask_unit_attn: Sequence[bool] = (True, True, False, False),
+        patch_kernel: Sequence[int] = (3, 7, 7),
+        patch_stride: Sequence[int] = (2, 4, 4),
+        mlp_ratio: float = 4.0,
+        pooling: str = "fc_norm",
+        drop_path: float = 0.0,
+        dropout: float = 0.0,
+        gelu: str = "exact",
+        in_chans: int = 3,
+        checkpoint_blocks: int = 0,
+        head_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.kwargs = jsonable_kwargs(locals())
+        check_choice("pooling", pooling, ["mean", "fc_norm"])
+        self._check_stages()
+        self.pooling, self.checkpoint_blocks = pooling, checkpoint_blocks
+
+        stride = to_3tuple("patch_stride", patch_stride)
+        kernel = check_odd("patch_kernel", to_3tuple("patch_kernel", patch_kernel))
+        self.patch_embed = TubeletEmbed(num_frames, image_size, stride, embed_dim, in_chans, kernel)
+        self.q_stride = to_3tuple("q_stride", q_stride)
+        self.num_pools = len(depths) - 1
+        self.unit_grid = self._divide_into_units()
+        t, h, w = self.patch_embed.grid
+        self.pos_embed_spatial = nn.Parameter(torch.empty(1, h * w, embed_dim))
+        self.pos_embed_temporal = nn.Parameter(torch.empty(1, t, embed_dim))
+        for table in (self.pos_embed_spatial, self.pos_embed_temporal):
+            nn.init.trunc_normal_(table, std=0.02)
+        self.blocks = nn.ModuleList(self._make_blocks())
+        out_dim = embed_dim * 2**self.num_pools
+        self.norm = nn.LayerNorm(out_dim, eps=NORM_EPS)
+        self.dropout = nn.Dropout(dropout)
+        self.head = make_head(out_dim, num_classes)
+        self.apply(init_linear)
+        scale_head(self.head, head_scale)
+
+    def _check_stages(self) -> None:
+        depths, flags = self.kwargs["depths"], self.kwargs["mask_unit_attn"]
+        check_positive(**{f"depths[{i}]": depth for i, depth in enumerate(depths)})
+        if len(depths) < 2 or depths[-1] < 2:
+            raise ValueError(f"depths={depths}: expected two stages or more, and two blocks or more in the last")
+        if len(depths) != len(flags):
+            raise ValueError(f"depths={depths} and mask_unit_attn={flags}: expected one entry per stage in each")
+        for flag in flags:
+            check_bool("mask_unit_attn", flag)
+        if flags[-1]:
+            raise ValueError(f"mask_unit_attn={flags}: the last stage attends to all tokens, so expected false")
+
+    def _divide_into_units(self) -> Grid:
+        """Return the grid of mask units. Raises ValueError if they do not fill that of the tokens."""
+        unit = [stride**self.num_pools for stride in self.q_stride]
+        grid = self.patch_embed.grid
+        if any(tokens % size for tokens, size in zip(grid, unit, strict=True)):
+            frames, height, width = (n * s for n, s in zip(unit, self.kwargs["patch_stride"], strict=True))
+            clip = f"num_frames={self.kwargs['num_frames']}, image_size={self.kwargs['image_size']}"
+            raise ValueError(f"{clip}: expected multiples of a mask unit, {frames} frames of {height}x{width}")
+        t, h, w = (tokens // size for tokens, size in zip(grid, unit, strict=True))
+        return t, h, w
+
+    def _make_blocks(self) -> Iterator[HieraBlock]:
+        """Yield the blocks of all stages."""
+        args = self.kwargs
+        rates = iter(drop_path_rates(args["drop_path"], sum(args["depths"])))
+        num_units, in_dim = math.prod(self.unit_grid), args["embed_dim"]
+        for stage, depth in enumerate(args["depths"]):
+            dim, num_heads = args["embed_dim"] * 2**stage, args["num_heads"] * 2**stage
+            for index in range(depth):
+                pools = stage > 0 and index == 0
+                in_units = args["mask_unit_attn"][stage - 1 if pools else stage]
+                pool = math.prod(self.q_stride) if pools else 1
+                attn = MaskUnitAttention(in_dim, num_heads, dim, num_units if in_units else 1, pool)
+                yield HieraBlock(attn, mlp_ratio=args["mlp_ratio"], drop_path=next(rates), gelu=args["gelu"])
+                in_dim = dim
+
+    @property
+    def token_grid(self) -> Grid:
+        """Return (t, h, w) of the tokens after the last block."""
+        return self.unit_grid
+
+    @property
+    def attention_layout(self) -> AttentionLayout:
+        """Return which tokens attend to each other."""
+        return AttentionLayout("pooled", self.unit_grid, num_prefix_tokens=0)
+
+    def unroll(self, patches: Tensor) -> Tensor:
+        """(B, t, n, D) -> (B, N, D) in the order of the tokens, (s1 s2 ... u)."""
+        steps = range(1, self.num_pools + 1)
+        t, h, w = (f"{axis} " + " ".join(f"{axis}{step}" for step in reversed(steps)) for axis in "thw")
+        order = " ".join(f"t{step} h{step} w{step}" for step in steps)
+        sizes = {f"{axis}{step}": size for step in steps for axis, size in zip("thw", self.q_stride, strict=True)}
+        _, height, width = self.unit_grid
+        return rearrange(patches, f"B ({t}) ({h} {w}) D -> B ({order} t h w) D", h=height, w=width, **sizes)
+
+    def encode(self, video: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> (B, t h w, D) of `token_grid`, not normed."""
+        pos_embed = self.pos_embed_spatial[:, None] + self.pos_embed_temporal[:, :, None]
+        return run_blocks(self.blocks, self.unroll(self.patch_embed(video) + pos_embed), self.checkpoint_blocks)
+
+    def forward_tokens(self, video: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> (B, t h w, D) of `token_grid`, normed."""
+        return self.norm(self.encode(video))
+
+    def forward_features(self, video: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> (B, D)."""
+        return pool_tokens(self.encode(video), self.norm, self.pooling, cls_token=False)
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """(B, D) -> (B, num_classes), or the features themselves if num_classes is 0."""
+        return self.head(self.dropout(features))
+
+    def forward(self, video: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(video))
+
+
+# ---- variants: `overrides` are arguments of Hiera --------------------------------------------------------------------
+
+TINY: dict[str, Any] = dict(
+    num_frames=8, image_size=64, depths=(1, 1, 2), embed_dim=24, mask_unit_attn=(True, False, False)
+)
+
+B_PLUS: dict[str, Any] = dict(embed_dim=112, num_heads=2)
+L: dict[str, Any] = dict(embed_dim=144, num_heads=2, depths=(2, 6, 36, 4))
+H: dict[str, Any] = dict(embed_dim=256, num_heads=4, depths=(2, 6, 36, 4))
+
+
+def hiera_tiny(num_classes: int, **overrides: Any) -> Hiera:
+    """Build a Hiera for 8 frames of 64x64, small enough to train on a CPU: for tests and the demo."""
+    return Hiera(num_classes, **TINY | overrides)
+
+
+def hiera_b(num_classes: int, **overrides: Any) -> Hiera:
+    """Build Hiera-B for 16 frames of 224x224."""
+    return Hiera(num_classes, **overrides)
+
+
+def hiera_b_plus(num_classes: int, **overrides: Any) -> Hiera:
+    """Build Hiera-B+ for 16 frames of 224x224."""
+    return Hiera(num_classes, **B_PLUS | overrides)
+
+
+def hiera_l(num_classes: int, **overrides: Any) -> Hiera:
+    """Build Hiera-L for 16 frames of 224x224."""
+    return Hiera(num_classes, **L | overrides)
+
+
+def hiera_h(num_classes: int, **overrides: Any) -> Hiera:
+    """Build Hiera-H for 16 frames of 224x224."""
+    return Hiera(num_classes, **H | overrides)

@@ -1,0 +1,39 @@
+"""facebookresearch/hiera: its video networks, fine-tuned or with the decoder of their masked autoencoder."""
+
+from networks.weights.formats.format import KINETICS, Format
+from networks.weights.key_rules import PRETRAINING_DECODER, Rules, same_names
+
+ENCODER = same_names(
+    "pos_embed_spatial",
+    "pos_embed_temporal",
+    "patch_embed.proj.{param}",
+    "blocks.{n}.{layer:norm1|norm2|attn.qkv|attn.proj|mlp.fc1|mlp.fc2|proj}.{param}",
+)
+FINE_TUNED: Rules = {**ENCODER, "norm.{param}": "norm.{param}", "head.projection.{param}": "head.{param}"}
+
+FORMATS = (
+    Format(
+        name="Hiera",
+        architecture="hiera",
+        required_keys=("blocks.{n}.attn.qkv.weight", "pos_embed_spatial", "norm.weight"),
+        forbidden_keys=("*cls_token", "*pool_{qkv:q|k|v}*", "decoder_*"),
+        patch_kernel_ndim=5,
+        rules=FINE_TUNED,
+        kwargs={"gelu": "exact", "pooling": "fc_norm"},
+        normalization=KINETICS,
+    ),
+    Format(
+        name="Hiera pre-training",
+        architecture="hiera",
+        required_keys=("blocks.{n}.attn.qkv.weight", "pos_embed_spatial", "decoder_pos_embed", "encoder_norm.weight"),
+        patch_kernel_ndim=5,
+        rules=ENCODER,
+        dropped_keys=dict.fromkeys(
+            ("decoder_*", "mask_token", "multi_scale_fusion_heads.*", "encoder_norm.*"), PRETRAINING_DECODER
+        ),
+        kwargs={"gelu": "exact"},
+        normalization=KINETICS,
+        pretraining=True,
+        missing_parts=("norm",),
+    ),
+)
