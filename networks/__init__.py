@@ -12,6 +12,7 @@ from networks.mvit import mvit_v1_b, mvit_v1_tiny, mvit_v2_b, mvit_v2_s, mvit_v2
 from networks.timesformer import timesformer_b, timesformer_hr, timesformer_l, timesformer_s, timesformer_tiny
 from networks.vivit import (
     videomae_b,
+    videomae_g,
     videomae_h,
     videomae_l,
     videomae_s,
@@ -59,6 +60,7 @@ VARIANTS: dict[str, Callable[..., nn.Module]] = {
         videomae_b,
         videomae_l,
         videomae_h,
+        videomae_g,
         mvit_v1_tiny,
         mvit_v1_b,
         mvit_v2_tiny,

@@ -213,6 +213,7 @@ class ViViT(nn.Module):
 TINY: dict[str, Any] = dict(num_frames=8, image_size=64, patch_size=8, embed_dim=96, depth=4, num_heads=4)
 FACTORIZED_ENCODER: dict[str, Any] = dict(attention="factorized_encoder", temporal_depth=4)
 FACTORIZED_ATTENTION: dict[str, Any] = dict(attention="factorized_attention", cls_token=False, pooling="mean")
+VIT_GIANT: dict[str, Any] = dict(patch_size=14, embed_dim=1408, depth=40, num_heads=16, mlp_ratio=48 / 11)
 VIDEOMAE: dict[str, Any] = dict(cls_token=False, pos_embed="sincos", pooling="fc_norm", gelu="exact")
 
 
@@ -284,3 +285,8 @@ def videomae_l(num_classes: int, **overrides: Any) -> ViViT:
 def videomae_h(num_classes: int, **overrides: Any) -> ViViT:
     """Build VideoMAE's ViT-H encoder for 16 frames."""
     return ViViT(num_classes, **VIDEOMAE | dict(embed_dim=1280, depth=32, num_heads=16) | overrides)
+
+
+def videomae_g(num_classes: int, **overrides: Any) -> ViViT:
+    """Build the ViT-g/14 encoder of VideoMAE v2 for 16 frames; its smaller encoders are those of VideoMAE."""
+    return ViViT(num_classes, **VIDEOMAE | VIT_GIANT | overrides)

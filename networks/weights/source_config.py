@@ -12,6 +12,7 @@ ARGUMENT_NAMES = {
     "image_size": "image_size",
     "num_frames": "num_frames",
     "crop_size": "image_size",
+    "img_size": "image_size",
     "frames_per_clip": "num_frames",
 }
 
@@ -86,6 +87,7 @@ TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "tubelet_size": (is_size, "a whole number or a list of them"),
     "patch_size": (is_whole_number, "a whole number"),
     "num_frames": (is_whole_number, "a whole number"),
+    "img_size": (is_size, "a whole number or a list of them"),
     "crop_size": (is_whole_number, "a whole number"),
     "frames_per_clip": (is_whole_number, "a whole number"),
     "num_attention_heads": (is_whole_number, "a whole number"),
@@ -104,7 +106,13 @@ def check_types(config: Mapping[str, Any]) -> None:
 
 
 def parse_kwargs(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the constructor arguments that a config of transformers tells, under their names here."""
+    """Return the constructor arguments that a config of transformers tells, under their names here.
+
+    VideoMAE v2's have those of its own code under model_config.
+    """
+    if is_object(config.get("model_config")):
+        config = {**config["model_config"], "num_attention_heads": config["model_config"].get("num_heads")}
+        check_types(config)
     kwargs = {name: config[hf_name] for hf_name, name in ARGUMENT_NAMES.items() if hf_name in config}
     input_size = config.get("input_size")  # of Hiera's folders on the hub: frames, height, width
     if isinstance(input_size, list) and len(input_size) == 3:

@@ -1,7 +1,7 @@
-"""MCG-NJU/VideoMAE."""
+"""MCG-NJU/VideoMAE and OpenGVLab/VideoMAEv2, whose folders on the hub have a prefix before every key."""
 
 from networks.weights.formats.format import IMAGENET, Format
-from networks.weights.key_rules import BEIT, BEIT_DECODER
+from networks.weights.key_rules import BEIT, BEIT_DECODER, with_prefix
 
 VIDEOMAE = {"gelu": "exact", "cls_token": False, "pos_embed": "sincos", "pooling": "fc_norm"}
 ENCODER_ONLY = VIDEOMAE | {"pooling": "mean"}  # the norm of the pre-training comes before the mean
@@ -10,9 +10,9 @@ FORMATS = (
     Format(
         name="VideoMAE",
         architecture="vivit",
-        required_keys=("blocks.{n}.attn.q_bias", "fc_norm.weight"),
+        required_keys=("[model.]blocks.{n}.attn.q_bias", "[model.]fc_norm.weight"),
         patch_kernel_ndim=5,
-        rules=BEIT,
+        rules=with_prefix("[model.]", BEIT),
         kwargs=VIDEOMAE,
         normalization=IMAGENET,
         no_key_bias=True,

@@ -8,6 +8,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import networks
 from networks import weights
@@ -227,6 +228,22 @@ def test_convert_folders_of_transformers(model, version_5_names, tmp_path):
         expected = hf_network(pixel_values=video.transpose(1, 2)).logits
         torch.testing.assert_close(network(video), expected, atol=1e-5, rtol=1e-5)
     assert config["extra"]["id2label"]["3"] == "class 3"
+
+
+def test_convert_videomae_v2_folders_of_the_hub(tmp_path):
+    """An encoder under model., whose config.json has the arguments of its own code under model_config."""
+    state, given = make_state("videomae_ft"), ENTRIES["videomae_ft"]["given"]
+    state = {f"model.{key}": tensor for key, tensor in state.items() if not key.startswith("head")}
+    save_file(state, tmp_path / "model.safetensors")
+    sizes = {"num_heads": given["num_heads"], "img_size": given["image_size"], "num_frames": given["num_frames"]}
+    config = {"model_type": "VideoMAEv2_Base", "model_config": {**sizes, "layer_norm_eps": 1e-6, "num_classes": 0}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    network, _, report = weights.convert(tmp_path)
+    assert report.title == "VideoMAE -> ViViT" and network.kwargs["num_heads"] == given["num_heads"]
+    expected, _, _ = weights.convert(write_checkpoint("videomae_ft", tmp_path), **given)
+    video = draw_clip(ENTRIES["videomae_ft"]["clip"])
+    with torch.no_grad():
+        assert torch.equal(network(video), expected.forward_features(video))
 
 
 @pytest.mark.parametrize("is_classifier", [True, False])
