@@ -10,6 +10,7 @@ from networks.hiera import hiera_b, hiera_b_plus, hiera_h, hiera_l, hiera_tiny
 from networks.maskfeat import maskfeat_mvit_v1_b, maskfeat_mvit_v2_s, maskfeat_tiny
 from networks.mvit import mvit_v1_b, mvit_v1_tiny, mvit_v2_b, mvit_v2_s, mvit_v2_tiny
 from networks.timesformer import timesformer_b, timesformer_hr, timesformer_l, timesformer_s, timesformer_tiny
+from networks.videoprism import videoprism_b, videoprism_l, videoprism_tiny
 from networks.vivit import (
     videomae_b,
     videomae_g,
@@ -79,6 +80,9 @@ VARIANTS: dict[str, Callable[..., nn.Module]] = {
         vjepa2_1_b,
         vjepa2_1_l,
         vjepa2_1_g,
+        videoprism_tiny,
+        videoprism_b,
+        videoprism_l,
     )
 }
 

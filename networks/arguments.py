@@ -10,10 +10,11 @@ from networks.hiera import Hiera
 from networks.maskfeat import MaskFeat
 from networks.mvit import MViT
 from networks.timesformer import TimeSformer
+from networks.videoprism import VideoPrism
 from networks.vivit import ViViT
 from networks.vjepa2 import VJEPA2
 
-NETWORKS = (TimeSformer, ViViT, MViT, Hiera, VJEPA2, MaskFeat)
+NETWORKS = (TimeSformer, ViViT, MViT, Hiera, VJEPA2, VideoPrism, MaskFeat)
 ARGUMENTS = {name for network in NETWORKS for name in inspect.signature(network).parameters}
 
 

@@ -17,8 +17,6 @@ from networks.attentive_pooler import CrossAttention
 from networks.layers import Attention, AttentionLayout
 from networks.maskfeat import MaskFeat
 
-POOLER = "pooler.cross_attention_block.xattn"  # the layer in which the query of an attentive pooler attends
-
 _MAX_ROLLOUT_TOKENS = 5000  # of a clip: roll-out multiplies (tokens, tokens) matrices
 
 
@@ -41,7 +39,7 @@ def attention_maps(network: nn.Module, video: Tensor, layers: Sequence[str] = ()
 
     def compute_map(name: str, layer: Attention | CrossAttention, inputs: tuple[Tensor, ...]) -> None:
         query, key, _ = layer.query_key_value(*inputs)
-        maps[name] = (query.float() @ key.float().transpose(-2, -1) * layer.scale).softmax(-1)
+        maps[name] = layer.attention_weights(query.float(), key.float())
 
     hooks = [attention_layers[name].register_forward_pre_hook(partial(compute_map, name)) for name in names]
     try:
@@ -58,9 +56,10 @@ def attention_saliency(network: nn.Module, video: Tensor, rollout: bool = False)
 
     By default it is the last layer's attention, averaged over heads: that of the class token, of the query of an
     attentive pooler, or the mean over all tokens if their mean is classified. In a factorized encoder, the frames are
-    weighted by the attention of the temporal encoder. `rollout` multiplies all layers, each half attention and half
-    identity (Abnar and Zuidema, 2020, section 3). Raises ValueError for roll-out if queries are pooled (MViT, Hiera) or
-    if there are too many tokens.
+    weighted by the attention of the temporal encoder; where that attends at each position (VideoPrism), the last layers
+    of both encoders are multiplied. `rollout` multiplies all layers, each half attention and half identity (Abnar and
+    Zuidema, 2020, section 3). Raises ValueError for roll-out if queries are pooled (MViT, Hiera) or if there are too
+    many tokens.
     """
     network = getattr(network, "module", network)
     backbone: Any = network.backbone if isinstance(network, MaskFeat) else network
@@ -68,40 +67,50 @@ def attention_saliency(network: nn.Module, video: Tensor, rollout: bool = False)
     if rollout:
         _check_rollout(layout)
     names = _layer_names("blocks.{}.attn", len(backbone.blocks), rollout)
-    time_names, frame_names, pooler_names = [], [], []
+    time_names, pooler_names = [], []
     if layout.kind == "divided" and rollout:
         time_names = _layer_names("blocks.{}.temporal_attn", len(backbone.blocks), rollout)
-    if layout.kind == "factorized_encoder":
-        frame_names = _layer_names("temporal_blocks.{}.attn", len(backbone.temporal_blocks), rollout)
+    if layout.kind in ("factorized_encoder", "space_then_time"):
+        time_names = _layer_names("temporal_blocks.{}.attn", len(backbone.temporal_blocks), rollout)
     if backbone.pooling == "attentive":
-        pooler_names = [f"pooler.blocks.{index}.attn" for index in range(len(backbone.pooler.blocks)) if rollout]
-        names = names if rollout else []
-    poolers = [POOLER] if backbone.pooling == "attentive" else []
-    all_maps = attention_maps(backbone, video, [*names, *time_names, *frame_names, *pooler_names, *poolers])
+        if not rollout:  # the query of the pooler attends to all patches of the clip
+            query_weights = attention_maps(backbone, video, [layout.pooler_layer])[layout.pooler_layer]
+            return _normalize(_to_grid(query_weights.mean(1)[:, 0], layout))
+        pooler_names = [*(f"pooler.blocks.{i}.attn" for i in range(len(backbone.pooler.blocks))), layout.pooler_layer]
+    all_maps = attention_maps(backbone, video, [*names, *time_names, *pooler_names])
     maps = {name: weights.mean(1) for name, weights in all_maps.items()}
 
-    layers = [maps[name] for name in names]
-    if layout.kind == "divided":
-        layers = [_spatial_to_full(layer, layout) for layer in layers]
-    if time_names:
-        time_layers = [_temporal_to_full(maps[name], layout) for name in time_names]
-        layers = [layer for pair in zip(time_layers, layers, strict=True) for layer in pair]
-    layers += [maps[name] for name in pooler_names]
-    if poolers:  # the query of the pooler attends to all patches of the clip
-        query_weights = maps[POOLER] @ _combine(layers, rollout) if rollout else maps[POOLER]
-        return _normalize(_to_grid(query_weights[:, 0], layout))
+    layers = _layers_of_clip([maps[name] for name in names], [maps[name] for name in time_names], layout)
+    if pooler_names:
+        *block_names, pooler_layer = pooler_names
+        layers += [maps[name] for name in block_names]
+        return _normalize(_to_grid((maps[pooler_layer] @ _combine(layers, rollout))[:, 0], layout))
+    if layout.kind == "space_then_time" and not rollout:
+        layers = [layers[1] @ layers[0]]
     saliency = _feature_attention(_combine(layers, rollout), backbone.pooling, layout)
-    if layout.kind in ("joint", "pooled", "divided"):
+    if layout.kind not in ("per_frame", "factorized_encoder"):
         return _normalize(_to_grid(saliency, layout))
     t, h, _ = layout.grid
     saliency = _normalize(rearrange(saliency, "(B t) (h w) -> B t h w", t=t, h=h))
-    if frame_names:
-        frame_layers = [maps[name] for name in frame_names]
+    if layout.kind == "factorized_encoder":
+        frame_layers = [maps[name] for name in time_names]
         frame_saliency = _feature_attention(_combine(frame_layers, rollout), backbone.pooling, layout)
         saliency = (
             saliency / reduce(saliency, "B t h w -> B t 1 1", "sum") * rearrange(frame_saliency, "B t -> B t 1 1")
         )
     return _normalize(saliency)
+
+
+def _layers_of_clip(layers: list[Tensor], time_layers: list[Tensor], layout: AttentionLayout) -> list[Tensor]:
+    """Return the layers in the order in which they are computed, over all tokens of a clip if they can be combined."""
+    if layout.kind == "divided":
+        layers = [_spatial_to_full(layer, layout) for layer in layers]
+        pairs = zip([_temporal_to_full(layer, layout) for layer in time_layers], layers, strict=True)
+        return [layer for pair in pairs for layer in pair] if time_layers else layers
+    if layout.kind == "space_then_time":
+        spatial = [_spatial_to_full(layer, layout) for layer in layers]
+        return spatial + [_temporal_to_full(layer, layout) for layer in time_layers]
+    return layers
 
 
 def _to_grid(saliency: Tensor, layout: AttentionLayout) -> Tensor:

@@ -14,15 +14,16 @@ from networks.layers import NORM_EPS, Attention, Block, Mlp, attend, check_posit
 class CrossAttention(nn.Module):
     """Multi-head attention of queries to other tokens; V-JEPA's has no projection after it."""
 
-    def __init__(self, embed_dim: int, num_heads: int):
+    def __init__(self, embed_dim: int, num_heads: int, inner_dim: int | None = None):
         super().__init__()
+        inner_dim = inner_dim or embed_dim
         check_positive(embed_dim=embed_dim, num_heads=num_heads)
-        if embed_dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide embed_dim={embed_dim}")
+        if inner_dim % num_heads:
+            raise ValueError(f"num_heads={num_heads} does not divide embed_dim={inner_dim}")
         self.num_heads = num_heads
-        self.scale = (embed_dim // num_heads) ** -0.5
-        self.q = nn.Linear(embed_dim, embed_dim)
-        self.kv = nn.Linear(embed_dim, 2 * embed_dim)
+        self.scale = (inner_dim // num_heads) ** -0.5
+        self.q = nn.Linear(embed_dim, inner_dim)
+        self.kv = nn.Linear(embed_dim, 2 * inner_dim)
 
     def query_key_value(self, queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, Q, D), (B, N, D) -> query (B, h, Q, d), key, value (B, h, N, d)."""
@@ -34,6 +35,10 @@ class CrossAttention(nn.Module):
         """(B, Q, D), (B, N, D) -> (B, Q, D)."""
         query, key, value = self.query_key_value(queries, tokens)
         return self.merge_heads(attend(query, key, value, self.scale))
+
+    def attention_weights(self, query: Tensor, key: Tensor) -> Tensor:
+        """(B, h, Q, d), (B, h, N, d) -> (B, h, Q, N); rows sum to 1."""
+        return (query @ key.transpose(-2, -1) * self.scale).softmax(-1)
 
     def merge_heads(self, mixed: Tensor) -> Tensor:
         """(B, h, Q, d) -> (B, Q, D)."""

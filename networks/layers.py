@@ -19,7 +19,7 @@ NORM_EPS = 1e-6
 
 GELU_APPROXIMATION = {"exact": "none", "tanh": "tanh"}
 
-FRACTIONS = ("mlp_ratio", "norm_eps", "head_scale")  # the positive arguments that need not be whole numbers
+FRACTIONS = ("mlp_ratio", "norm_eps", "head_scale", "attn_softcap")  # positive arguments that may be fractions
 
 POOLING = ("cls", "mean", "fc_norm")
 
@@ -35,16 +35,19 @@ class AttentionLayout(NamedTuple):
 
     kind="joint": all tokens of the clip. "pooled": all of them, with keys pooled to `grid` (MViT). "divided": in every
     block over time (`temporal_attn`), then over space (`attn`). "per_frame": those of one frame. "factorized_encoder":
-    those of one frame; `temporal_blocks` then attend over the frames.
+    those of one frame; `temporal_blocks` then attend over the frames. "space_then_time": those of one frame;
+    `temporal_blocks` then attend over the frames at each patch position.
 
     `grid` is that of the last block's keys, `token_order` the einops pattern of the patches in joint attention,
-    `num_prefix_tokens` the number of class tokens before them (timm's name).
+    `num_prefix_tokens` the number of class tokens before them (timm's name), `pooler_layer` the layer in which the
+    query of an attentive pooler attends.
     """
 
     kind: str
     grid: Grid
     token_order: str = "(t h w)"
     num_prefix_tokens: int = 1
+    pooler_layer: str = "pooler.cross_attention_block.xattn"
 
 
 def jsonable_kwargs(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -233,6 +236,10 @@ class Attention(nn.Module):
         """(B, N, D) -> (B, N, D)."""
         query, key, value = self.query_key_value(tokens)
         return self.proj(self.merge_heads(attend(query, key, value, self.scale)))
+
+    def attention_weights(self, query: Tensor, key: Tensor) -> Tensor:
+        """(B, h, N, d), (B, h, N'', d) -> (B, h, N, N''), which the fused kernel never makes; rows sum to 1."""
+        return (query @ key.transpose(-2, -1) * self.scale).softmax(-1)
 
     def merge_heads(self, mixed: Tensor) -> Tensor:
         """(B, h, N, d) -> (B, N, D)."""

@@ -14,6 +14,7 @@ from networks.layers import check_choice, to_3tuple
 from networks.maskfeat import MaskFeat
 from networks.mvit import MViT
 from networks.timesformer import TimeSformer
+from networks.videoprism import VideoPrism
 from networks.vivit import ViViT
 from networks.vjepa2 import VJEPA2
 from networks.weights.read import shorten
@@ -27,10 +28,12 @@ SOURCE_ARCHITECTURES: dict[type, tuple[str, ...]] = {
     MViT: ("mvit",),
     Hiera: ("hiera",),
     VJEPA2: ("vjepa2",),
+    VideoPrism: ("videoprism",),
 }
 # Arguments that change what a network computes but not the shapes of its weights, or not all of them.
 COMPARED_ARGUMENTS = {
     "attention",
+    "attn_softcap",
     "expand_attn",
     "gelu",
     "kv_stride",

@@ -17,6 +17,7 @@ from networks.weights.architecture import (
 )
 from networks.weights.infer_hiera import infer_hiera
 from networks.weights.infer_mvit import infer_mvit
+from networks.weights.infer_videoprism import infer_videoprism
 from networks.weights.infer_vjepa2 import infer_vjepa2
 from networks.weights.rename_keys import RenamedWeights, Weights
 
@@ -36,6 +37,7 @@ def infer_architecture(renamed: RenamedWeights, overrides: Mapping[str, Any]) ->
         "mvit": infer_mvit,
         "vjepa2": infer_vjepa2,
         "hiera": infer_hiera,
+        "videoprism": infer_videoprism,
     }
     infer = infer_functions.get(renamed.format.architecture)
     if infer is None:

@@ -8,9 +8,9 @@ A rule is an entry of a dictionary, {pattern of whole keys: name of the key here
     {axis}      h, w or t                         *           any text
 
 The name repeats the placeholders of its pattern. Blocks here have norm1, attn.qkv, attn.proj, norm2, mlp.fc1 and
-mlp.fc2, with temporal_ in front for attention over time. A name that ends in #{qkv} is a third of the fused qkv; one
-that ends in #scale multiplies the rows of a weight and a bias (LayerScale). A pair (name, axes) also rearranges the
-axes of the tensor, in the notation of einops.
+mlp.fc2, with temporal_ in front for attention over time. A name that ends in #{qkv} is a part of a fused qkv or kv; one
+that ends in #scale multiplies the rows of a weight and a bias (LayerScale); to one that ends in #plus_one, 1 is added.
+A pair (name, axes) also rearranges the axes of the tensor, in the notation of einops.
 """
 
 import re

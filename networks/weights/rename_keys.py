@@ -51,7 +51,8 @@ class Part(NamedTuple):
     axes: str
 
 
-Parts = dict[str, Part]  # by role: "" the whole tensor; q, k, v a part of a fused qkv or kv; scale a LayerScale
+# By role: "" the whole tensor; plus_one the whole minus one; q, k, v a part of a fused qkv or kv; scale a LayerScale.
+Parts = dict[str, Part]
 
 
 def rename_keys(state: Mapping[str, Tensor]) -> RenamedWeights:
@@ -63,10 +64,11 @@ def rename_keys(state: Mapping[str, Tensor]) -> RenamedWeights:
     state = without_prefix(state)
     file_format = detect_format(state)
     parts_of, dropped, key_problems = assign_keys(state, file_format)
+    dropped_keys = {key for record in dropped for key in record.sources}
     problems = [
         f"{key}: expected a floating-point tensor, got {tensor.dtype}"
         for key, tensor in state.items()
-        if not tensor.is_floating_point()
+        if not tensor.is_floating_point() and key not in dropped_keys
     ]
     problems += key_problems
     renamed, records = Weights(), {}
@@ -145,7 +147,7 @@ def assign_keys(
         if role == "scale":
             targets = [f"{target}.weight", f"{target}.bias"]
         else:
-            targets, role = [target], role[:1]  # query or q
+            targets, role = [target], role if role == "plus_one" else role[:1]  # query or q
         for part_target in targets:
             if role in parts_of[part_target]:
                 duplicates.append(f"{key} and {parts_of[part_target][role].key} (both are {target})")
@@ -164,6 +166,8 @@ def assemble(target: str, parts: Parts, state: Mapping[str, Tensor], file_format
     roles = parts.keys() - {"scale"}
     if roles == {""}:
         value, detail = rearranged(parts[""], state), parts[""].axes
+    elif roles == {"plus_one"}:
+        value, detail = rearranged(parts["plus_one"], state) + 1, "1 added"
     elif roles == QKV.keys():
         value, detail = join_qkv([parts[role] for role in QKV], state)
     elif roles == {"k", "v"} and target.split(".")[-2] == "kv":

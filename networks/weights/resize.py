@@ -36,7 +36,7 @@ class Resizer:
         self.source, self.inflation, self.source_grid = source, inflation, source_grid
         self.grid: Grid = network.patch_embed.grid  # type: ignore[union-attr,assignment]
         kwargs: dict[str, Any] = network.kwargs  # type: ignore[assignment]
-        self.num_temporal_cls = int(kwargs.get("cls_token", True))
+        self.num_temporal_cls = int(kwargs.get("cls_token", getattr(network, "has_cls_token", True)))
         self.num_source_cls, self.num_target_cls = (int("cls_token" in keys) for keys in (source.state, target_keys))
 
     def resize(self, key: str, tensor: Tensor, target: Tensor) -> tuple[Tensor, str]:

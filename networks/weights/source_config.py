@@ -108,11 +108,13 @@ def check_types(config: Mapping[str, Any]) -> None:
 def parse_kwargs(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the constructor arguments that a config of transformers tells, under their names here.
 
-    VideoMAE v2's have those of its own code under model_config.
+    VideoMAE v2's have those of its own code under model_config, networks with a text encoder those under vision_config.
     """
+    if is_object(config.get("vision_config")):
+        return parse_kwargs(config["vision_config"])
     if is_object(config.get("model_config")):
         config = {**config["model_config"], "num_attention_heads": config["model_config"].get("num_heads")}
-        check_types(config)
+    check_types(config)
     kwargs = {name: config[hf_name] for hf_name, name in ARGUMENT_NAMES.items() if hf_name in config}
     input_size = config.get("input_size")  # of Hiera's folders on the hub: frames, height, width
     if isinstance(input_size, list) and len(input_size) == 3:
@@ -127,6 +129,8 @@ def parse_kwargs(config: Mapping[str, Any]) -> dict[str, Any]:
     # The authors of VideoMAE have 1e-6; transformers says 1e-12 for the same weights.
     if "layer_norm_eps" in config and config.get("model_type") != "videomae":
         kwargs["norm_eps"] = config["layer_norm_eps"]
+    if "attn_logit_softcapping" in config:
+        kwargs["attn_softcap"] = config["attn_logit_softcapping"]
     return kwargs
 
 

@@ -29,6 +29,8 @@ EVERY = {  # every architecture and every kind of attention, small enough for a 
     "videomae": ("videomae_tiny", SMALL),
     "vjepa2": ("vjepa2_tiny", SMALL),
     "vjepa2.1, mean": ("vjepa2_1_tiny", SMALL | {"pooling": "mean"}),
+    "videoprism": ("videoprism_tiny", SMALL | {"pooler_depth": 2}),
+    "videoprism mean": ("videoprism_tiny", SMALL | {"pooling": "mean", "temporal_depth": 1}),
     "hiera": ("hiera_tiny", SMALL_HIERA),
     "mvit v1": ("mvit_v1_tiny", SMALL_MVIT),
     "mvit v2": ("mvit_v2_tiny", SMALL_MVIT),

@@ -33,7 +33,8 @@ def assert_same(network, reference, run_network, run_reference, names=()):
     def renamed(state):
         return rename_keys({replace_all(key, names): tensor for key, tensor in state.items()})
 
-    load_state(network, adapt(renamed(reference.state_dict()), network)[0])
+    grid = network.patch_embed.grid
+    load_state(network, adapt(renamed(reference.state_dict()), network, source_grid=grid)[0])
     actual, expected = run_network(network), run_reference(reference)
     assert expected.detach().std() > 0.1
     torch.testing.assert_close(actual, expected, atol=FORWARD, rtol=FORWARD)
@@ -42,7 +43,9 @@ def assert_same(network, reference, run_network, run_reference, names=()):
     (actual * direction).sum().backward()
     (expected * direction).sum().backward()
     buffers = {key: torch.zeros_like(tensor) for key, tensor in reference.state_dict().items()}
+    zeros = renamed(buffers).state  # not zero where 1 is added to a weight
     gradients = renamed(buffers | {key: p.grad for key, p in reference.named_parameters()}).state
+    gradients = {key: gradient - zeros[key] for key, gradient in gradients.items()}
     largest = max(gradient.abs().max() for gradient in gradients.values())
     for key, parameter in network.named_parameters():
         gradient = gradients[key]
@@ -149,6 +152,54 @@ def test_vjepa2_equals_transformers(num_frames, image_size, pooler_depth):
         lambda network: network(video),
         lambda reference: reference(pixel_values_videos=frames_first(video)).logits,
     )
+
+
+def videoprism_config(**options):
+    from transformers import VideoPrismVisionConfig
+
+    settings = dict(
+        image_size=32,
+        num_frames=4,
+        tubelet_size=[1, 8, 8],
+        hidden_size=32,
+        num_attention_heads=4,
+        intermediate_size=128,
+        num_spatial_layers=2,
+        num_temporal_layers=2,
+        num_labels=5,
+        attn_logit_softcapping=2.0,  # low, so that scores reach it
+    )
+    return VideoPrismVisionConfig(**settings | options)
+
+
+@pytest.mark.parametrize(("num_frames", "image_size"), [(4, (32, 32)), (2, (16, 48)), (7, (24, 24))])
+def test_videoprism_equals_transformers(num_frames, image_size):
+    from transformers import VideoPrismForVideoClassification
+
+    config = videoprism_config(num_frames=num_frames, image_size=list(image_size))
+    reference = randomize(VideoPrismForVideoClassification(config), seed=4)
+    video = random_video(2, 3, num_frames, *image_size)
+    sizes = dict(num_frames=num_frames, image_size=image_size, attn_softcap=2.0)
+    assert_same(
+        networks.build("videoprism_tiny", **SMALL | sizes).eval(),
+        reference,
+        lambda network: network(video),
+        lambda reference: reference(pixel_values_videos=frames_first(video)).logits[:, 0],
+    )
+
+
+@pytest.mark.slow
+def test_whole_videoprism_equals_transformers():
+    from transformers import VideoPrismForVideoClassification, VideoPrismVisionConfig
+
+    config = VideoPrismVisionConfig(num_labels=174, num_frames=4)
+    reference = randomize(VideoPrismForVideoClassification(config), seed=5, std=0.03)
+    network = networks.build("videoprism_b", num_classes=174, num_frames=4).eval()
+    load_state(network, adapt(rename_keys(reference.state_dict()), network)[0])
+    video = random_video(1, 3, 4, 288, 288)
+    with torch.no_grad():
+        expected = reference(pixel_values_videos=frames_first(video)).logits[:, 0]
+        torch.testing.assert_close(network(video), expected, atol=FORWARD * expected.abs().max().item(), rtol=0)
 
 
 @pytest.mark.slow

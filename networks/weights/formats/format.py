@@ -22,7 +22,7 @@ class Format:
     """
 
     name: str
-    architecture: str  # timesformer, vivit, mvit, vjepa2, hiera, or image: a ViT, which can fill the first two
+    architecture: str  # one that infer_architecture knows, or image: a ViT, which can fill a timesformer or vivit
     required_keys: tuple[str, ...]
     forbidden_keys: tuple[str, ...] = ()
     patch_kernel_ndim: int = 0

@@ -8,6 +8,7 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 import networks
@@ -282,6 +283,43 @@ def test_convert_vjepa2_folders_of_transformers(is_classifier, tmp_path):
     assert set(fresh) == {
         key for key in probe.state_dict() if key.startswith("head" if is_classifier else ("head", "pooler"))
     }
+
+
+@pytest.mark.parametrize("kind", ["encoder", "classifier", "with text"])
+def test_convert_videoprism_folders_of_transformers(kind, tmp_path):
+    from transformers.models.videoprism import modeling_videoprism as videoprism
+
+    sizes = dict(image_size=32, num_frames=4, tubelet_size=[1, 8, 8], num_spatial_layers=2, num_temporal_layers=1)
+    widths = dict(hidden_size=32, num_attention_heads=4, intermediate_size=128, attn_logit_softcapping=2.0)
+    labels = {} if kind == "with text" else {"id2label": {number: f"class {number}" for number in range(5)}}
+    config = videoprism.VideoPrismVisionConfig(**sizes, **widths, **labels)
+    if kind == "with text":
+        text = dict(hidden_size=32, num_attention_heads=4, intermediate_size=64, num_hidden_layers=1, vocab_size=9)
+        both = videoprism.VideoPrismConfig(vision_config=config.to_dict(), text_config=text)
+        hf_network = randomize(videoprism.VideoPrismClipModel(both), seed=3)
+    elif kind == "classifier":
+        hf_network = randomize(videoprism.VideoPrismForVideoClassification(config), seed=3)
+    else:
+        hf_network = randomize(videoprism.VideoPrismVisionModel(config), seed=3)
+    hf_network.save_pretrained(tmp_path)
+    network, config, report = weights.convert(tmp_path)
+    assert network.kwargs["num_heads"] == 4 and network.kwargs["attn_softcap"] == 2.0
+    assert config["extra"]["input"]["mean"] == [0, 0, 0] and config["extra"]["input"]["std"] == [1, 1, 1]
+    video = random_video(2, 3, 4, 32, 32)
+    with torch.no_grad():
+        frames_first, actual = video.transpose(1, 2), network(video)
+        if kind == "encoder":
+            expected = hf_network(pixel_values_videos=frames_first).last_hidden_state.mean(1)
+        elif kind == "classifier":
+            expected = hf_network(pixel_values_videos=frames_first).logits[:, 0]
+        else:  # the project compares directions
+            expected = hf_network.get_video_features(pixel_values_videos=frames_first).pooler_output[:, 0]
+            actual = F.normalize(actual, dim=-1)
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    assert {record.detail for record in report.with_status("dropped")} == (
+        {"encoder of text"} if kind == "with text" else set()
+    )
+    assert report.count("created") == 0
 
 
 @pytest.mark.parametrize("attention", ["divided", "joint", "vivit"])
