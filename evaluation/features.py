@@ -83,8 +83,10 @@ def feature_extractor(network: nn.Module, layer: str = "", pool: str = "mean") -
     if not layer:
         return network.forward_features  # type: ignore[return-value]
     modules = dict(network.named_modules())
+    if layer not in modules and f"backbone.{layer}" in modules:  # of an image encoder on frames
+        layer = f"backbone.{layer}"
     if layer not in modules:
-        blocks = [name for name in modules if name.rpartition(".")[0].endswith("blocks")]
+        blocks = [name.removeprefix("backbone.") for name in modules if name.rpartition(".")[0].endswith("blocks")]
         raise ValueError(
             f"eval.feature_layer={layer}: the network has no such layer; its blocks are {', '.join(blocks)}"
         )

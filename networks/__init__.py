@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from networks.frame_encoder import clip_b, dinov2_b, dinov3_b, frame_encoder_tiny, siglip2_b
 from networks.hiera import hiera_b, hiera_b_plus, hiera_h, hiera_l, hiera_tiny
 from networks.maskfeat import maskfeat_mvit_v1_b, maskfeat_mvit_v2_s, maskfeat_tiny
 from networks.mvit import mvit_v1_b, mvit_v1_tiny, mvit_v2_b, mvit_v2_s, mvit_v2_tiny
@@ -83,6 +84,11 @@ VARIANTS: dict[str, Callable[..., nn.Module]] = {
         videoprism_tiny,
         videoprism_b,
         videoprism_l,
+        frame_encoder_tiny,
+        dinov2_b,
+        dinov3_b,
+        siglip2_b,
+        clip_b,
     )
 }
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from networks.frame_encoder import FrameEncoder
 from networks.hiera import Hiera
 from networks.maskfeat import MaskFeat
 from networks.mvit import MViT
@@ -14,7 +15,7 @@ from networks.videoprism import VideoPrism
 from networks.vivit import ViViT
 from networks.vjepa2 import VJEPA2
 
-NETWORKS = (TimeSformer, ViViT, MViT, Hiera, VJEPA2, VideoPrism, MaskFeat)
+NETWORKS = (TimeSformer, ViViT, MViT, Hiera, VJEPA2, VideoPrism, FrameEncoder, MaskFeat)
 ARGUMENTS = {name for network in NETWORKS for name in inspect.signature(network).parameters}
 
 

@@ -6,6 +6,7 @@ N queries, N'' keys. Where a layer has a class token, it comes first.
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -28,9 +29,7 @@ def attention_maps(network: nn.Module, video: Tensor, layers: Sequence[str] = ()
     was. Raises ValueError that lists the layers if a name is unknown.
     """
     network = getattr(network, "module", network)  # of DistributedDataParallel
-    attention_layers = {
-        name: module for name, module in network.named_modules() if isinstance(module, Attention | CrossAttention)
-    }
+    attention_layers = {name: module for name, module in network.named_modules() if _has_attention(module)}
     names = list(layers) or [list(attention_layers)[-1]]
     unknown = [name for name in names if name not in attention_layers]
     if unknown:
@@ -41,13 +40,27 @@ def attention_maps(network: nn.Module, video: Tensor, layers: Sequence[str] = ()
         query, key, _ = layer.query_key_value(*inputs)
         maps[name] = layer.attention_weights(query.float(), key.float())
 
-    hooks = [attention_layers[name].register_forward_pre_hook(partial(compute_map, name)) for name in names]
-    try:
+    def keep_map(name: str, dropout: nn.Module, inputs: tuple[Tensor]) -> None:
+        maps[name] = inputs[0].float()
+
+    with ExitStack() as stack:
+        for name in names:
+            layer = attention_layers[name]
+            if isinstance(layer, Attention | CrossAttention):
+                hook = layer.register_forward_pre_hook(partial(compute_map, name))
+            else:  # of timm: without its fused kernel, the weights pass through a dropout
+                hook = layer.attn_drop.register_forward_pre_hook(partial(keep_map, name))  # type: ignore[union-attr]
+                stack.callback(setattr, layer, "fused_attn", layer.fused_attn)
+                layer.fused_attn = False
+            stack.callback(hook.remove)
         network.forward_features(video)  # type: ignore[operator]  # network(video) may be compiled, without hooks
-    finally:
-        for hook in hooks:
-            hook.remove()
     return maps
+
+
+def _has_attention(module: nn.Module) -> bool:
+    """Tell whether a module is an attention layer of this project or of timm."""
+    is_of_timm = hasattr(module, "fused_attn") and hasattr(module, "attn_drop")
+    return isinstance(module, Attention | CrossAttention) or is_of_timm
 
 
 @torch.no_grad()
@@ -66,39 +79,53 @@ def attention_saliency(network: nn.Module, video: Tensor, rollout: bool = False)
     layout: AttentionLayout = backbone.attention_layout
     if rollout:
         _check_rollout(layout)
-    names = _layer_names("blocks.{}.attn", len(backbone.blocks), rollout)
+    is_attentive = backbone.pooling == "attentive"
+    if is_attentive and not rollout:  # the query of the pooler attends to all patches of the clip
+        weights = attention_maps(backbone, video, [layout.pooler_layer])[layout.pooler_layer]
+        return _normalize(_to_grid(weights.mean(1)[:, 0], layout))
+    names = _layer_names(layout.prefix + "blocks.{}.attn", len(backbone.blocks), rollout)
     time_names, pooler_names = [], []
     if layout.kind == "divided" and rollout:
         time_names = _layer_names("blocks.{}.temporal_attn", len(backbone.blocks), rollout)
     if layout.kind in ("factorized_encoder", "space_then_time"):
         time_names = _layer_names("temporal_blocks.{}.attn", len(backbone.temporal_blocks), rollout)
-    if backbone.pooling == "attentive":
-        if not rollout:  # the query of the pooler attends to all patches of the clip
-            query_weights = attention_maps(backbone, video, [layout.pooler_layer])[layout.pooler_layer]
-            return _normalize(_to_grid(query_weights.mean(1)[:, 0], layout))
-        pooler_names = [*(f"pooler.blocks.{i}.attn" for i in range(len(backbone.pooler.blocks))), layout.pooler_layer]
+    if is_attentive:
+        depth = len(backbone.pooler.blocks)
+        pooler_names = [*(f"pooler.blocks.{index}.attn" for index in range(depth)), layout.pooler_layer]
     all_maps = attention_maps(backbone, video, [*names, *time_names, *pooler_names])
     maps = {name: weights.mean(1) for name, weights in all_maps.items()}
 
     layers = _layers_of_clip([maps[name] for name in names], [maps[name] for name in time_names], layout)
-    if pooler_names:
-        *block_names, pooler_layer = pooler_names
-        layers += [maps[name] for name in block_names]
-        return _normalize(_to_grid((maps[pooler_layer] @ _combine(layers, rollout))[:, 0], layout))
     if layout.kind == "space_then_time" and not rollout:
         layers = [layers[1] @ layers[0]]
-    saliency = _feature_attention(_combine(layers, rollout), backbone.pooling, layout)
+    product = _combine(layers, rollout)
+    if is_attentive:
+        return _normalize(_to_grid(_pooler_attention(product, [maps[name] for name in pooler_names], layout), layout))
+    saliency = _feature_attention(product, backbone.pooling, layout)
     if layout.kind not in ("per_frame", "factorized_encoder"):
         return _normalize(_to_grid(saliency, layout))
     t, h, _ = layout.grid
     saliency = _normalize(rearrange(saliency, "(B t) (h w) -> B t h w", t=t, h=h))
     if layout.kind == "factorized_encoder":
-        frame_layers = [maps[name] for name in time_names]
-        frame_saliency = _feature_attention(_combine(frame_layers, rollout), backbone.pooling, layout)
+        time_product = _combine([maps[name] for name in time_names], rollout)
+        frame_saliency = time_product.mean(1)
+        if layout.has_temporal_cls_token:
+            frame_saliency = _feature_attention(time_product, backbone.pooling, layout)
         saliency = (
             saliency / reduce(saliency, "B t h w -> B t 1 1", "sum") * rearrange(frame_saliency, "B t -> B t 1 1")
         )
     return _normalize(saliency)
+
+
+def _pooler_attention(product: Tensor, pooler_layers: Sequence[Tensor], layout: AttentionLayout) -> Tensor:
+    """Return the roll-out (B, N) of an attentive pooler: its blocks and its query, after the product of the encoder."""
+    if layout.kind == "per_frame":
+        first_patch = layout.num_prefix_tokens
+        product = _spatial_to_full(product[:, first_patch:, first_patch:], layout._replace(num_prefix_tokens=0))
+    *blocks, query_weights = pooler_layers
+    for layer in blocks:
+        product = (layer @ product + product) / 2
+    return (query_weights @ product)[:, 0]
 
 
 def _layers_of_clip(layers: list[Tensor], time_layers: list[Tensor], layout: AttentionLayout) -> list[Tensor]:

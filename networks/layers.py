@@ -40,7 +40,8 @@ class AttentionLayout(NamedTuple):
 
     `grid` is that of the last block's keys, `token_order` the einops pattern of the patches in joint attention,
     `num_prefix_tokens` the number of class tokens before them (timm's name), `pooler_layer` the layer in which the
-    query of an attentive pooler attends.
+    query of an attentive pooler attends. `has_temporal_cls_token`: whether a factorized encoder has a class token over
+    time, if it has one over space. `prefix` comes before the names of `blocks`.
     """
 
     kind: str
@@ -48,6 +49,8 @@ class AttentionLayout(NamedTuple):
     token_order: str = "(t h w)"
     num_prefix_tokens: int = 1
     pooler_layer: str = "pooler.cross_attention_block.xattn"
+    has_temporal_cls_token: bool = True
+    prefix: str = ""
 
 
 def jsonable_kwargs(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -90,6 +93,13 @@ def check_pooling(pooling: str, cls_token: bool) -> None:
     check_bool("cls_token", cls_token)
     if pooling == "cls" and not cls_token:
         raise ValueError("pooling='cls' needs cls_token=True")
+
+
+def check_input_shape(video: Tensor, input_shape: Sequence[int]) -> None:
+    """Raise ValueError unless the clips of a batch have the shape (C, T, H, W) that a network takes."""
+    if tuple(video.shape[1:]) != tuple(input_shape):
+        expected = ", ".join(str(size) for size in input_shape)
+        raise ValueError(f"video of shape {tuple(video.shape)}: this network takes (B, {expected})")
 
 
 def height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
@@ -197,9 +207,7 @@ class TubeletEmbed(nn.Module):
 
     def forward(self, video: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, t, n, D), patches row by row."""
-        if tuple(video.shape[1:]) != self.input_shape:
-            expected = ", ".join(str(size) for size in self.input_shape)
-            raise ValueError(f"video of shape {tuple(video.shape)}: this network takes (B, {expected})")
+        check_input_shape(video, self.input_shape)
         return rearrange(self.proj(video), "B D t h w -> B t (h w) D")
 
 

@@ -15,7 +15,7 @@ OPTIMIZERS = get_args(Optim.model_fields["name"].annotation)
 
 # Whole words of a parameter's own name: matches temporal_pos_embed and pos_embed_spatial, not pos_embedding.
 LEARNED_TOKENS = re.compile(
-    r"(?:^|_)(?:cls_token|mask_token|query_tokens|pos_embed|time_embed|mod_embed|rel_pos)(?:_|$)"
+    r"(?:^|_)(?:cls_token|reg_token|mask_token|query_tokens|latent|pos_embed|time_embed|mod_embed|rel_pos)(?:_|$)"
 )
 
 
@@ -36,10 +36,11 @@ def layer_of(name: str, depths: Sequence[int]) -> int:
     own_name = name.rpartition(".")[2]
     if block:
         return int(block[2]) + 1 + (depths[0] if block[1] else 0)
-    if len(depths) > 1 and (own_name in ("temporal_cls_token", "temporal_pos_embed") or name.startswith("norm.")):
+    is_between = len(depths) > 1 and name.startswith(("norm.", "backbone.norm."))
+    if is_between or own_name in ("temporal_cls_token", "temporal_pos_embed"):
         return depths[0]
     is_embedding = LEARNED_TOKENS.search(own_name) or "patch_embed" in name
-    return 0 if is_embedding and not name.startswith("pooler.") else sum(depths) + 1
+    return 0 if is_embedding and "pool" not in name else sum(depths) + 1
 
 
 def parameter_groups(network: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:

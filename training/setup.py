@@ -90,15 +90,16 @@ def build_task(task: Task, network: nn.Module, compiled: bool = False) -> Classi
 def freeze(network: nn.Module, parts: str) -> None:
     """Keep parts of a network fixed, and switch off dropout and drop path in them.
 
-    `parts`: backbone (everything but the head and an attentive pooler before it, for a probe), or prefixes of parameter
-    names separated by commas; blocks.0-5 stands for six of them. Raises ValueError for a part that does not exist, and
-    if nothing is left to train."""
+    `parts`: backbone (everything but the head and an attentive pooler before it, for a probe; an image encoder, but not
+    the blocks over time after it), or prefixes of parameter names separated by commas; blocks.0-5 stands for six of
+    them. Raises ValueError for a part that does not exist, and if nothing is left to train."""
     names = [name for name, _ in network.named_parameters()]
     heads = [name for name in names if name.startswith(("head.", "pooler."))]
     if parts == "backbone" and not heads:
         raise ValueError("model.freeze=backbone: the network has no head for classes to train")
     if parts == "backbone":
-        frozen = set(names) - set(heads)
+        backbone = [name for name in names if name.startswith("backbone.")]  # an image encoder on frames
+        frozen = set(backbone or names) - set(heads)
     else:
         frozen = {name for prefix in _expand_ranges(parts) for name in _match_prefix(prefix, names)}
     if len(frozen) == len(names):

@@ -6,19 +6,21 @@ formats), adapt (to the sizes of the network), and a report of every key. `pytho
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from networks import PRETRAINING, build
+from networks.frame_encoder import FrameEncoder
 from networks.weights.adapt import adapt
+from networks.weights.adapt_frame_encoder import adapt_frame_encoder
 from networks.weights.formats import Format
 from networks.weights.infer_architecture import infer_architecture
 from networks.weights.read import Checkpoint, read_checkpoint
-from networks.weights.rename_keys import RenamedWeights, Weights, rename_keys
+from networks.weights.rename_keys import RenamedWeights, Weights, rename_keys, without_prefix
 from networks.weights.report import MAPPED, KeyRecord, KeyReport
 from networks.weights.save_load import load_network, load_state, read_config, save_network
 
@@ -43,24 +45,42 @@ def load_pretrained(
     checkpoint = read_checkpoint(source)
     source_labels = checkpoint.config.labels
     has_names = labels is not None and not all(label.isdecimal() for label in labels)  # numbers are not other names
+    if source_labels and labels and has_names and normalize(source_labels) != normalize(labels):
+        options["head"] = "new"
     try:
-        renamed = parse_checkpoint(checkpoint)
-        options.setdefault("source_grid", renamed.grid)
-        if source_labels and labels and has_names and normalize(source_labels) != normalize(labels):
-            options["head"] = "new"
-        state, report = adapt(renamed, network, **options)
+        if isinstance(network, FrameEncoder):
+            default_stats: Mapping[str, Any] = {}
+            state, report = adapt_to_frame_encoder(checkpoint, network, **options)
+        else:
+            renamed = parse_checkpoint(checkpoint)
+            default_stats = renamed.format.normalization
+            options.setdefault("source_grid", renamed.grid)
+            state, report = adapt(renamed, network, **options)
     except (TypeError, ValueError) as error:  # TypeError: arguments in a config.json that its network does not take
         raise ValueError(f"{source}: {error}") from error
     load_state(network, state)
     if any(record.target == "head.weight" and record.sources for record in report.records):
         same_names = " and the same names" if source_labels and has_names else ""
         report.notes.append(f"the head is kept: checkpoint and network have the same number of classes{same_names}")
-    input_stats = checkpoint.config.normalization(renamed.format.normalization)
+    input_stats = checkpoint.config.normalization(default_stats)
     if input_stats["mean"] and input_stats["std"]:
         report.notes.append(
             f"trained on inputs normalized with mean {input_stats['mean']} and std {input_stats['std']}"
         )
     return report
+
+
+def adapt_to_frame_encoder(
+    checkpoint: Checkpoint, network: FrameEncoder, head: str = "auto", **options: Any
+) -> tuple[dict[str, Tensor], KeyReport]:
+    """Return a state dict for a network of image encoders on frames, and what became of every key."""
+    given = [key for key, value in options.items() if value is not None]
+    if given:
+        raise ValueError(f"{', '.join(given)}: an image encoder on frames takes no such option")
+    is_own = checkpoint.config.network_kwargs is not None
+    title = checkpoint.config.name if is_own else "timm"
+    state = checkpoint.state if is_own else without_prefix(checkpoint.state)
+    return adapt_frame_encoder(state, network, title=title, is_own=is_own, new_head=head == "new")
 
 
 def normalize(labels: Sequence[str]) -> list[str]:
@@ -70,6 +90,8 @@ def normalize(labels: Sequence[str]) -> list[str]:
 def parse_checkpoint(checkpoint: Checkpoint) -> RenamedWeights:
     """Rename the keys of a checkpoint; those in a folder of this project, which has a config.json, have their names."""
     config = checkpoint.config
+    if config.problem:
+        raise ValueError(config.problem)
     if config.network_kwargs is None:
         renamed = rename_keys(checkpoint.state)
         return dataclasses.replace(renamed, kwargs=renamed.kwargs | config.kwargs, grid=config.grid)
@@ -111,8 +133,11 @@ def convert(source: str | Path, **overrides: Any) -> tuple[nn.Module, dict[str, 
         else:
             name, kwargs, assumed = config.name, config.network_kwargs | overrides, []
         network = build(name, **kwargs)
-        options.setdefault("source_grid", renamed.grid or list(network.patch_embed.grid))  # type: ignore[union-attr,arg-type]
-        state, report = adapt(renamed, network, **options)
+        if isinstance(network, FrameEncoder):
+            state, report = adapt_to_frame_encoder(checkpoint, network, **options)
+        else:
+            options.setdefault("source_grid", renamed.grid or list(network.patch_embed.grid))  # type: ignore[union-attr,arg-type]
+            state, report = adapt(renamed, network, **options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{source}: {error}") from error
     load_state(network, state)

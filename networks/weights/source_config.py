@@ -34,6 +34,7 @@ class SourceConfig:
     input: dict[str, Any] = field(default_factory=dict)
     mean: Any = None
     std: Any = None
+    problem: str = ""  # why no network of this project computes the same; an image encoder on frames is timm's own
 
     def normalization(self, default: Mapping[str, Any]) -> dict[str, Any]:
         """Return mean and std of the input: those of the files, otherwise the default."""
@@ -43,13 +44,14 @@ class SourceConfig:
 def parse_source_config(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> SourceConfig:
     """Raises ValueError for a key that is read and has an unexpected value."""
     check_types(config)
-    own_input = config.get("input", {})
+    own_input, timm_input = config.get("input", {}), config.get("pretrained_cfg", {})
     fields: dict[str, Any] = {
         "id2label": config.get("id2label", {}),
         "labels": parse_labels(config.get("id2label", {})),
         "input": own_input,
-        "mean": own_input.get("mean") or preprocessor.get("image_mean"),
-        "std": own_input.get("std") or preprocessor.get("image_std"),
+        "mean": own_input.get("mean") or preprocessor.get("image_mean") or timm_input.get("mean"),
+        "std": own_input.get("std") or preprocessor.get("image_std") or timm_input.get("std"),
+        "problem": describe_problem(config),
     }
     if "kwargs" in config:
         if "name" not in config:
@@ -83,6 +85,7 @@ TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "kwargs": (is_object, "an object"),
     "id2label": (is_object, "an object"),
     "input": (is_object, "an object"),
+    "pretrained_cfg": (is_object, "an object"),
     "image_size": (is_size, "a whole number or a list of them"),
     "tubelet_size": (is_size, "a whole number or a list of them"),
     "patch_size": (is_whole_number, "a whole number"),
@@ -121,10 +124,7 @@ def parse_kwargs(config: Mapping[str, Any]) -> dict[str, Any]:
         num_frames, *image_size = input_size
         kwargs |= {"num_frames": num_frames, "image_size": image_size}
         kwargs |= {"num_heads": config["num_heads"]} if "num_heads" in config else {}
-    if "hidden_act" in config:
-        if config["hidden_act"] not in GELU:
-            expected = ", ".join(GELU)
-            raise ValueError(f"{CONFIG}: hidden_act={config['hidden_act']!r}: networks here use GELU only ({expected})")
+    if config.get("hidden_act") in GELU:
         kwargs["gelu"] = GELU[config["hidden_act"]]
     # The authors of VideoMAE have 1e-6; transformers says 1e-12 for the same weights.
     if "layer_norm_eps" in config and config.get("model_type") != "videomae":
@@ -132,6 +132,13 @@ def parse_kwargs(config: Mapping[str, Any]) -> dict[str, Any]:
     if "attn_logit_softcapping" in config:
         kwargs["attn_softcap"] = config["attn_logit_softcapping"]
     return kwargs
+
+
+def describe_problem(config: Mapping[str, Any]) -> str:
+    """Return why networks here cannot compute the same as one with this config of transformers, "" if they can."""
+    if "hidden_act" not in config or config["hidden_act"] in GELU:
+        return ""
+    return f"{CONFIG}: hidden_act={config['hidden_act']!r}: networks here use GELU only ({', '.join(GELU)})"
 
 
 def parse_grid(config: Mapping[str, Any]) -> list[int] | None:

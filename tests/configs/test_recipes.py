@@ -26,6 +26,7 @@ TINY_NETWORK = {
     "videomae": ["model.args.embed_dim=32", "model.args.depth=2", "model.args.num_heads=2", "data.image_size=32"],
     "vjepa2": ["model.args.embed_dim=32", "model.args.depth=2", "model.args.num_heads=2", "data.image_size=32"],
     "videoprism": ["model.name=videoprism_tiny", "data.image_size=32"],
+    "dinov2": ["model.name=frame_encoder_tiny", "data.image_size=32"],
     "hiera": ["model.name=hiera_tiny", "data.image_size=64"],
     "mvit_v1": ["model.name=mvit_v1_tiny", "data.image_size=64"],
     "mvit_v2": ["model.name=mvit_v2_tiny", "data.image_size=64"],

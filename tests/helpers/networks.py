@@ -5,6 +5,9 @@ from torch import Tensor, nn
 
 SMALL = dict(num_classes=5, num_frames=4, image_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4)
 SMALL_MVIT = dict(num_classes=5, num_frames=4, image_size=32, embed_dims=(8, 16, 32), depths=(1, 1, 2))
+SMALL_VIT = dict(patch_size=8, embed_dim=32, depth=2, num_heads=4)
+SMALL_FRAMES = dict(num_classes=5, num_frames=4, image_size=32, encoder_args=SMALL_VIT)
+DINOV3 = "vit_small_patch16_dinov3"
 SMALL_HIERA = dict(num_classes=5, num_frames=4, image_size=32, embed_dim=8, depths=(1, 1, 2))
 TINY_MASKFEAT = dict(
     backbone="mvit_v2_tiny",
@@ -29,6 +32,9 @@ EVERY = {  # every architecture and every kind of attention, small enough for a 
     "videomae": ("videomae_tiny", SMALL),
     "vjepa2": ("vjepa2_tiny", SMALL),
     "vjepa2.1, mean": ("vjepa2_1_tiny", SMALL | {"pooling": "mean"}),
+    "frames": ("frame_encoder_tiny", SMALL_FRAMES),
+    "frames over time": ("frame_encoder_tiny", SMALL_FRAMES | {"temporal_depth": 2}),
+    "frames dinov3, attentive": ("dinov3_b", SMALL_FRAMES | {"encoder": DINOV3, "pooling": "attentive"}),
     "videoprism": ("videoprism_tiny", SMALL | {"pooler_depth": 2}),
     "videoprism mean": ("videoprism_tiny", SMALL | {"pooling": "mean", "temporal_depth": 1}),
     "hiera": ("hiera_tiny", SMALL_HIERA),

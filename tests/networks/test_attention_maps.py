@@ -1,17 +1,19 @@
 """Attention maps equal the attention that is used, and saliency lies where a network attends."""
 
+import copy
 import math
 
 import pytest
 import torch
 from einops import rearrange
+from timm.utils import AttentionExtract
 
 import networks
 from networks import attention_maps as attention_module
 from networks.attention_maps import attention_maps, attention_saliency
 from networks.attentive_pooler import CrossAttention
 from networks.layers import Attention
-from tests.helpers.networks import EVERY, SMALL, random_video, randomize
+from tests.helpers.networks import DINOV3, EVERY, SMALL, SMALL_FRAMES, random_video, randomize
 
 POOLED = [kind for kind in EVERY if kind.startswith(("mvit", "hiera"))]
 UNPOOLED = [kind for kind in EVERY if kind not in POOLED]
@@ -43,6 +45,7 @@ def test_attention_maps_reproduce_the_output_of_each_layer(kind):
     maps = attention_maps(network, video, list(layers))
     for hook in hooks:
         hook.remove()
+    assert layers or name == "frame_encoder_tiny", "its layers are timm's"
     for key, layer in layers.items():
         inputs, expected = inputs_and_outputs[key]
         query, _, value = layer.query_key_value(*inputs)
@@ -66,6 +69,22 @@ def test_attention_maps_leave_the_network_unchanged():
     assert not any(module._forward_pre_hooks for module in network.modules())
     with pytest.raises(ValueError, match="no attention layer blocks.9.attn; there are blocks.0.attn"):
         attention_maps(network, video, ["blocks.9.attn"])
+
+
+@pytest.mark.parametrize("encoder", ["vit_tiny_patch16_224", DINOV3])
+def test_attention_maps_of_image_encoders_equal_those_of_timm(encoder):
+    network = randomize(networks.build("frame_encoder_tiny", **SMALL_FRAMES | {"encoder": encoder}), seed=2)
+    video = random_video(2, 3, 4, 32, 32)
+    unfused = copy.deepcopy(network.backbone)
+    for block in unfused.blocks:
+        block.attn.fused_attn = False
+    extract = AttentionExtract(unfused, names=["blocks.1.attn.softmax"], method="fx")
+    with torch.no_grad():
+        (weights,) = extract(rearrange(video, "B C T H W -> (B T) C H W")).values()
+    before = network(video)
+    maps = attention_maps(network, video)
+    torch.testing.assert_close(maps["backbone.blocks.1.attn"], weights)
+    assert torch.equal(network(video), before) and network.blocks[1].attn.fused_attn
 
 
 # ---- saliency --------------------------------------------------------------------------------------------------------
@@ -119,7 +138,7 @@ def test_saliency_finds_a_patch_that_all_tokens_attend_to(kind, rollout, monkeyp
     is_peak = saliency == saliency.amax((1, 2, 3), keepdim=True)
     peaks = {tuple(index) for index in is_peak.nonzero()[:, 1:].tolist()}
     tells_frames_apart = network.attention_layout.kind in ("joint", "factorized_encoder")
-    if tells_frames_apart or rollout and "space" not in kind:
+    if tells_frames_apart or rollout and network.attention_layout.kind != "per_frame":
         assert peaks == {(frame, row, column)}
     else:
         assert peaks <= {(f, row, column) for f in range(t)}

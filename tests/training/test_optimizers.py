@@ -68,9 +68,11 @@ def test_parameter_groups_contain_each_parameter_once(name):
 
     names = {id(parameter): key for key, parameter in network.named_parameters()}
     not_decayed_names = {names[id(parameter)] for parameter in not_decayed["params"]}
-    weights = {f"{key}.weight" for key, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv3d)}
+    layers = nn.Linear | nn.Conv2d | nn.Conv3d
+    weights = {f"{key}.weight" for key, module in network.named_modules() if isinstance(module, layers)}
     assert set(names.values()) - not_decayed_names == weights
-    assert {"norm.weight", "head.bias"} <= not_decayed_names
+    norm = "norm.weight" if hasattr(network, "norm") else "backbone.norm.weight"
+    assert {norm, "head.bias"} <= not_decayed_names
 
 
 def test_parameter_groups_leave_out_frozen_parameters():
@@ -143,6 +145,15 @@ def test_layer_of_a_temporal_encoder_follows_the_spatial_one():
     assert layers["temporal_pos_embed"] == depths[0] and layers["pos_embed"] == layers["patch_embed.proj.weight"] == 0
     assert layers["norm.weight"] == depths[0] and layers["temporal_norm.weight"] == sum(depths) + 1
     assert layers["head.weight"] == sum(depths) + 1
+
+
+def test_layer_of_a_pooler_and_of_what_follows_an_image_encoder_is_the_last():
+    names = ("pooler.query_tokens", "pooler.blocks.0.norm1.weight", "backbone.attn_pool.latent", "head.bias")
+    assert {name: layer_of(name, [12]) for name in names} == dict.fromkeys(names, 13)
+    assert layer_of("backbone.blocks.3.norm1.weight", [12]) == 4 and layer_of("video_mod_embed", [12]) == 0
+    assert layer_of("backbone.reg_token", [12, 2]) == layer_of("backbone.patch_embed.proj.weight", [12, 2]) == 0
+    assert layer_of("backbone.norm.weight", [12, 2]) == layer_of("temporal_pos_embed", [12, 2]) == 12
+    assert layer_of("backbone.norm.weight", [12]) == 13 and layer_of("temporal_pos_embed", [12]) == 12
 
 
 @pytest.mark.parametrize("name", networks.VARIANTS)

@@ -203,11 +203,15 @@ def test_frozen_parts_have_no_dropout_or_drop_path():
     assert not torch.equal(network(video), network(video)), "the other blocks keep their drop path"
 
 
-def test_frozen_backbone_leaves_the_attentive_pooler_to_train():
+def test_frozen_backbone_leaves_what_follows_the_encoder_to_train():
     network = networks.build("vjepa2_tiny", num_classes=5)
     freeze(network, "backbone")
     trained = {name.split(".")[0] for name, parameter in network.named_parameters() if parameter.requires_grad}
     assert trained == {"pooler", "head"}
+    network = networks.build("frame_encoder_tiny", num_classes=5, temporal_depth=2)
+    freeze(network, "backbone")
+    trained = {name.split(".")[0] for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert trained == {"temporal_pos_embed", "temporal_blocks", "temporal_norm", "head"}
 
 
 def test_dropout_depends_on_the_position_in_the_run_alone(arguments):
