@@ -9,7 +9,7 @@ from torch import nn
 from networks.frame_encoder import clip_b, dinov2_b, dinov3_b, frame_encoder_tiny, siglip2_b
 from networks.hiera import hiera_b, hiera_b_plus, hiera_h, hiera_l, hiera_tiny
 from networks.maskfeat import maskfeat_mvit_v1_b, maskfeat_mvit_v2_s, maskfeat_tiny
-from networks.mvit import mvit_v1_b, mvit_v1_tiny, mvit_v2_b, mvit_v2_s, mvit_v2_tiny
+from networks.mvit import mvit_v1_b, mvit_v1_tiny, mvit_v2_b, mvit_v2_l, mvit_v2_s, mvit_v2_tiny
 from networks.timesformer import timesformer_b, timesformer_hr, timesformer_l, timesformer_s, timesformer_tiny
 from networks.videoprism import videoprism_b, videoprism_l, videoprism_tiny
 from networks.vivit import (
@@ -20,6 +20,8 @@ from networks.vivit import (
     videomae_s,
     videomae_tiny,
     vivit_b,
+    vivit_fdp_b,
+    vivit_fdp_tiny,
     vivit_fe_b,
     vivit_fe_l,
     vivit_fe_tiny,
@@ -57,6 +59,8 @@ VARIANTS: dict[str, Callable[..., nn.Module]] = {
         vivit_fe_l,
         vivit_fsa_tiny,
         vivit_fsa_b,
+        vivit_fdp_tiny,
+        vivit_fdp_b,
         videomae_tiny,
         videomae_s,
         videomae_b,
@@ -68,6 +72,7 @@ VARIANTS: dict[str, Callable[..., nn.Module]] = {
         mvit_v2_tiny,
         mvit_v2_s,
         mvit_v2_b,
+        mvit_v2_l,
         hiera_tiny,
         hiera_b,
         hiera_b_plus,

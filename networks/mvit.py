@@ -255,6 +255,14 @@ def divide_stride(stride: Grid, divisor: Grid) -> Grid:
 
 V1: dict[str, Any] = dict(pos_embed="separable", expand_attn=False, pool_queries="strided", residual_pooling=False)
 B_32X3: dict[str, Any] = dict(num_frames=32, depths=(2, 3, 16, 3), drop_path=0.3)
+L_40X3: dict[str, Any] = dict(
+    num_frames=40,
+    image_size=312,
+    depths=(2, 6, 36, 4),
+    embed_dims=(144, 288, 576, 1152),
+    num_heads=(2, 4, 8, 16),
+    drop_path=0.75,
+)
 TINY: dict[str, Any] = dict(
     num_frames=8,
     image_size=64,
@@ -290,3 +298,8 @@ def mvit_v2_s(num_classes: int, **overrides: Any) -> MViT:
 def mvit_v2_b(num_classes: int, **overrides: Any) -> MViT:
     """Build MViTv2-B 32x3 with its 24 blocks."""
     return MViT(num_classes, **B_32X3 | overrides)
+
+
+def mvit_v2_l(num_classes: int, **overrides: Any) -> MViT:
+    """Build MViTv2-L 40x3 for 312x312; 32x3 for 224x224 needs num_frames=32 and image_size=224."""
+    return MViT(num_classes, **L_40X3 | overrides)

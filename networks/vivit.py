@@ -1,4 +1,4 @@
-"""ViViT (Arnab et al., "ViViT: A Video Vision Transformer", 2021), models 1 to 3 of section 3.3, and VideoMAE's encoder
+"""ViViT (Arnab et al., "ViViT: A Video Vision Transformer", 2021), models 1 to 4 of section 3.3, and VideoMAE's encoder
 (Tong et al., 2022), which is model 1 without a class token and with fixed position embeddings.
 
 Shapes: B batch, C channels, T frames, H W pixels; t = T / tubelet_size frames of tubelets, n patches per frame,
@@ -33,33 +33,13 @@ from networks.layers import (
     scale_head,
 )
 from networks.pos_embed import add_pos_embed
+from networks.vivit_attention import FactorizedBlock, FactorizedDotProductAttention
 
-
-class FactorizedBlock(Block):
-    """Block of model 3: attention over time, attention over space and MLP, each with its own norm and residual.
-
-    Stochastic depth drops patch positions (time), frames (space) and clips (MLP).
-    """
-
-    def __init__(self, embed_dim: int, num_heads: int, num_frames: int, **options: Any):
-        super().__init__(Attention(embed_dim, num_heads), **options)
-        self.num_frames = num_frames
-        self.temporal_norm1 = nn.LayerNorm(embed_dim, eps=self.norm1.eps)
-        self.temporal_attn = Attention(embed_dim, num_heads)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, t n, D) -> (B, t n, D)."""
-        t = self.num_frames
-        positions = rearrange(tokens, "B (t n) D -> (B n) t D", t=t)
-        positions = positions + self.drop_path(self.temporal_attn(self.temporal_norm1(positions)))
-        frames = rearrange(positions, "(B n) t D -> (B t) n D", B=tokens.shape[0])
-        frames = frames + self.drop_path(self.attn(self.norm1(frames)))
-        tokens = rearrange(frames, "(B t) n D -> B (t n) D", t=t)
-        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+ATTENTION = ("joint", "factorized_encoder", "factorized_attention", "factorized_dot_product")
 
 
 class ViViT(nn.Module):
-    """A vision transformer over tubelets, in one of the paper's three models.
+    """A vision transformer over tubelets, in one of the paper's four models.
 
     attention="joint" (model 1): one encoder over all tubelets of the clip.
 
@@ -67,6 +47,8 @@ class ViViT(nn.Module):
     the sequence of frame features. Each encoder has its own class token, position embeddings and final norm.
 
     attention="factorized_attention" (model 3): each block attends over time, then over space; no class token.
+
+    attention="factorized_dot_product" (model 4): half of the heads attend over time, half over space; no class token.
 
     pooling="cls" takes the class token of each encoder, "mean" the mean of its other tokens, "fc_norm" that mean before
     the norm; the parameters are the same. pos_embed="sincos": fixed position embeddings. `dropout` applies before the
@@ -106,10 +88,10 @@ class ViViT(nn.Module):
         super().__init__()
         self.kwargs = jsonable_kwargs(locals())
         check_positive(depth=depth, temporal_depth=temporal_depth)
-        check_choice("attention", attention, ["joint", "factorized_encoder", "factorized_attention"])
+        check_choice("attention", attention, ATTENTION)
         check_pooling(pooling, cls_token)
-        if attention == "factorized_attention" and cls_token:
-            raise ValueError("attention='factorized_attention' has no class token: it needs cls_token=False")
+        if attention in ("factorized_attention", "factorized_dot_product") and cls_token:
+            raise ValueError(f"attention={attention!r} has no class token: it needs cls_token=False")
         self.attention, self.pooling = attention, pooling
         self.has_cls_token = cls_token
         self.checkpoint_blocks = checkpoint_blocks
@@ -145,11 +127,14 @@ class ViViT(nn.Module):
         options = {key: args[key] for key in ("mlp_ratio", "gelu", "norm_eps")}
 
         def make_block(drop_path: float) -> Block:
-            embed_dim, num_heads = args["embed_dim"], args["num_heads"]
+            embed_dim, num_heads, num_frames = args["embed_dim"], args["num_heads"], self.patch_embed.num_frames
             if self.attention == "factorized_attention":
-                num_frames = self.patch_embed.num_frames
                 return FactorizedBlock(embed_dim, num_heads, num_frames, drop_path=drop_path, **options)
-            return Block(Attention(embed_dim, num_heads), drop_path=drop_path, **options)
+            if self.attention == "factorized_dot_product":
+                attn: Attention = FactorizedDotProductAttention(embed_dim, num_heads, num_frames)
+            else:
+                attn = Attention(embed_dim, num_heads)
+            return Block(attn, drop_path=drop_path, **options)
 
         return nn.ModuleList(make_block(rate) for rate in drop_path_rates(args["drop_path"], depth))
 
@@ -161,7 +146,8 @@ class ViViT(nn.Module):
     @property
     def attention_layout(self) -> AttentionLayout:
         """Return which tokens attend to each other."""
-        kind = "divided" if self.attention == "factorized_attention" else self.attention
+        kinds = {"factorized_attention": "divided", "factorized_dot_product": "joint"}
+        kind = kinds.get(self.attention, self.attention)
         return AttentionLayout(kind, self.patch_embed.grid, num_prefix_tokens=int(self.has_cls_token))
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:
@@ -175,7 +161,7 @@ class ViViT(nn.Module):
         return pool_tokens(self.encode_tokens(tokens), self.norm, self.pooling, self.has_cls_token)
 
     def forward_tokens(self, video: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
-        """(B, C, T, H, W) -> (B, t h w, D) of `token_grid`: normed, without the class token; for models 1 and 3.
+        """(B, C, T, H, W) -> (B, t h w, D) of `token_grid`: normed, without the class token; for models 1, 3 and 4.
 
         `mask` (B, t, n) is True where `mask_token` (1, 1, D) replaces the embedded patch.
         """
@@ -213,6 +199,7 @@ class ViViT(nn.Module):
 TINY: dict[str, Any] = dict(num_frames=8, image_size=64, patch_size=8, embed_dim=96, depth=4, num_heads=4)
 FACTORIZED_ENCODER: dict[str, Any] = dict(attention="factorized_encoder", temporal_depth=4)
 FACTORIZED_ATTENTION: dict[str, Any] = dict(attention="factorized_attention", cls_token=False, pooling="mean")
+FACTORIZED_DOT_PRODUCT: dict[str, Any] = FACTORIZED_ATTENTION | dict(attention="factorized_dot_product")
 VIT_GIANT: dict[str, Any] = dict(patch_size=14, embed_dim=1408, depth=40, num_heads=16, mlp_ratio=48 / 11)
 VIDEOMAE: dict[str, Any] = dict(cls_token=False, pos_embed="sincos", pooling="fc_norm", gelu="exact")
 
@@ -260,6 +247,16 @@ def vivit_fsa_tiny(num_classes: int, **overrides: Any) -> ViViT:
 def vivit_fsa_b(num_classes: int, **overrides: Any) -> ViViT:
     """Build ViViT-B/16x2 with factorized self-attention (model 3)."""
     return vivit_b(num_classes, **FACTORIZED_ATTENTION | overrides)
+
+
+def vivit_fdp_tiny(num_classes: int, **overrides: Any) -> ViViT:
+    """Build vivit_tiny as model 4."""
+    return vivit_tiny(num_classes, **FACTORIZED_DOT_PRODUCT | overrides)
+
+
+def vivit_fdp_b(num_classes: int, **overrides: Any) -> ViViT:
+    """Build ViViT-B/16x2 with factorized dot-product attention (model 4)."""
+    return vivit_b(num_classes, **FACTORIZED_DOT_PRODUCT | overrides)
 
 
 def videomae_tiny(num_classes: int, **overrides: Any) -> ViViT:

@@ -29,6 +29,7 @@ EVERY = {  # every architecture and every kind of attention, small enough for a 
     "vivit factorized encoder": ("vivit_fe_tiny", SMALL),
     "vivit factorized encoder, mean": ("vivit_fe_tiny", SMALL | {"pooling": "mean"}),
     "vivit factorized attention": ("vivit_fsa_tiny", SMALL),
+    "vivit factorized dot product": ("vivit_fdp_tiny", SMALL),
     "videomae": ("videomae_tiny", SMALL),
     "vjepa2": ("vjepa2_tiny", SMALL),
     "vjepa2.1, mean": ("vjepa2_1_tiny", SMALL | {"pooling": "mean"}),

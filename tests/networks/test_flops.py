@@ -16,6 +16,7 @@ from networks.flops import count_flops, count_parameters, main
         ("mvit_v1_b", 36.6, 70.6),
         ("mvit_v2_s", 34.5, 64.2),
         ("mvit_v2_b", 51.2, 225),
+        ("mvit_v2_l", 213.4, 2828),  # 217.6 M are published, but not for its published configuration
         ("videomae_s", 22, 57),
         ("videomae_b", 87, 180),
         ("videomae_l", 305, 597),

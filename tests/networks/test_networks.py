@@ -183,6 +183,8 @@ def test_build_lists_the_variants_for_an_unknown_name():
         ("vivit_tiny", {"num_heads": 5}, "num_heads=5 does not divide embed_dim=96"),
         ("vivit_tiny", {"attention": "divided"}, "attention='divided'"),
         ("vivit_tiny", {"attention": "factorized_attention"}, "cls_token=False"),
+        ("vivit_fdp_tiny", {"cls_token": True}, "attention='factorized_dot_product' has no class token"),
+        ("vivit_fdp_tiny", {"num_heads": 3}, "num_heads=3: expected an even number"),
         ("vivit_tiny", {"cls_token": False}, "pooling='cls' needs cls_token=True"),
         ("vivit_tiny", {"pos_embed": "none"}, "pos_embed='none'"),
         ("vivit_tiny", {"pooling": "max"}, "pooling='max'"),

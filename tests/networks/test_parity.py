@@ -459,6 +459,30 @@ def test_factorized_encoder_equals_two_reference_encoders(pooling):
         torch.testing.assert_close(network(video), torch.stack(logits), atol=FORWARD, rtol=FORWARD)
 
 
+def test_factorized_dot_product_equals_a_reference():
+    """The first half of the heads attends over time, the second over space (scenic's order)."""
+    network = networks.build("vivit_fdp_tiny", **SMALL)
+    randomize(network, seed=6)
+    video = random_video(2, 3, 4, 32, 32)
+    logits = []
+    with torch.no_grad():
+        for clip in video:
+            tokens = reference_tubelets(clip, network.patch_embed)  # (t, n, D)
+            tokens = tokens + rearrange(network.pos_embed, "one (t n) D -> (one t) n D", t=2)
+            for block in network.blocks:
+                qkv = reference_norm(tokens, block.norm1) @ block.attn.qkv.weight.T + block.attn.qkv.bias
+                q, k, v = rearrange(qkv, "t n (three h d) -> three h t n d", three=3, h=4)
+                time = torch.einsum("htnd,hsnd->hnts", q[:2], k[:2]) / 8**0.5
+                time = torch.einsum("hnts,hsnd->htnd", time.softmax(-1), v[:2])
+                space = torch.einsum("htnd,htmd->htnm", q[2:], k[2:]) / 8**0.5
+                space = torch.einsum("htnm,htmd->htnd", space.softmax(-1), v[2:])
+                mixed = rearrange(torch.cat([time, space]), "h t n d -> t n (h d)")
+                tokens = tokens + mixed @ block.attn.proj.weight.T + block.attn.proj.bias
+                tokens = tokens + reference_mlp(reference_norm(tokens, block.norm2), block.mlp)
+            logits.append(network.head(reference_norm(tokens, network.norm).mean((0, 1))))
+        torch.testing.assert_close(network(video), torch.stack(logits), atol=FORWARD, rtol=FORWARD)
+
+
 def test_factorized_attention_equals_a_reference():
     network = ViViT(**SMALL, attention="factorized_attention", cls_token=False, pooling="mean")
     randomize(network, seed=5)

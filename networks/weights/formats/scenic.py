@@ -68,7 +68,7 @@ FORMATS = (
         kwargs={"gelu": "tanh"},
         normalization=INCEPTION,
         notes=(
-            "read as model 1 of ViViT: model 4 (factorized dot-product attention, not built here) has the same keys",
+            "read as model 1 of ViViT: model 4 has the same keys; if it is that, say attention=factorized_dot_product",
         ),
     ),
     Format(

@@ -98,6 +98,17 @@ def test_convert_gives_the_outputs_of_the_projects_code(name, tmp_path):
     assert created == ({"norm.weight", "norm.bias"} if name == "hiera_pt" else set())
 
 
+def test_scenic_model_4_is_read_as_what_the_user_says(tmp_path):
+    path, given = write_checkpoint("scenic_vivit_joint_gap", tmp_path), ENTRIES["scenic_vivit_joint_gap"]["given"]
+    joint, _, report = weights.convert(path, **given)
+    assert any("say attention=factorized_dot_product" in note for note in report.notes)
+    factorized, _, _ = weights.convert(path, **given, attention="factorized_dot_product")
+    assert factorized.kwargs["attention"] == "factorized_dot_product"
+    video = draw_clip(ENTRIES["scenic_vivit_joint_gap"]["clip"])
+    assert not torch.allclose(joint(video), factorized(video), atol=1e-3)
+    assert all(torch.equal(tensor, factorized.state_dict()[key]) for key, tensor in joint.state_dict().items())
+
+
 @pytest.mark.parametrize("name", VIDEO)
 def test_report_has_every_key_once(name, tmp_path):
     network, config, report = weights.convert(write_checkpoint(name, tmp_path), **ENTRIES[name]["given"])
