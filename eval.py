@@ -42,6 +42,7 @@ from pipelines.decode.image_folder import holds_images
 from pipelines.loader import EvalVideoLoader
 from pipelines.sample_source import TooManyUnreadableVideos
 from pipelines.storage import videos_below
+from training.checkpoint_input import apply_input_spec
 from training.run_dir import run_path
 from training.setup import build_network, init_from_pretrained
 from utils.cli import run_command
@@ -112,14 +113,17 @@ def load_run(source: Path, overrides: Sequence[str]) -> EvalRun:
 def build_recipe(source: Path, overrides: Sequence[str]) -> tuple[Config, Path, nn.Module, list[str]]:
     """Build the network of a recipe from a checkpoint, complete; also return where its results go."""
     cfg = loading.load_config(source, overrides)
-    data = cfg.data
     if not cfg.model.pretrained:
         raise ValueError(f"{source}: a recipe has no weights: give model.pretrained=CHECKPOINT, or a run folder")
+    checkpoint = weights.read_checkpoint(cfg.model.pretrained)
+    cfg, input_lines = apply_input_spec(cfg, weights.input_spec(checkpoint))
+    data = cfg.data
     lists = [path for path in (data.train, data.test, data.val) if path]
     classes = read_class_names(next(filter(list_exists, lists), data.train), data.class_names, data.class_subset)
     torch.manual_seed(cfg.run.seed)  # for what the checkpoint leaves as initialized
     network = build_network(cfg, len(classes)).eval()
-    print(init_from_pretrained(network, cfg.model, classes, complete=True))
+    report = init_from_pretrained(network, checkpoint, cfg.model, classes, complete=True)
+    print("\n".join([report, *input_lines]))
     path = run_path(cfg.run)  # not the run's own folder, whose results belong to its own weights
     return cfg, path.with_name(f"{path.name}_of_{Path(cfg.model.pretrained).name}"), network, classes
 

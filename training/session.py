@@ -9,8 +9,10 @@ import torch
 
 from configs import loading
 from configs.schema import Config
+from networks import weights
 from pipelines.loader import EvalVideoLoader, VideoLoader
 from pipelines.tuning.tune import SECONDS, tune
+from training.checkpoint_input import apply_input_spec, keep_saved_input
 from training.run_dir import RunDir
 from training.schedule import Schedule
 from training.setup import (
@@ -62,9 +64,17 @@ def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Trai
     if not torch.distributed.is_initialized():
         world.init_process_group(device.type)
     checkpoint = load_resume_checkpoint(cfg, world)
-    if checkpoint and cfg.data.pyav_share == "auto":  # keep what was chosen when the run began
-        share = loading.parse_config(checkpoint[1].get("config", "")).data.pyav_share
-        cfg = loading.replace_values(cfg, "data", pyav_share=share)
+    source: weights.Checkpoint | None = None
+    input_lines: list[str] = []
+    if checkpoint:  # keep what was chosen when the run began
+        saved = loading.parse_config(checkpoint[1].get("config", ""))
+        if cfg.model.pretrained:
+            cfg = keep_saved_input(cfg, saved)
+        if cfg.data.pyav_share == "auto":
+            cfg = loading.replace_values(cfg, "data", pyav_share=saved.data.pyav_share)
+    elif cfg.model.pretrained:
+        source = weights.read_checkpoint(cfg.model.pretrained)
+        cfg, input_lines = apply_input_spec(cfg, weights.input_spec(source))
     if cfg.data.tune:
         cfg = tune_data(cfg, checkpoint, given, device, dtype, world)
     data, (train_loader, val_loader) = cfg.data, build_loaders(cfg, device, dtype, world)
@@ -76,7 +86,9 @@ def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Trai
     network = build_network(cfg, len(classes))
     if cfg.model.freeze:
         freeze(network, cfg.model.freeze)
-    report = init_from_pretrained(network, cfg.model, classes) if cfg.model.pretrained and not checkpoint else ""
+    report = ""
+    if source:
+        report = "\n".join([init_from_pretrained(network, source, cfg.model, classes), *input_lines])
     accumulate = train_loader.source.grad_accum_steps
     training = Training(
         cfg=cfg,

@@ -66,12 +66,14 @@ def build_network(cfg: Config, num_classes: int) -> nn.Module:
         raise ValueError(f"model.args={cfg.model.args}: {error}") from None
 
 
-def init_from_pretrained(network: nn.Module, model: Model, classes: Sequence[str], complete: bool = False) -> str:
-    """Fill the network from model.pretrained and report what became of every kind of key.
+def init_from_pretrained(
+    network: nn.Module, checkpoint: weights.Checkpoint, model: Model, classes: Sequence[str], complete: bool = False
+) -> str:
+    """Fill the network from a checkpoint, as model.pretrained_args says; report what became of every kind of key.
 
     `complete`: raises ValueError if any parameter, also that of a head for other classes, stays as it was initialized.
     """
-    report = weights.load_pretrained(network, model.pretrained, classes, **model.pretrained_args)
+    report = weights.load_pretrained(network, checkpoint, classes, **model.pretrained_args)
     fresh = report.keys_as_initialized()
     if complete and fresh:
         raise ValueError(f"{model.pretrained}: gives no {', '.join(fresh[:3])}, which would be random\n{report.text()}")
@@ -207,5 +209,6 @@ def model_card(cfg: Config, classes: Sequence[str]) -> dict[str, Any]:
             "image_size": data.image_size,
             "mean": list(data.mean),
             "std": list(data.std),
+            **({"preset": cfg.eval.preset} if cfg.eval.preset else {}),
         },
     }

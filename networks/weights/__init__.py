@@ -5,6 +5,7 @@ such a folder (`convert`): read (any file -> tensors), rename_keys (their keys -
 formats), adapt (to the sizes of the network), and a report of every key. `python -m networks.weights --help`.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,20 +20,50 @@ from networks.weights.adapt import adapt
 from networks.weights.adapt_frame_encoder import adapt_frame_encoder
 from networks.weights.formats import Format
 from networks.weights.infer_architecture import infer_architecture
+from networks.weights.input_spec import InputSpec, foreign_input_spec, own_input_spec
 from networks.weights.read import Checkpoint, read_checkpoint
 from networks.weights.rename_keys import RenamedWeights, Weights, rename_keys, without_prefix
 from networks.weights.report import MAPPED, KeyRecord, KeyReport
 from networks.weights.save_load import load_network, load_state, read_config, save_network
 
-__all__ = ["convert", "load_network", "load_pretrained", "load_state", "read_config", "save_network"]
+__all__ = [
+    "Checkpoint",
+    "convert",
+    "input_spec",
+    "load_network",
+    "load_pretrained",
+    "load_state",
+    "read_checkpoint",
+    "read_config",
+    "save_network",
+]
 
 ADAPT_OPTIONS = ("inflation", "temporal", "head", "source_grid")
 
 
+def input_spec(checkpoint: Checkpoint) -> InputSpec:
+    """Return the clips that a checkpoint was trained on and its published test, as far as it tells."""
+    config = checkpoint.config
+    if config.network_kwargs is not None:
+        return own_input_spec(config.input)
+    file_format, published = None, set()
+    kwargs: dict[str, Any] = {}
+    with contextlib.suppress(ValueError):  # what is wrong with the file is for load_pretrained() to say
+        renamed = parse_checkpoint(checkpoint)
+        file_format = renamed.format
+        if file_format.architecture != "image":
+            _, kwargs, assumed = infer_architecture(renamed, {})
+            published = {key for key in ("num_frames", "image_size") if any(f"{key}=" in text for text in assumed)}
+    statistics = config.normalization(file_format.normalization if file_format else {})
+    if not config.mean:
+        published |= {"mean", "std"}
+    return foreign_input_spec(file_format, statistics, kwargs, published)
+
+
 def load_pretrained(
-    network: nn.Module, source: str | Path, labels: Sequence[str] | None = None, **options: Any
+    network: nn.Module, source: str | Path | Checkpoint, labels: Sequence[str] | None = None, **options: Any
 ) -> KeyReport:
-    """Fill `network` from a checkpoint of any known format.
+    """Fill `network` from a checkpoint of any known format, which may have been read before.
 
     `labels` are the class names that the network is for: a head of as many classes with other names is replaced too.
     `options` are those of networks.weights.adapt: inflation, temporal, head, source_grid.
@@ -42,7 +73,7 @@ def load_pretrained(
     unknown = options.keys() - set(ADAPT_OPTIONS)
     if unknown:
         raise ValueError(f"unknown option {', '.join(sorted(unknown))}: expected {', '.join(ADAPT_OPTIONS)}")
-    checkpoint = read_checkpoint(source)
+    checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
     source_labels = checkpoint.config.labels
     has_names = labels is not None and not all(label.isdecimal() for label in labels)  # numbers are not other names
     if source_labels and labels and has_names and normalize(source_labels) != normalize(labels):
@@ -57,7 +88,7 @@ def load_pretrained(
             options.setdefault("source_grid", renamed.grid)
             state, report = adapt(renamed, network, **options)
     except (TypeError, ValueError) as error:  # TypeError: arguments in a config.json that its network does not take
-        raise ValueError(f"{source}: {error}") from error
+        raise ValueError(f"{checkpoint.source}: {error}") from error
     load_state(network, state)
     if any(record.target == "head.weight" and record.sources for record in report.records):
         same_names = " and the same names" if source_labels and has_names else ""
@@ -152,8 +183,8 @@ def describe_source(checkpoint: Checkpoint, file_format: Format, network: nn.Mod
     extra: dict[str, Any] = {
         "input": {
             **config.input,
-            "frames": kwargs["num_frames"],
-            "size": kwargs["image_size"],
+            "num_frames": kwargs["num_frames"],
+            "image_size": kwargs["image_size"],
             **config.normalization(file_format.normalization),
         },
         "converted_from": {"source": checkpoint.source, "format": file_format.name},

@@ -1,6 +1,6 @@
 """facebookresearch/hiera: its video networks, fine-tuned or with the decoder of their masked autoencoder."""
 
-from networks.weights.formats.format import KINETICS, Format
+from networks.weights.formats.format import KINETICS, VIDEOMAE_TEST, Format
 from networks.weights.key_rules import PRETRAINING_DECODER, Rules, same_names
 
 ENCODER = same_names(
@@ -21,6 +21,7 @@ FORMATS = (
         rules=FINE_TUNED,
         kwargs={"gelu": "exact", "pooling": "fc_norm"},
         normalization=KINETICS,
+        **VIDEOMAE_TEST,
     ),
     Format(
         name="Hiera pre-training",
@@ -33,6 +34,7 @@ FORMATS = (
         ),
         kwargs={"gelu": "exact"},
         normalization=KINETICS,
+        **VIDEOMAE_TEST,
         pretraining=True,
         missing_parts=("norm",),
     ),

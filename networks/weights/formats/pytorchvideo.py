@@ -1,6 +1,6 @@
 """facebookresearch/pytorchvideo: MViT."""
 
-from networks.weights.formats.format import KINETICS, Format
+from networks.weights.formats.format import KINETICS, MVIT_TEST, Format
 from networks.weights.key_rules import PYTORCHVIDEO
 
 FORMATS = (
@@ -11,5 +11,6 @@ FORMATS = (
         rules=PYTORCHVIDEO,
         kwargs={"pool_norm_eps": 1e-5},
         normalization=KINETICS,
+        **MVIT_TEST,
     ),
 )

@@ -1,6 +1,6 @@
 """google-research/scenic: ViViT."""
 
-from networks.weights.formats.format import INCEPTION, Format
+from networks.weights.formats.format import INCEPTION, VIVIT_TEST, Format
 from networks.weights.key_rules import Rules, flax_attention, flax_block, flax_dense, flax_norm
 
 ENDS: Rules = {
@@ -57,6 +57,7 @@ FORMATS = (
         rules=JOINT,
         kwargs={"gelu": "tanh"},
         normalization=INCEPTION,
+        **VIVIT_TEST,
     ),
     Format(
         name="scenic ViViT, joint, mean-pooled",
@@ -67,6 +68,7 @@ FORMATS = (
         rules=JOINT,
         kwargs={"gelu": "tanh"},
         normalization=INCEPTION,
+        **VIVIT_TEST,
         notes=(
             "read as model 1 of ViViT: model 4 has the same keys; if it is that, say attention=factorized_dot_product",
         ),
@@ -78,6 +80,7 @@ FORMATS = (
         rules=FACTORIZED_ENCODER,
         kwargs={"gelu": "tanh"},
         normalization=INCEPTION,
+        **VIVIT_TEST,
     ),
     Format(
         name="scenic ViViT, factorized self-attention",
@@ -86,6 +89,7 @@ FORMATS = (
         rules=FACTORIZED_ATTENTION,
         kwargs={"gelu": "tanh"},
         normalization=INCEPTION,
+        **VIVIT_TEST,
         notes=("read as attention over time before attention over space, the default of its code",),
     ),
 )

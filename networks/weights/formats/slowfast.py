@@ -1,6 +1,6 @@
 """facebookresearch/SlowFast: MViT, MViTv2 and MaskFeat."""
 
-from networks.weights.formats.format import KINETICS, Format
+from networks.weights.formats.format import KINETICS, MVIT_TEST, Format
 from networks.weights.key_rules import MVIT_BLOCKS, Rules
 
 MVIT: Rules = {
@@ -24,6 +24,7 @@ FORMATS = (
         dropped_keys={"hogs.*": "constants of the HOG targets"},
         kwargs={"mask_cell": 2},
         normalization=KINETICS,
+        **MVIT_TEST,
         pretraining=True,
     ),
     Format(
@@ -33,5 +34,6 @@ FORMATS = (
         forbidden_keys=("pred_head*",),
         rules={**MVIT, "norm.{param}": "norm.{param}", "head.projection.{param}": "head.{param}"},
         normalization=KINETICS,
+        **MVIT_TEST,
     ),
 )

@@ -1,6 +1,6 @@
 """facebookresearch/TimeSformer."""
 
-from networks.weights.formats.format import KINETICS, Format
+from networks.weights.formats.format import KINETICS, TIMESFORMER_TEST, Format
 from networks.weights.key_rules import VIT, same_names, with_prefix
 
 RULES = VIT | same_names(
@@ -20,6 +20,7 @@ FORMATS = (
         patch_kernel_ndim=4,
         rules=with_prefix("model.", RULES),
         normalization=KINETICS,
+        **TIMESFORMER_TEST,
     ),
     Format(
         name="TimeSformer, unprefixed",
@@ -27,5 +28,6 @@ FORMATS = (
         required_keys=("time_embed", "blocks.{n}.attn.qkv.weight"),
         rules=RULES,
         normalization=KINETICS,
+        **TIMESFORMER_TEST,
     ),
 )

@@ -1,6 +1,6 @@
 """torchvision: MViT and MViTv2."""
 
-from networks.weights.formats.format import KINETICS, Format
+from networks.weights.formats.format import KINETICS, MVIT_TEST, Format
 
 FORMATS = (
     Format(
@@ -27,5 +27,6 @@ FORMATS = (
             "head.1.{param}": "head.{param}",
         },
         normalization=KINETICS,
+        **MVIT_TEST,
     ),
 )

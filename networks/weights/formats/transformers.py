@@ -4,7 +4,15 @@ The names are those of the files on the hub, which every version reads and write
 modules have since version 5.
 """
 
-from networks.weights.formats.format import IMAGENET, INCEPTION, KINETICS, Format
+from networks.weights.formats.format import (
+    IMAGENET,
+    INCEPTION,
+    KINETICS,
+    TIMESFORMER_TEST,
+    VIDEOMAE_TEST,
+    VIVIT_TEST,
+    Format,
+)
 from networks.weights.formats.videomae import ENCODER_ONLY, VIDEOMAE
 from networks.weights.key_rules import BEIT_DECODER, Rules, with_prefix
 
@@ -59,6 +67,7 @@ FORMATS = (
         required_keys=("timesformer.encoder.layer.*",),
         rules=HEAD | with_prefix("timesformer.", TIMESFORMER),
         normalization=KINETICS,
+        **TIMESFORMER_TEST,
     ),
     Format(
         name="transformers ViViT",
@@ -67,6 +76,7 @@ FORMATS = (
         rules=HEAD | with_prefix("vivit.", EMBEDDINGS | LAYERS | SEPARATE_QKV),
         kwargs={"gelu": "tanh"},
         normalization=INCEPTION,
+        **VIVIT_TEST,
     ),
     Format(
         name="transformers ViViT, version 5",
@@ -75,6 +85,7 @@ FORMATS = (
         rules=HEAD | with_prefix("vivit.", VIVIT_5),
         kwargs={"gelu": "tanh"},
         normalization=INCEPTION,
+        **VIVIT_TEST,
     ),
     Format(
         name="transformers VideoMAE",
@@ -84,6 +95,7 @@ FORMATS = (
         rules=HEAD | with_prefix("videomae.", VIDEOMAE_RULES),
         kwargs=VIDEOMAE,
         normalization=IMAGENET,
+        **VIDEOMAE_TEST,
         no_key_bias=True,
     ),
     Format(
@@ -94,6 +106,7 @@ FORMATS = (
         dropped_keys=BEIT_DECODER,
         kwargs=ENCODER_ONLY,
         normalization=IMAGENET,
+        **VIDEOMAE_TEST,
         no_key_bias=True,
         pretraining=True,
         missing_parts=("norm",),

@@ -1,6 +1,6 @@
 """huggingface/transformers: V-JEPA 2, as an encoder with its predictor or as a classifier with an attentive pooler."""
 
-from networks.weights.formats.format import IMAGENET, Format
+from networks.weights.formats.format import IMAGENET, VJEPA2_TEST, Format
 from networks.weights.formats.vjepa2 import V2_KWARGS
 from networks.weights.key_rules import Rules, with_prefix
 
@@ -45,6 +45,7 @@ FORMATS = (
         dropped_keys={"predictor.*": PREDICTOR},
         kwargs=V2_KWARGS,
         normalization=IMAGENET,
+        **VJEPA2_TEST,
         missing_parts=("pooler",),
     ),
     Format(
@@ -59,5 +60,6 @@ FORMATS = (
         dropped_keys={"vjepa2.predictor.*": PREDICTOR},
         kwargs=V2_KWARGS,
         normalization=IMAGENET,
+        **VJEPA2_TEST,
     ),
 )

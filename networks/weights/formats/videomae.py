@@ -1,6 +1,6 @@
 """MCG-NJU/VideoMAE and OpenGVLab/VideoMAEv2, whose folders on the hub have a prefix before every key."""
 
-from networks.weights.formats.format import IMAGENET, Format
+from networks.weights.formats.format import IMAGENET, VIDEOMAE_TEST, Format
 from networks.weights.key_rules import BEIT, BEIT_DECODER, with_prefix
 
 VIDEOMAE = {"gelu": "exact", "cls_token": False, "pos_embed": "sincos", "pooling": "fc_norm"}
@@ -15,6 +15,7 @@ FORMATS = (
         rules=with_prefix("[model.]", BEIT),
         kwargs=VIDEOMAE,
         normalization=IMAGENET,
+        **VIDEOMAE_TEST,
         no_key_bias=True,
     ),
     Format(
@@ -26,6 +27,7 @@ FORMATS = (
         dropped_keys=BEIT_DECODER,
         kwargs=ENCODER_ONLY,
         normalization=IMAGENET,
+        **VIDEOMAE_TEST,
         no_key_bias=True,
         pretraining=True,
     ),

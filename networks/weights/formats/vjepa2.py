@@ -1,6 +1,6 @@
 """facebookresearch/vjepa2: the encoders of V-JEPA 2 and 2.1, under ema_encoder, target_encoder or encoder of a file."""
 
-from networks.weights.formats.format import IMAGENET, Format
+from networks.weights.formats.format import IMAGENET, VJEPA2_TEST, Format
 from networks.weights.key_rules import Rules, same_names, with_prefix
 
 PREFIX = "[backbone.]"
@@ -26,6 +26,7 @@ FORMATS = (
         dropped_keys={f"{PREFIX}pos_embed": "a table that the encoder does not use: its positions are rotary"},
         kwargs=V2_KWARGS,
         normalization=IMAGENET,
+        **VJEPA2_TEST,
         missing_parts=("pooler",),
     ),
     Format(
@@ -42,6 +43,7 @@ FORMATS = (
         },
         kwargs=V2_1_KWARGS,
         normalization=IMAGENET,
+        **VJEPA2_TEST,
         missing_parts=("pooler",),
     ),
 )

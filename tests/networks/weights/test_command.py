@@ -38,7 +38,7 @@ def test_convert_command_writes_a_folder_that_loads(tmp_path, capsys):
     assert main(["convert", file, str(tmp_path / "out"), "kv_stride=[1,4,4]", f"labels={labels}"]) == 0
     network, config = weights.load_network(tmp_path / "out")
     assert config["id2label"] == {0: "a", 1: "b b", 2: "c", 3: "d", 4: "é"}
-    assert config["input"]["mean"] == [0.45, 0.45, 0.45] and config["input"]["frames"] == 8
+    assert config["input"]["mean"] == [0.45, 0.45, 0.45] and config["input"]["num_frames"] == 8
     assert config["converted_from"] == {"source": file, "format": "SlowFast MViT"}
     assert torch.equal(network.head.weight, make_state("slowfast_mvit_v2")["head.projection.weight"])
     capsys.readouterr()

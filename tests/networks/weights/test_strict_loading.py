@@ -172,11 +172,14 @@ def test_head_for_classes_of_other_names_is_replaced(same_names, tmp_path):
 
 
 def test_convert_to_another_size_updates_the_config(tmp_path):
-    extra = {"id2label": {str(i): f"c{i}" for i in range(5)}, "input": {"frames": 4, "stride": 3, "size": 32}}
+    extra = {
+        "id2label": {str(i): f"c{i}" for i in range(5)},
+        "input": {"num_frames": 4, "frame_stride": 3, "image_size": 32},
+    }
     weights.save_network(tmp_path, networks.build("vivit_tiny", **SMALL), "vivit_tiny", extra)
     network, config, _ = weights.convert(tmp_path, num_classes=3, num_frames=8)
     assert network.head.out_features == 3 and "id2label" not in config["extra"]
-    assert config["extra"]["input"]["frames"] == 8 and config["extra"]["input"]["stride"] == 3
+    assert config["extra"]["input"]["num_frames"] == 8 and config["extra"]["input"]["frame_stride"] == 3
 
 
 # ---- config.json of transformers -------------------------------------------------------------------------------------
