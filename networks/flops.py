@@ -1,4 +1,4 @@
-"""Print parameters and FLOPs of networks:
+"""Print parameters and FLOPs of networks, and the published weights that fit them:
 
     python -m networks.flops                                        all variants
     python -m networks.flops timesformer_b image_size=448           one of them, with other arguments
@@ -6,6 +6,7 @@
 One FLOP is one multiply-add, as in the papers, of convolutions and matrix products, in the forward pass of one clip.
 They are counted by torch.utils.flop_counter on the meta device, without computing anything. MViTv2's relative position
 embeddings count as the sum in its paper; the additional columns that our fused kernel multiplies are not counted.
+Below a network are the weights that model.pretrained takes, their license and published top-1 accuracy.
 """
 
 import sys
@@ -19,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from networks import VARIANTS, build
 from networks.arguments import parse_network_args
 from networks.mvit_attention import ALIGNMENT, PooledAttention
+from networks.published import describe
 from utils.cli import run_command
 
 
@@ -56,17 +58,17 @@ def format_row(name: str, **kwargs: Any) -> str:
         network = build(name, **{"num_classes": 400} | kwargs)
     _, frames, height, width = network.patch_embed.input_shape  # type: ignore[union-attr,misc]
     clip = f"{frames}x{height}x{width}"
-    return f"{name:<17} {clip:>11} {count_parameters(network) / 1e6:>9.2f} {count_flops(network) / 1e9:>9.1f}"
+    return f"{name:<18} {clip:>11} {count_parameters(network) / 1e6:>9.2f} {count_flops(network) / 1e9:>9.1f}"
 
 
 def print_table(argv: Sequence[str]) -> int:
     """Print a line for each variant named in `argv` (default: all), with the key=value arguments in it."""
     names = [argument for argument in argv if "=" not in argument] or list(VARIANTS)
     kwargs = parse_network_args([argument for argument in argv if "=" in argument])
-    rows = (format_row(name, **kwargs) for name in names)
+    rows = ("\n".join([format_row(name, **kwargs), *describe(name)]) for name in names)
     first_row = next(rows)  # before the heading: a mistake in the arguments shows here
     try:
-        print(f"{'network':<17} {'clip':>11} {'M params':>9} {'GFLOPs':>9}\n{first_row}")
+        print(f"{'network':<18} {'clip':>11} {'M params':>9} {'GFLOPs':>9}\n{first_row}")
         for row in rows:
             print(row, flush=True)
     except BrokenPipeError:  # the reader, such as `head`, has stopped reading
