@@ -2,10 +2,11 @@
 
     python -m bench.train_step [key=value ...] [--dry-run]
 
-    networks=       timesformer_b,vivit_b,videomae_b,mvit_v2_s (default), also mvit_v1_b
+    networks=       timesformer_b,vivit_b,videomae_b,mvit_v2_s (default), also mvit_v1_b, vjepa2_l, videoprism_b,
+                    hiera_b, dinov2_b
     cases=          clipline,clipline_compiled,clipline_checkpoint,baseline,baseline_compiled
     batch_size=     clips per step (default: 16 on a GPU, 1 without); several separated by commas are measured in turn
-    num_frames=0 image_size=0 depth=0       0: the network's own; depth is not for MViT
+    num_frames=0 image_size=0 depth=0       0: the network's own; depth is not for MViT and Hiera
     precision=auto  fp32, bf16; auto is bf16 on a GPU
     device=auto     auto uses a GPU if there is one
     cpu_threads=0   torch threads on a CPU (0: all cores)
@@ -13,12 +14,11 @@
     steps_per_round=0       (0: 10 on a GPU, else 1)
     out=PATH        the result (default bench/results/train_step.json)
 
-The baseline is TimeSformer, ViViT or VideoMAE of transformers, or MViT of torchvision: the same network as that library
-implements it. All cases of a round run one after another, and speed-ups are ratios within a round. clipline_checkpoint
-recomputes every block in the backward pass. "Saved for backward" is the memory that a step keeps until its backward
-pass, "peak", on a GPU only, the largest memory of a case. Utilization is the achieved fraction of the rate at which the
-device multiplies large matrices of that precision, measured first; a network's multiply-adds count once forward and
-twice backward, recomputation not.
+The baseline is the same network as transformers implements it, MViT as torchvision and Hiera as timm does. All cases of
+a round run one after another, and speed-ups are ratios within a round. clipline_checkpoint recomputes every block in
+the backward pass. "Saved for backward" is the memory that a step keeps until its backward pass, "peak", on a GPU only,
+the largest memory of a case. Utilization is the achieved fraction of the rate at which the device multiplies large matrices
+of that precision, measured first; a network's multiply-adds count once forward and twice backward, recomputation not.
 """
 
 from __future__ import annotations
@@ -45,7 +45,17 @@ from training.optimizers import build_optimizer
 from utils.device import autocast, choose_device, choose_dtype
 
 CASES = ("clipline", "clipline_compiled", "clipline_checkpoint", "baseline", "baseline_compiled")
-NETWORKS = ("timesformer_b", "vivit_b", "videomae_b", "mvit_v2_s", "mvit_v1_b")
+NETWORKS = (
+    "timesformer_b",
+    "vivit_b",
+    "videomae_b",
+    "mvit_v2_s",
+    "mvit_v1_b",
+    "vjepa2_l",
+    "videoprism_b",
+    "hiera_b",
+    "dinov2_b",
+)
 NUM_CLASSES = 400
 
 
@@ -78,9 +88,11 @@ class Settings:
         """Return the constructor arguments of a network."""
         sizes = {"num_frames": self.num_frames, "image_size": self.image_size, "depth": self.depth}
         arguments: dict[str, Any] = {key: value for key, value in sizes.items() if value}
-        if name.startswith("mvit"):
+        if name.startswith(("mvit", "hiera")):
             arguments.pop("depth", None)
-        else:  # transformers has no drop path; that of torchvision's MViT is the same as ours
+        if name.startswith("dinov2") and "depth" in arguments:
+            arguments["encoder_args"] = {"depth": arguments.pop("depth")}
+        if not name.startswith("mvit"):  # transformers has no drop path; that of torchvision's MViT is the same as ours
             arguments["drop_path"] = 0.0
         return arguments
 
