@@ -17,8 +17,9 @@
 The baseline is the same network as transformers implements it, MViT as torchvision and Hiera as timm does. All cases of
 a round run one after another, and speed-ups are ratios within a round. clipline_checkpoint recomputes every block in
 the backward pass. "Saved for backward" is the memory that a step keeps until its backward pass, "peak", on a GPU only,
-the largest memory of a case. Utilization is the achieved fraction of the rate at which the device multiplies large matrices
-of that precision, measured first; a network's multiply-adds count once forward and twice backward, recomputation not.
+the largest memory of a case. Utilization is the achieved fraction of the rate at which the device multiplies large
+matrices of that precision, measured first; a network's multiply-adds count once forward and twice backward,
+recomputation not.
 """
 
 from __future__ import annotations
