@@ -94,6 +94,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
         return dict(zip(LISTS, pool.map(read_all_cases, path_lists, [folder] * len(path_lists)), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LISTS)
 def test_every_installed_baseline_delivers_the_frames_of_clipline(name: str, outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes[name]

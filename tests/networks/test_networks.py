@@ -157,8 +157,8 @@ def test_overfits_four_clips(name, settings):
 @pytest.mark.parametrize("name", networks.VARIANTS)
 def test_variant_takes_overrides_and_is_rebuilt_from_kwargs(name):
     with torch.device("meta"):
-        _, _, height, width = networks.build(name, num_classes=2).patch_embed.input_shape
-        network = networks.build(name, num_classes=11, image_size=(height, 2 * width), dropout=0.25)
+        image_size = (2016, 4032)  # multiples of the patches of all: 8, 14, 16, 18 and Hiera's mask units of 32
+        network = networks.build(name, num_classes=11, image_size=image_size, dropout=0.25)
         rebuilt = networks.build(name, **network.kwargs)
     assert network.head.out_features == 11 and network.dropout.p == 0.25
     assert json.loads(json.dumps(network.kwargs)) == network.kwargs

@@ -79,7 +79,10 @@ def test_nvdec_frames_of_every_codec_and_size_equal_those_of_pyav(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("encoder", "device"),
-    [("libvpx-vp9", "cpu"), *(pytest.param(name, "cuda", marks=pytest.mark.gpu) for name in ("libx264", "libx265"))],
+    [
+        pytest.param("libvpx-vp9", "cpu", marks=pytest.mark.slow),
+        *(pytest.param(name, "cuda", marks=pytest.mark.gpu) for name in ("libx264", "libx265")),
+    ],
 )
 def test_sizes_that_share_an_nvdec_session_keep_their_colors(tmp_path: Path, encoder: str, device: str) -> None:
     """640x360 is coded as 640x368, so one session serves both sizes, and the coded size says where chroma is."""

@@ -70,6 +70,7 @@ def test_npz_with_pickled_objects_is_refused(tmp_path):
     assert not marker.exists()
 
 
+@pytest.mark.slow
 def test_printed_command_converts_a_refused_checkpoint(tmp_path):
     callback_class = type("ModelCheckpoint", (), {})
     module = type(sys)("trainer_callbacks")
