@@ -79,6 +79,10 @@ class FrameEncoder(nn.Module):
         self.kwargs = jsonable_kwargs(locals())
         check_choice("pooling", pooling, ["mean", "attentive"])
         check_positive(num_frames=num_frames)
+        for key, count in {"temporal_depth": temporal_depth, "checkpoint_blocks": checkpoint_blocks}.items():
+            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+                raise ValueError(f"{key}={count!r}: expected a whole number >= 0")
+        drop_path_rates(drop_path, 1)  # refuses a rate that is none
         if pooling == "attentive" and temporal_depth:
             raise ValueError("temporal_depth: expected 0 with pooling='attentive', which has blocks of its own")
         height, width = height_width(image_size)
@@ -86,6 +90,12 @@ class FrameEncoder(nn.Module):
         self.backbone = build_timm_vit(encoder, (height, width), pooled=pooling == "mean", **options)
         self.num_prefix_tokens: int = self.backbone.num_prefix_tokens
         rows, columns = self.backbone.patch_embed.grid_size
+        patch_height, patch_width = self.backbone.patch_embed.patch_size
+        if (rows * patch_height, columns * patch_width) != (height, width):
+            raise ValueError(
+                f"image_size={height}x{width}: expected multiples of {patch_height}x{patch_width}, "
+                f"the patch size of encoder={encoder}"
+            )
         self.patch_embed = FrameShape((in_chans, num_frames, height, width), (num_frames, rows, columns))
         for block in self.backbone.blocks[:checkpoint_blocks]:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
@@ -180,16 +190,30 @@ def build_timm_vit(name: str, image_size: tuple[int, int], *, pooled: bool, **op
 
     Raises ValueError for an unknown name, arguments that it does not take, and networks of another kind.
     """
-
-    if not pooled:
-        options["global_pool"] = ""
+    network: Any
     try:
         network = timm.create_model(name, pretrained=False, num_classes=0, img_size=image_size, **options)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"encoder={name}: timm cannot build it: {error or type(error).__name__}") from error
-    if not all(hasattr(network, part) for part in ("blocks", "forward_head", "num_prefix_tokens")):
+    if not is_plain_vit(network):
         raise ValueError(f"encoder={name}: expected a plain vision transformer, which {type(network).__name__} is not")
+    if not pooled:  # The norm stays where the encoder was trained with it: on the tokens, or on the pooled feature.
+        network.fc_norm = nn.Identity()
+        network.attn_pool = None
     return network
+
+
+def is_plain_vit(network: Any) -> bool:
+    """Return whether all tokens of a grid go through blocks of one attention whose weights can be shown."""
+    blocks, patch_embed = getattr(network, "blocks", None), getattr(network, "patch_embed", None)
+    attention = getattr(blocks[0], "attn", None) if blocks else None
+    return (
+        hasattr(network, "forward_head")
+        and hasattr(network, "num_prefix_tokens")
+        and hasattr(patch_embed, "grid_size")
+        and hasattr(attention, "num_heads")
+        and hasattr(attention, "fused_attn")  # CaiT's and ConViT's attention, which has none, is of another kind
+    )
 
 
 # ---- variants: `overrides` are arguments of FrameEncoder -------------------------------------------------------------

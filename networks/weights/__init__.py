@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from networks import PRETRAINING, build
 from networks.frame_encoder import FrameEncoder
-from networks.weights.adapt import adapt
+from networks.layers import check_choice
+from networks.weights.adapt import HEAD, adapt
 from networks.weights.adapt_frame_encoder import adapt_frame_encoder
 from networks.weights.formats import Format
 from networks.weights.infer_architecture import infer_architecture
@@ -25,6 +26,7 @@ from networks.weights.read import Checkpoint, read_checkpoint
 from networks.weights.rename_keys import RenamedWeights, Weights, rename_keys, without_prefix
 from networks.weights.report import MAPPED, KeyRecord, KeyReport
 from networks.weights.save_load import load_network, load_state, read_config, save_network
+from networks.weights.source_config import describe_timm_vit
 
 __all__ = [
     "Checkpoint",
@@ -105,13 +107,21 @@ def adapt_to_frame_encoder(
     checkpoint: Checkpoint, network: FrameEncoder, head: str = "auto", **options: Any
 ) -> tuple[dict[str, Tensor], KeyReport]:
     """Return a state dict for a network of image encoders on frames, and what became of every key."""
+    check_choice("head", head, HEAD)
     given = [key for key, value in options.items() if value is not None]
     if given:
         raise ValueError(f"{', '.join(given)}: an image encoder on frames takes no such option")
-    is_own = checkpoint.config.network_kwargs is not None
-    title = checkpoint.config.name if is_own else "timm"
-    state = checkpoint.state if is_own else without_prefix(checkpoint.state)
-    return adapt_frame_encoder(state, network, title=title, is_own=is_own, new_head=head == "new")
+    config, state, source_grid = checkpoint.config, checkpoint.state, None
+    if config.network_kwargs is None:
+        state = without_prefix(state)
+    else:
+        with torch.device("meta"):
+            source = build(config.name, **config.network_kwargs)
+        if isinstance(source, FrameEncoder):
+            source_grid = source.patch_embed.grid[1:]
+            heads = describe_timm_vit(source.backbone)["num_attention_heads"]
+            config = dataclasses.replace(config, kwargs={"num_heads": heads})
+    return adapt_frame_encoder(state, network, config=config, source_grid=source_grid, new_head=head == "new")
 
 
 def normalize(labels: Sequence[str]) -> list[str]:
@@ -137,6 +147,7 @@ def parse_checkpoint(checkpoint: Checkpoint) -> RenamedWeights:
             architecture=type(backbone).__name__.lower(),
             required_keys=(),
             pretraining=is_pretraining,
+            missing_parts=("pooler",),  # a mean-pooled encoder can start a probe with an attentive pooler
         ),
         state=Weights({key: checkpoint.state[stored_key] for key, stored_key in stored_keys.items()}),
         records={

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from networks.weights.source_config import CONFIG, SourceConfig, parse_source_config
+from networks.weights.source_config import CONFIG, SourceConfig, describe_timm_vit, parse_source_config
 
 WEIGHTS = "model.safetensors"
 PREPROCESSOR = "preprocessor_config.json"
@@ -117,13 +117,7 @@ def read_timm(source: str) -> Checkpoint:
     blocks: Any = getattr(network, "blocks", None)
     if not blocks or not hasattr(blocks[0], "attn"):
         raise ValueError(f"timm's {name!r} is not a vision transformer")
-    act = blocks[0].mlp.act
-    is_exact_gelu = isinstance(act, torch.nn.GELU) and act.approximate == "none"
-    config = {
-        "num_attention_heads": blocks[0].attn.num_heads,
-        "layer_norm_eps": blocks[0].norm1.eps,
-        "hidden_act": "gelu" if is_exact_gelu else type(act).__name__,
-    }
+    config = {"architecture": name.partition(".")[0], **describe_timm_vit(network)}
     preprocessor = {"image_mean": list(preset["mean"]), "image_std": list(preset["std"])}
     return Checkpoint(source=source, state=network.state_dict(), config=parse_source_config(config, preprocessor))
 

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 CONFIG = "config.json"
 GELU = {"gelu": "exact", "gelu_python": "exact", "gelu_fast": "tanh", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 ARGUMENT_NAMES = {
@@ -34,6 +36,8 @@ class SourceConfig:
     input: dict[str, Any] = field(default_factory=dict)
     mean: Any = None
     std: Any = None
+    encoder: str = ""  # the name in timm of an image encoder
+    encoder_args: dict[str, Any] = field(default_factory=dict)
     problem: str = ""  # why no network of this project computes the same; an image encoder on frames is timm's own
 
     def normalization(self, default: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,8 +60,24 @@ def parse_source_config(config: Mapping[str, Any], preprocessor: Mapping[str, An
     if "kwargs" in config:
         if "name" not in config:
             raise ValueError(f"{CONFIG}: key 'name' is missing")
-        return SourceConfig(name=config["name"], network_kwargs=config["kwargs"], **fields)
-    return SourceConfig(kwargs=parse_kwargs(config), grid=parse_grid(config), **fields)
+        kwargs = config["kwargs"]
+        encoder = {"encoder": kwargs.get("encoder", ""), "encoder_args": kwargs.get("encoder_args") or {}}
+        return SourceConfig(name=config["name"], network_kwargs=kwargs, **encoder, **fields)
+    encoder_name = config.get("architecture", "")
+    return SourceConfig(kwargs=parse_kwargs(config), grid=parse_grid(config), encoder=encoder_name, **fields)
+
+
+def describe_timm_vit(network: Any) -> dict[str, Any]:
+    """Return the config of transformers that a vision transformer of timm corresponds to."""
+    block = network.blocks[0]
+    config = {"num_attention_heads": block.attn.num_heads}
+    if isinstance(getattr(block, "norm1", None), nn.LayerNorm):
+        config["layer_norm_eps"] = block.norm1.eps
+    act = getattr(block.mlp, "act", None)
+    if act is not None:  # gated MLPs of other networks are described by their name alone
+        is_exact_gelu = isinstance(act, nn.GELU) and act.approximate == "none"
+        config["hidden_act"] = "gelu" if is_exact_gelu else type(act).__name__
+    return config
 
 
 # ---- types -----------------------------------------------------------------------------------------------------------
@@ -82,6 +102,7 @@ def is_text(value: Any) -> bool:
 
 TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "name": (is_text, "text"),
+    "architecture": (is_text, "text"),
     "kwargs": (is_object, "an object"),
     "id2label": (is_object, "an object"),
     "input": (is_object, "an object"),
@@ -116,7 +137,9 @@ def parse_kwargs(config: Mapping[str, Any]) -> dict[str, Any]:
     if is_object(config.get("vision_config")):
         return parse_kwargs(config["vision_config"])
     if is_object(config.get("model_config")):
-        config = {**config["model_config"], "num_attention_heads": config["model_config"].get("num_heads")}
+        config = dict(config["model_config"])
+        if "num_heads" in config:
+            config["num_attention_heads"] = config["num_heads"]
     check_types(config)
     kwargs = {name: config[hf_name] for hf_name, name in ARGUMENT_NAMES.items() if hf_name in config}
     input_size = config.get("input_size")  # of Hiera's folders on the hub: frames, height, width

@@ -115,8 +115,62 @@ def test_unknown_encoder_is_one_clear_error():
     for encoder, message in {
         "vit_no_such": "encoder=vit_no_such: timm cannot build it",
         "resnet18": "resnet18",
+        "tnt_s_patch16_224": "which TNT is not",
+        "xcit_nano_12_p16_224": "which Xcit is not",
+        "cait_xxs24_224": "which Cait is not",
+        "vit_base_patch16_xp_224": "which VisionTransformer is not",
     }.items():
         with pytest.raises(ValueError, match=message):
-            networks.build("frame_encoder_tiny", num_classes=2, encoder=encoder)
+            networks.build("dinov2_b", num_classes=2, encoder=encoder)
     with pytest.raises(ValueError, match="temporal_depth: expected 0 with pooling='attentive'"):
         networks.build("frame_encoder_tiny", num_classes=2, temporal_depth=2, pooling="attentive")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 36}, "image_size=36x36: expected multiples of 8x8, the patch size of encoder=vit_tiny"),
+        ({"temporal_depth": -1}, "temporal_depth=-1: expected a whole number >= 0"),
+        ({"checkpoint_blocks": "all"}, "checkpoint_blocks='all': expected a whole number >= 0"),
+        ({"drop_path": 1.5}, "drop_path=1.5: must lie in"),
+    ],
+)
+def test_argument_out_of_range_is_one_clear_error(options, message):
+    with pytest.raises(ValueError, match=message):
+        networks.build("frame_encoder_tiny", **SMALL_FRAMES | options)
+
+
+def test_encoder_that_norms_after_pooling_is_pooled_by_attention(tmp_path):
+    save_timm(tmp_path, "beit_base_patch16_224")
+    options = SMALL_FRAMES | {"encoder": "beit_base_patch16_224", "pooling": "attentive"}
+    report = weights.load_pretrained(networks.build("frame_encoder_tiny", **options), tmp_path)
+    assert {key.split(".")[0] for key in report.keys_as_initialized()} == {"head", "temporal_pos_embed", "pooler"}
+
+
+def test_weights_of_an_encoder_that_computes_something_else_are_refused_or_noted(tmp_path):
+    options = SMALL_FRAMES | {"encoder_args": SMALL_FRAMES["encoder_args"] | {"num_heads": 2}}
+    weights.save_network(tmp_path / "own", networks.build("frame_encoder_tiny", **SMALL_FRAMES), "frame_encoder_tiny")
+    with pytest.raises(ValueError, match="has num_heads=4, the network num_heads=2"):
+        weights.load_pretrained(networks.build("frame_encoder_tiny", **options), tmp_path / "own")
+    save_timm(tmp_path / "timm", "vit_base_patch16_clip_quickgelu_224")
+    network = networks.build("frame_encoder_tiny", **SMALL_FRAMES | {"encoder": "vit_base_patch16_clip_224"})
+    report = weights.load_pretrained(network, tmp_path / "timm")
+    assert report.notes[0] == (
+        "encoder is vit_base_patch16_clip_quickgelu_224 in the checkpoint, vit_base_patch16_clip_224 in the network: "
+        "its outputs may differ"
+    )
+    with pytest.raises(ValueError, match="head='nonsense': expected one of auto, new"):
+        weights.load_pretrained(network, tmp_path / "timm", head="nonsense")
+
+
+def test_positions_of_a_grid_of_another_shape_are_resampled(tmp_path):
+    wide = randomize(networks.build("frame_encoder_tiny", **SMALL_FRAMES | {"image_size": (16, 64)}), seed=4)
+    weights.save_network(tmp_path, wide, "frame_encoder_tiny")
+    for image_size, detail in {
+        (64, 16): "2x8 -> 8x2 positions, bicubic",
+        (32, 32): "2x8 -> 4x4 positions, bicubic",
+        (32, 64): "2x8 -> 4x8 positions, bicubic",
+    }.items():
+        network = networks.build("frame_encoder_tiny", **SMALL_FRAMES | {"image_size": image_size})
+        report = weights.load_pretrained(network, tmp_path)
+        assert [record.detail for record in report.with_status("reshaped")] == [detail]
