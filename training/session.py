@@ -68,7 +68,7 @@ def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Trai
     input_lines: list[str] = []
     if checkpoint:  # keep what was chosen when the run began
         saved = loading.parse_config(checkpoint[1].get("config", ""))
-        if cfg.model.pretrained:
+        if saved.model.pretrained:  # its clips may have come from the checkpoint
             cfg = keep_saved_input(cfg, saved)
         if cfg.data.pyav_share == "auto":
             cfg = loading.replace_values(cfg, "data", pyav_share=saved.data.pyav_share)

@@ -201,11 +201,12 @@ def describe_step(schedule: Schedule, batch_size: int, world_size: int, grad_acc
 def model_card(cfg: Config, classes: Sequence[str]) -> dict[str, Any]:
     """Return what one needs beside the weights to use them: the class names and how the input is made."""
     data = cfg.data
+    stride = {"frame_stride": data.frame_stride, "fps": data.fps} if data.sampling != "tsn" else {}
     return {
         "id2label": {str(index): name for index, name in enumerate(classes)},
         "input": {
             "num_frames": data.num_frames,
-            "frame_stride": data.frame_stride,
+            **stride,
             "image_size": data.image_size,
             "mean": list(data.mean),
             "std": list(data.std),

@@ -48,18 +48,20 @@ def input_spec(checkpoint: Checkpoint) -> InputSpec:
     config = checkpoint.config
     if config.network_kwargs is not None:
         return own_input_spec(config.input)
-    file_format, published = None, set()
+    file_format, num_classes, assumed = None, None, set()
     kwargs: dict[str, Any] = {}
-    with contextlib.suppress(ValueError):  # what is wrong with the file is for load_pretrained() to say
+    # What is wrong with the file is for load_pretrained() to say.
+    with contextlib.suppress(ArithmeticError, LookupError, TypeError, ValueError):
         renamed = parse_checkpoint(checkpoint)
         file_format = renamed.format
         if file_format.architecture != "image":
-            _, kwargs, assumed = infer_architecture(renamed, {})
-            published = {key for key in ("num_frames", "image_size") if any(f"{key}=" in text for text in assumed)}
+            _, kwargs, assumptions = infer_architecture(renamed, {})
+            assumed = {key for key in ("num_frames", "image_size") if any(f"{key}=" in text for text in assumptions)}
+            num_classes = len(renamed.state["head.weight"]) if "head.weight" in renamed.state else None
     statistics = config.normalization(file_format.normalization if file_format else {})
-    if not config.mean:
-        published |= {"mean", "std"}
-    return foreign_input_spec(file_format, statistics, kwargs, published)
+    spec = foreign_input_spec(file_format, statistics, kwargs, num_classes=num_classes, assumed=assumed)
+    told = set() if config.mean else {"mean", "std"}
+    return dataclasses.replace(spec, published=spec.published | told)
 
 
 def load_pretrained(
@@ -190,9 +192,13 @@ def convert(source: str | Path, **overrides: Any) -> tuple[nn.Module, dict[str, 
 def describe_source(checkpoint: Checkpoint, file_format: Format, network: nn.Module) -> dict[str, Any]:
     """Return what config.json tells beside the network's arguments: its input and, if the source has them, classes."""
     kwargs: dict[str, Any] = network.kwargs  # type: ignore[assignment]
-    config = checkpoint.config
+    config, spec = checkpoint.config, input_spec(checkpoint)
+    test = {"frame_stride": spec.frame_stride, "fps": spec.fps, "preset": spec.preset or None}
+    if spec.num_frames != kwargs["num_frames"]:  # the strides are published for some numbers of frames only
+        test = {"preset": test["preset"]}
     extra: dict[str, Any] = {
         "input": {
+            **{key: value for key, value in test.items() if value is not None},
             **config.input,
             "num_frames": kwargs["num_frames"],
             "image_size": kwargs["image_size"],

@@ -201,7 +201,8 @@ class _Adapter:
             return None
         value, detail = tensor, ""
         try:
-            if key == "pos_embed" or tensor.shape != target.shape:
+            could_have_another_grid = key == "pos_embed" or (key == "pos_embed_spatial" and self.resizer.source_grid)
+            if could_have_another_grid or tensor.shape != target.shape:
                 value, detail = self.resizer.resize(key, tensor, target)
         except ValueError as error:
             self.problems.append(f"{key}: {error}")

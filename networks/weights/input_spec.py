@@ -1,35 +1,42 @@
 """The clips that a checkpoint was trained on and its published test, as far as its files and its format tell."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from networks.weights.formats import Format
+
+KINETICS_CLASSES = (400, 600, 700, 710)  # 710: those of all three, merged
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
     """The input of a network and its test; None or "" is unknown. mean and std are in units of 0 to 1.
 
-    `published` names the fields that the file itself does not tell: they are what its project published.
+    The file itself does not tell all fields: `published` names those that its project published, `assumed` those that
+    most networks of its kind have.
     """
 
     num_frames: int | None = None
     frame_stride: int | None = None
+    fps: float | None = None
     image_size: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     preset: str = ""
     published: frozenset[str] = frozenset()
+    assumed: frozenset[str] = frozenset()
 
 
 def own_input_spec(own_input: Mapping[str, Any]) -> InputSpec:
     """Return what the input section of this project's config.json tells. Raises ValueError for unexpected values."""
-    numbers: dict[str, Any] = {key: own_input.get(key) for key in ("num_frames", "frame_stride", "image_size")}
+    keys = ("num_frames", "frame_stride", "image_size", "fps")
+    numbers: dict[str, Any] = {key: own_input.get(key) for key in keys}
     numbers["image_size"] = square_size(numbers["image_size"])
     for key, value in numbers.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-            raise ValueError(f"config.json: input.{key}={value!r}: expected a whole number")
+        types, least = (int | float if key == "fps" else int), (0 if key in ("frame_stride", "fps") else 1)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, types) or value < least):
+            raise ValueError(f"config.json: input.{key}={value!r}: expected a number >= {least}")
     return InputSpec(
         **numbers,
         mean=channel_values(own_input.get("mean")),
@@ -39,18 +46,32 @@ def own_input_spec(own_input: Mapping[str, Any]) -> InputSpec:
 
 
 def foreign_input_spec(
-    file_format: Format | None, statistics: Mapping[str, Any], kwargs: Mapping[str, Any], published: Iterable[str]
+    file_format: Format | None,
+    statistics: Mapping[str, Any],
+    kwargs: Mapping[str, Any],
+    *,
+    num_classes: int | None = None,
+    assumed: Collection[str] = (),
 ) -> InputSpec:
-    """Return what a format, mean and std, and the arguments of its network (num_frames, image_size) tell."""
-    num_frames = kwargs.get("num_frames")
+    """Return what a format, mean and std, and the arguments of its network (num_frames, image_size) tell.
+
+    What was published on Kinetics is left out for a head of `num_classes` that no Kinetics has.
+    """
+    published: set[str] = set()
+    num_frames, test = kwargs.get("num_frames"), dict[str, Any]()
+    if file_format and num_frames and num_classes in (None, *KINETICS_CLASSES):
+        if num_classes is None and file_format.probe_num_frames:
+            num_frames, published = file_format.probe_num_frames, {"num_frames"}
+        stride = file_format.frame_strides.get(num_frames)
+        test = {"frame_stride": stride, "fps": file_format.fps if stride else None, "preset": file_format.preset}
     return InputSpec(
         num_frames=num_frames,
-        frame_stride=file_format.frame_strides.get(num_frames) if file_format and num_frames else None,
         image_size=square_size(kwargs.get("image_size")),
         mean=channel_values(statistics.get("mean")),
         std=channel_values(statistics.get("std")),
-        preset=file_format.preset if file_format and num_frames else "",
-        published=frozenset({"frame_stride", "preset", *published}),
+        **test,
+        published=frozenset({"frame_stride", "fps", "preset", *published}),
+        assumed=frozenset(assumed) - published,
     )
 
 
@@ -64,5 +85,7 @@ def square_size(image_size: Any) -> Any:
 def channel_values(values: Any) -> tuple[float, ...] | None:
     """Return three numbers as a tuple, None for anything else."""
     if not isinstance(values, list | tuple) or len(values) != 3:
+        return None
+    if not all(isinstance(value, int | float) for value in values):
         return None
     return tuple(float(value) for value in values)

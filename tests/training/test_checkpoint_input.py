@@ -6,11 +6,13 @@ import pytest
 
 from configs import loading
 from networks import weights
-from networks.weights.input_spec import InputSpec
+from networks.weights.formats import FORMATS
+from networks.weights.input_spec import InputSpec, foreign_input_spec
 from networks.weights.source_config import parse_source_config
 from tests.helpers.foreign_checkpoints import ENTRIES, write_checkpoint
 from tests.helpers.runs import evaluate, metrics, train
 from training.checkpoint_input import apply_input_spec
+from training.setup import model_card
 
 SPEC = InputSpec(num_frames=16, frame_stride=4, image_size=256, mean=(0.5,) * 3, std=(0.25,) * 3, preset="videomae")
 
@@ -63,22 +65,64 @@ def test_contradiction_with_what_the_user_says_is_an_error():
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("timesformer_divided", InputSpec(num_frames=4, image_size=32, preset="timesformer")),
-        ("videomae_ft", InputSpec(num_frames=16, frame_stride=4, image_size=224, preset="videomae")),
+        ("timesformer_divided", InputSpec(num_frames=4, image_size=32)),
+        ("videomae_ft", InputSpec(num_frames=16, image_size=224)),
+        ("videomae_pt", InputSpec(num_frames=16, frame_stride=4, image_size=224, preset="videomae")),
         ("vjepa2", InputSpec(num_frames=16, frame_stride=4, image_size=256, preset="vjepa2")),
         ("vjepa2_1", InputSpec(num_frames=16, frame_stride=4, image_size=384, preset="vjepa2")),
-        ("hiera_ft", InputSpec(num_frames=4, image_size=64, preset="videomae")),
+        ("hiera_ft", InputSpec(num_frames=4, image_size=64)),
         ("timm_vit_npz", InputSpec()),
     ],
 )
 def test_input_spec_of_foreign_checkpoints(name, expected, tmp_path):
     spec = weights.input_spec(weights.read_checkpoint(write_checkpoint(name, tmp_path)))
-    assert spec == InputSpec(**{**vars(expected), "mean": spec.mean, "std": spec.std, "published": spec.published})
-    assert ("image_size" in spec.published) == (name in ("videomae_ft", "vjepa2", "vjepa2_1")), "no shape tells it"
+    kept = {key: getattr(spec, key) for key in ("mean", "std", "published", "assumed")}
+    assert spec == InputSpec(**{**vars(expected), **kept})
+    no_shape_tells_it = name in ("videomae_ft", "videomae_pt", "vjepa2", "vjepa2_1")
+    assert ("image_size" in spec.assumed) == no_shape_tells_it
+    assert ("num_frames" in spec.published) == name.startswith("vjepa2"), "its probes are published with 16 frames"
     assert spec.mean and spec.std and ENTRIES[name]
 
 
-@pytest.mark.parametrize("own_input", [{"num_frames": "4"}, {"image_size": [32, "x"]}, {"frame_stride": -1}])
+def test_what_was_published_on_kinetics_is_for_encoders_and_heads_of_kinetics():
+    formats = {file_format.name: file_format for file_format in FORMATS}
+    clips = {"num_frames": 8, "image_size": 224}
+    for num_classes, published in {
+        400: (32, 30, "timesformer"),
+        None: (32, 30, "timesformer"),
+        174: (None, None, ""),
+    }.items():
+        spec = foreign_input_spec(formats["TimeSformer"], {}, clips, num_classes=num_classes)
+        assert (spec.frame_stride, spec.fps, spec.preset) == published
+    clips = {"num_frames": 64, "image_size": 256}
+    encoder = foreign_input_spec(formats["transformers V-JEPA 2"], {}, clips)
+    assert (encoder.num_frames, encoder.frame_stride) == (16, 4), "64 are the frames of the last pre-training phase"
+    classifier = foreign_input_spec(formats["transformers V-JEPA 2 classifier"], {}, clips, num_classes=174)
+    assert (classifier.num_frames, classifier.frame_stride) == (64, None)
+
+
+def test_frame_rate_is_taken_with_the_stride_that_refers_to_it():
+    spec = InputSpec(num_frames=8, frame_stride=32, fps=30)
+    for overrides, expected in {(): (32, 30), ("data.frame_stride=4",): (4, 0), ("data.sampling=tsn",): (8, 0)}.items():
+        cfg, _ = apply_input_spec(parse(*overrides), spec)
+        assert (cfg.data.frame_stride, cfg.data.fps) == expected
+    for overrides, expected in {("data.sampling=tsn",): None, ("data.fps=30",): 8}.items():
+        assert model_card(parse(*overrides), ["a"])["input"].get("frame_stride") == expected
+
+
+def test_assumed_size_is_called_so():
+    _, lines = apply_input_spec(parse(), InputSpec(image_size=256, assumed=frozenset({"image_size"})))
+    assert lines == ["assumed for the checkpoint: data.image_size=256"]
+    _, lines = apply_input_spec(
+        parse("data.image_size=384"), InputSpec(image_size=256, assumed=frozenset({"image_size"}))
+    )
+    assert lines == ["data.image_size=384 is set; the checkpoint is assumed to want 256"]
+
+
+@pytest.mark.parametrize(
+    "own_input",
+    [{"num_frames": "4"}, {"num_frames": 0}, {"image_size": [32, "x"]}, {"frame_stride": -1}, {"fps": "x"}],
+)
 def test_damaged_own_input_is_refused_or_unknown(own_input):
     config = parse_source_config({"name": "vivit_tiny", "kwargs": {}, "input": own_input}, {})
     checkpoint = weights.Checkpoint("x", {}, config)
@@ -102,7 +146,7 @@ def test_run_trains_tests_and_resumes_with_the_clips_of_its_checkpoint(arguments
     assert "taken from the checkpoint: data.num_frames=4" in log and "eval.preset=timesformer" in log
     cfg = loading.load_config(second / "config.yaml")
     assert cfg.data.num_frames == 4 and cfg.data.mean == (0.4, 0.4, 0.4) and cfg.eval.num_crops == 3
-    train(unsaid, "second", start[0], "optim.epochs=2")
+    train(unsaid, "second", "optim.epochs=2")  # without repeating model.pretrained
     assert "changed since: data" not in (second / "log.txt").read_text()
     assert [row["epoch"] for row in metrics(second, "val")] == [1, 2]
     evaluate(second)

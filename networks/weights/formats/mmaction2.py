@@ -1,6 +1,6 @@
 """open-mmlab/mmaction2: TimeSformer, and the image model that it starts from."""
 
-from networks.weights.formats.format import INCEPTION, TIMESFORMER_TEST, Format
+from networks.weights.formats.format import INCEPTION, MMACTION2_TEST, Format
 from networks.weights.key_rules import MM_BLOCKS, MM_DIVIDED_BLOCKS, MM_STEM, Rules, with_prefix
 
 STEM: Rules = {**with_prefix("backbone.", MM_STEM), "cls_head.fc_cls.{param}": "head.{param}"}
@@ -12,7 +12,7 @@ FORMATS = (
         required_keys=("backbone.transformer_layers.layers.{n}.attentions.1.*",),
         rules=STEM | with_prefix("backbone.transformer_layers.layers.", MM_DIVIDED_BLOCKS),
         normalization=INCEPTION,
-        **TIMESFORMER_TEST,
+        **MMACTION2_TEST,
     ),
     Format(
         name="mmaction2 TimeSformer, joint or space",
@@ -21,7 +21,7 @@ FORMATS = (
         forbidden_keys=("*attentions.1.*",),
         rules=STEM | with_prefix("backbone.transformer_layers.layers.", MM_BLOCKS),
         normalization=INCEPTION,
-        **TIMESFORMER_TEST,
+        **MMACTION2_TEST,
     ),
     Format(
         name="mmaction2 ViT",
@@ -37,6 +37,5 @@ FORMATS = (
         },
         kwargs={"gelu": "exact"},
         normalization=INCEPTION,
-        **TIMESFORMER_TEST,
     ),
 )
