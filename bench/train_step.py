@@ -257,7 +257,7 @@ def format_table(result: Mapping[str, Any]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit status."""
-    return run_bench("train_step", __doc__, Settings, measure_all, argv, ("transformers", "torchvision"))
+    return run_bench("train_step", __doc__, Settings, measure_all, argv, ("transformers", "timm", "torchvision"))
 
 
 if __name__ == "__main__":

@@ -101,7 +101,8 @@ def feature_extractor(network: nn.Module, layer: str = "", pool: str = "mean") -
         if not outputs:
             raise ValueError(f"eval.feature_layer={layer}: the network does not call this layer by itself")
         tokens = outputs[-1].flatten(1, -2) if outputs[-1].ndim > 2 else outputs[-1][:, None]
-        if pool == "tokens":  # rows: the frames of a clip, where they are encoded one by one
+        # Rows: the frames of a clip where they are encoded one by one, patch positions in blocks over time alone.
+        if pool == "tokens":
             return rearrange(tokens, "(B rows) N D -> B (rows N) D", B=len(video))
         return reduce(tokens[:, :1] if pool == "cls" else tokens, "(B rows) N D -> B D", "mean", B=len(video))
 

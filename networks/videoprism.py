@@ -75,7 +75,7 @@ class PoolingAttention(CrossAttention):
         return self.proj(super().forward(queries, tokens))
 
 
-class AttentionPooler(nn.Module):
+class MultiheadAttentionPoolingHead(nn.Module):
     """Pool tokens into one feature: the given blocks, then attention of one learned query, then a norm."""
 
     def __init__(self, embed_dim: int, num_heads: int, inner_dim: int, blocks: Sequence[Block], norm_eps: float):
@@ -148,7 +148,7 @@ class VideoPrism(nn.Module):
         if pooling == "attentive":
             inner_dim = int(embed_dim * mlp_ratio)
             blocks = self._make_blocks(pooler_depth - 1)
-            self.pooler = AttentionPooler(embed_dim, num_heads, inner_dim, blocks, norm_eps)
+            self.pooler = MultiheadAttentionPoolingHead(embed_dim, num_heads, inner_dim, blocks, norm_eps)
         self.dropout = nn.Dropout(dropout)
         self.head = make_head(embed_dim, num_classes)
         self.apply(init_linear)

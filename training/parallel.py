@@ -31,15 +31,23 @@ def distribute(
     """
     if shard:
         mesh = init_device_mesh(device.type, (world_size,))
-        for name in ("blocks", "temporal_blocks"):
-            for block in getattr(getattr(network, "backbone", network), name, ()):
-                fully_shard(block, mesh=mesh)
+        # The blocks of a network, of the image encoder in it, and of an attentive pooler.
+        parts = [getattr(network, name, None) for name in ("backbone", "pooler")]
+        blocks = [block for part in (*parts, network) for block in own_blocks(part)]
+        for block in dict.fromkeys(blocks):  # `blocks` of a FrameEncoder are those of its backbone
+            fully_shard(block, mesh=mesh)
         fully_shard(network, mesh=mesh)
         return network
     if world_size == 1:
         return network
     # The same parameters take part in every step, but under no_sync() DDP cannot keep its first graph.
     return DistributedDataParallel(network, gradient_as_bucket_view=True, static_graph=grad_accum_steps == 1)
+
+
+def own_blocks(module: nn.Module | None) -> Iterator[nn.Module]:
+    """Return the transformer blocks of a module, spatial and temporal ones."""
+    for name in ("blocks", "temporal_blocks"):
+        yield from getattr(module, name, ())
 
 
 @contextlib.contextmanager

@@ -44,6 +44,14 @@ TINY_STEPS = [
 ]
 
 
+def test_recipe_with_a_video_network_from_image_weights_says_its_normalization():
+    """Otherwise it would silently be that of the image model, which is not the one that was published."""
+    for path in RECIPES:
+        cfg = loading.load_config(path)
+        if cfg.model.pretrained.startswith("timm:"):
+            assert {"mean", "std"} <= cfg.data.model_fields_set, path.name
+
+
 def test_there_are_recipes():
     assert RECIPES
 

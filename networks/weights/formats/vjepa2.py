@@ -28,6 +28,7 @@ FORMATS = (
         normalization=IMAGENET,
         **VJEPA2_TEST,
         missing_parts=("pooler",),
+        notes=("read as V-JEPA 2: the first V-JEPA has the same keys, but no rotary positions, and would be misread",),
     ),
     Format(
         name="V-JEPA 2.1",

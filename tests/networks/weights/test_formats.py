@@ -377,3 +377,14 @@ def test_export_refuses_networks_that_transformers_cannot_build(name, options, r
     assert main(["export", str(tmp_path / "ours"), str(tmp_path / "hf"), "--to", "hf"]) == 2
     assert reason in capsys.readouterr().err
     assert not (tmp_path / "hf").exists()
+
+
+def test_mvitv2_l_has_its_own_published_input():
+    with torch.device("meta"):
+        state = networks.build("mvit_v2_l", num_classes=400).state_dict()
+    names = [key.replace("head.", "head.projection.") for key in state]
+    for last_block, stride, mean, preset in ((47, 3, 0.485, "videomae"), (23, 4, 0.45, "mvit")):
+        keys = [key for key in names if not key.startswith("blocks.") or int(key.split(".")[1]) <= last_block]
+        file_format = detect_format(dict.fromkeys(keys, torch.zeros(1, 1, 1, 1, 1)))
+        assert file_format.frame_strides[40 if stride == 3 else 16] == stride
+        assert (file_format.normalization["mean"][0], file_format.preset) == (mean, preset)

@@ -136,3 +136,11 @@ def test_load_state_shortens_long_lists():
     message = str(caught.value)
     assert f"{len(keys)} missing" in message and f"and {len(keys) - 10} more" in message
     assert keys[9] in message and keys[10] not in message.split(keys[9])[1]
+
+
+def test_mean_pooled_folder_starts_a_probe_with_an_attentive_pooler(tmp_path):
+    encoder = networks.build("vjepa2_tiny", num_classes=0, pooling="mean")
+    weights.save_network(tmp_path, encoder, "vjepa2_tiny")
+    probe = networks.build("vjepa2_tiny", num_classes=3, pooling="attentive")
+    report = weights.load_pretrained(probe, tmp_path)
+    assert {key.split(".")[0] for key in report.keys_as_initialized()} == {"pooler", "head"}
