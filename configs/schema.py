@@ -215,7 +215,7 @@ class Eval(Section):
     features_path: str = option("", "write features of the videos to this .npz or .safetensors file instead of a test")
     feature_layer: str = option("", "layer that features are taken from, blocks.5 (empty: the input of the head)")
     feature_pool: Literal["mean", "cls", "tokens"] = option(
-        "mean", "with feature_layer: mean of the tokens, class token, or all tokens"
+        "mean", "with feature_layer: mean of the tokens, class token, or all tokens in the order of the layer"
     )
     batch_size: int = option(4, "videos per batch in the multi-view test, each with num_clips x num_crops views", ge=1)
     short_side: Literal["image_size", "8/7"] | int = option(

@@ -8,7 +8,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from networks.layers import NORM_EPS, Attention, Block, Mlp, attend, check_positive, run_blocks
+from networks.argument_checks import check_positive
+from networks.layers import NORM_EPS, Attention, Block, Mlp, attend, run_blocks
 
 
 class CrossAttention(nn.Module):

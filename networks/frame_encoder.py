@@ -14,20 +14,23 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from networks.argument_checks import (
+    Grid,
+    check_choice,
+    check_count,
+    check_input_shape,
+    check_positive,
+    height_width,
+    jsonable_kwargs,
+)
 from networks.attentive_pooler import AttentivePooler
 from networks.layers import (
     NORM_EPS,
     Attention,
     AttentionLayout,
     Block,
-    Grid,
-    check_choice,
-    check_input_shape,
-    check_positive,
     drop_path_rates,
-    height_width,
     init_linear,
-    jsonable_kwargs,
     make_head,
     run_blocks,
     scale_head,
@@ -79,9 +82,7 @@ class FrameEncoder(nn.Module):
         self.kwargs = jsonable_kwargs(locals())
         check_choice("pooling", pooling, ["mean", "attentive"])
         check_positive(num_frames=num_frames)
-        for key, count in {"temporal_depth": temporal_depth, "checkpoint_blocks": checkpoint_blocks}.items():
-            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-                raise ValueError(f"{key}={count!r}: expected a whole number >= 0")
+        check_count(temporal_depth=temporal_depth, checkpoint_blocks=checkpoint_blocks)
         drop_path_rates(drop_path, 1)  # refuses a rate that is none
         if pooling == "attentive" and temporal_depth:
             raise ValueError("temporal_depth: expected 0 with pooling='attentive', which has blocks of its own")

@@ -18,25 +18,27 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from networks.argument_checks import (
+    Grid,
+    check_bool,
+    check_choice,
+    check_odd,
+    check_positive,
+    jsonable_kwargs,
+    to_3tuple,
+)
 from networks.layers import (
     NORM_EPS,
     Attention,
     AttentionLayout,
     Block,
-    Grid,
     TubeletEmbed,
-    check_bool,
-    check_choice,
-    check_odd,
-    check_positive,
     drop_path_rates,
     init_linear,
-    jsonable_kwargs,
     make_head,
     pool_tokens,
     run_blocks,
     scale_head,
-    to_3tuple,
 )
 
 

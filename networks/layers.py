@@ -1,11 +1,11 @@
-"""The parts that all networks are made of: tubelet embedding, attention, MLP, block, pooling, checks of arguments.
+"""The parts that all networks are made of: tubelet embedding, attention, MLP, block, pooling.
 
 Shapes: B batch, C channels, T frames, H W pixels; t frames of tubelets, n patches per frame, N tokens,
 D embedding dimension, h heads, d dimension of one head.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,20 +14,16 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from networks.argument_checks import Grid, check_choice, check_input_shape, check_positive, height_width
+
 # Pretrained vision transformers use 1e-6 everywhere; PyTorch's default of 1e-5 moves the logits by about 1e-3.
 NORM_EPS = 1e-6
 
 GELU_APPROXIMATION = {"exact": "none", "tanh": "tanh"}
 
-FRACTIONS = ("mlp_ratio", "norm_eps", "head_scale", "attn_softcap")  # positive arguments that may be fractions
-
-POOLING = ("cls", "mean", "fc_norm")
-
 # Up to this many keys, plain matrix products are faster on a CPU than its fused kernel, which works in blocks of
 # hundreds of keys and is slow in bfloat16 (plain products then round the scores). GPUs always use the fused kernel.
 MATH_ATTENTION_MAX_KEYS = {torch.float32: 16, torch.bfloat16: 512}
-
-Grid = tuple[int, int, int]  # frames, rows, columns
 
 
 class AttentionLayout(NamedTuple):
@@ -51,81 +47,6 @@ class AttentionLayout(NamedTuple):
     pooler_layer: str = "pooler.cross_attention_block.xattn"
     has_temporal_cls_token: bool = True
     prefix: str = ""
-
-
-def jsonable_kwargs(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return a constructor's locals() as keyword arguments that survive JSON: lists for tuples, without self."""
-
-    def to_json(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: to_json(item) for key, item in value.items()}
-        return [to_json(item) for item in value] if isinstance(value, list | tuple) else value
-
-    return {key: to_json(value) for key, value in arguments.items() if key not in ("self", "__class__")}
-
-
-def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    """Raise ValueError unless the value of an argument is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{key}={value!r}: expected one of {', '.join(choices)}")
-
-
-def check_bool(key: str, value: bool) -> None:
-    """Raise ValueError unless the value of an argument, which may come from YAML or JSON, is a bool."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{key}={value!r}: expected true or false")
-
-
-def check_positive(**numbers: float) -> None:
-    """Raise ValueError unless all arguments are numbers > 0; whole ones, except for those in FRACTIONS."""
-    for key, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{key}={value!r}: expected a number")
-        if value <= 0:
-            raise ValueError(f"{key}={value}: must be > 0")
-        if key not in FRACTIONS and not isinstance(value, int):
-            raise ValueError(f"{key}={value}: expected a whole number")
-
-
-def check_pooling(pooling: str, cls_token: bool) -> None:
-    """Raise ValueError for an unknown pooling, or if it needs a class token and the network has none."""
-    check_choice("pooling", pooling, POOLING)
-    check_bool("cls_token", cls_token)
-    if pooling == "cls" and not cls_token:
-        raise ValueError("pooling='cls' needs cls_token=True")
-
-
-def check_input_shape(video: Tensor, input_shape: Sequence[int]) -> None:
-    """Raise ValueError unless the clips of a batch have the shape (C, T, H, W) that a network takes."""
-    if tuple(video.shape[1:]) != tuple(input_shape):
-        expected = ", ".join(str(size) for size in input_shape)
-        raise ValueError(f"video of shape {tuple(video.shape)}: this network takes (B, {expected})")
-
-
-def height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
-    """Return (height, width) from one number for both, or from a pair; JSON makes it a list."""
-    if isinstance(image_size, int):
-        return image_size, image_size
-    if not isinstance(image_size, list | tuple) or len(image_size) != 2:
-        raise ValueError(f"image_size={image_size!r}: expected one number or (height, width)")
-    height, width = image_size
-    return int(height), int(width)
-
-
-def to_3tuple(key: str, numbers: Sequence[int]) -> Grid:
-    """Return (t, h, w) from a tuple or from a list, as JSON makes it. Raises ValueError for anything else."""
-    is_triple = isinstance(numbers, list | tuple) and len(numbers) == 3
-    if not is_triple or not all(isinstance(number, int) and number > 0 for number in numbers):
-        raise ValueError(f"{key}={numbers!r}: expected three whole numbers of 1 or more, for frames, rows and columns")
-    t, h, w = numbers
-    return t, h, w
-
-
-def check_odd(key: str, kernel: Grid) -> Grid:
-    """Return the kernel, or raise ValueError for even sizes: they have no middle, so they would shift the grid."""
-    if any(size % 2 == 0 for size in kernel):
-        raise ValueError(f"{key}={list(kernel)}: expected odd numbers")
-    return kernel
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:

@@ -10,8 +10,9 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from networks.argument_checks import Grid, check_positive, jsonable_kwargs
 from networks.hog import target_dim
-from networks.layers import Grid, TubeletEmbed, check_positive, init_linear, jsonable_kwargs
+from networks.layers import TubeletEmbed, init_linear
 from networks.mvit import MViT, mvit_v1_b, mvit_v1_tiny, mvit_v2_b, mvit_v2_s, mvit_v2_tiny
 from networks.vivit import ViViT, vivit_b, vivit_fsa_b, vivit_tiny
 

@@ -8,66 +8,33 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from networks.layers import (
-    NORM_EPS,
-    AttentionLayout,
-    Block,
+from networks.argument_checks import (
     Grid,
-    TubeletEmbed,
-    apply_mask_token,
     check_bool,
     check_choice,
     check_odd,
     check_pooling,
     check_positive,
+    jsonable_kwargs,
+    to_3tuple,
+)
+from networks.layers import (
+    NORM_EPS,
+    AttentionLayout,
+    TubeletEmbed,
+    apply_mask_token,
     drop_path_rates,
     init_linear,
-    jsonable_kwargs,
     make_head,
     pool_tokens,
     prepend_token,
     run_blocks,
     scale_head,
-    to_3tuple,
 )
-from networks.mvit_attention import PooledAttention, QKVPooling
-
-UNPOOLED: Grid = (1, 1, 1)
-
-
-class MultiscaleBlock(Block):
-    """A Block around PooledAttention. The embedding dimension grows in the attention or in the MLP, or not at all."""
-
-    def __init__(self, attn: PooledAttention, q_stride: Grid, out_dim: int, **options: Any):
-        super().__init__(attn, out_dim=out_dim, **options)
-        self.grid, self.q_stride = attn.grid, q_stride
-        self.expands_in_attention = attn.out_dim != attn.embed_dim
-        self.expands_in_mlp = out_dim != attn.out_dim
-        if out_dim != attn.embed_dim:
-            self.proj = nn.Linear(attn.embed_dim, out_dim)
-
-    def pool_residual(self, tokens: Tensor) -> Tensor:
-        """(B, 1 + t h w, D) -> (B, 1 + t' h' w', D): max pooling of the residual, where the queries are pooled."""
-        if self.q_stride == UNPOOLED:
-            return tokens
-        t, h, w = self.grid
-        patches = rearrange(tokens[:, 1:], "B (t h w) D -> B D t h w", t=t, h=h, w=w)
-        kernel = [size + 1 if size > 1 else 1 for size in self.q_stride]
-        patches = F.max_pool3d(patches, kernel, self.q_stride, [size // 2 for size in kernel])
-        return torch.cat([tokens[:, :1], rearrange(patches, "B D t h w -> B (t h w) D")], dim=1)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, 1 + t h w, D) -> (B, 1 + t' h' w', D')."""
-        normed = self.norm1(tokens)
-        residual = self.proj(normed) if self.expands_in_attention else tokens
-        tokens = self.pool_residual(residual) + self.drop_path(self.attn(normed))
-        normed = self.norm2(tokens)
-        residual = self.proj(normed) if self.expands_in_mlp else tokens
-        return residual + self.drop_path(self.mlp(normed))
+from networks.mvit_attention import UNPOOLED, MultiscaleBlock, PooledAttention, QKVPooling
 
 
 class MViT(nn.Module):

@@ -1,17 +1,20 @@
-"""MViT's attention: queries, keys and values pooled over the grid of a clip, with relative position embeddings.
+"""MViT's attention, with queries, keys and values pooled over the grid of a clip and relative positions, and its block.
 
 Shapes: B batch; t h w the grid of the tokens, N = 1 + t h w tokens with the class token first (N' after the queries,
 N'' after the keys are pooled), D embedding dimension, `heads` heads of dimension d.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from networks.layers import NORM_EPS, Attention, Grid, attend
+from networks.argument_checks import Grid
+from networks.layers import NORM_EPS, Attention, Block, attend
+
+UNPOOLED: Grid = (1, 1, 1)
 
 ALIGNMENT = 8  # fused kernels need a head dimension that is a multiple of this
 
@@ -153,3 +156,34 @@ class PooledAttention(Attention):
             pooled_query = query[..., : self.head_dim]
             mixed = torch.cat([mixed[:, :, :1], mixed[:, :, 1:] + pooled_query[:, :, 1:]], dim=2)
         return self.proj(rearrange(mixed, "B heads N d -> B N (heads d)"))
+
+
+class MultiscaleBlock(Block):
+    """A Block around PooledAttention. The embedding dimension grows in the attention or in the MLP, or not at all."""
+
+    def __init__(self, attn: PooledAttention, q_stride: Grid, out_dim: int, **options: Any):
+        super().__init__(attn, out_dim=out_dim, **options)
+        self.grid, self.q_stride = attn.grid, q_stride
+        self.expands_in_attention = attn.out_dim != attn.embed_dim
+        self.expands_in_mlp = out_dim != attn.out_dim
+        if out_dim != attn.embed_dim:
+            self.proj = nn.Linear(attn.embed_dim, out_dim)
+
+    def pool_residual(self, tokens: Tensor) -> Tensor:
+        """(B, 1 + t h w, D) -> (B, 1 + t' h' w', D): max pooling of the residual, where the queries are pooled."""
+        if self.q_stride == UNPOOLED:
+            return tokens
+        t, h, w = self.grid
+        patches = rearrange(tokens[:, 1:], "B (t h w) D -> B D t h w", t=t, h=h, w=w)
+        kernel = [size + 1 if size > 1 else 1 for size in self.q_stride]
+        patches = F.max_pool3d(patches, kernel, self.q_stride, [size // 2 for size in kernel])
+        return torch.cat([tokens[:, :1], rearrange(patches, "B D t h w -> B (t h w) D")], dim=1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, 1 + t h w, D) -> (B, 1 + t' h' w', D')."""
+        normed = self.norm1(tokens)
+        residual = self.proj(normed) if self.expands_in_attention else tokens
+        tokens = self.pool_residual(residual) + self.drop_path(self.attn(normed))
+        normed = self.norm2(tokens)
+        residual = self.proj(normed) if self.expands_in_mlp else tokens
+        return residual + self.drop_path(self.mlp(normed))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from networks.layers import check_choice
+from networks.argument_checks import check_choice
 
 
 def sincos_pos_embed(length: int, embed_dim: int) -> Tensor:

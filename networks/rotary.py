@@ -8,7 +8,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from networks.layers import Attention, Grid, check_choice, check_positive
+from networks.argument_checks import Grid, check_choice, check_positive
+from networks.layers import Attention
 
 ROPE_LAYOUTS = ("tiled", "interleaved")
 BASE = 10000.0

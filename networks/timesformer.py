@@ -13,18 +13,15 @@ import torch
 from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
+from networks.argument_checks import check_choice, check_pooling, check_positive, jsonable_kwargs
 from networks.layers import (
     NORM_EPS,
     Attention,
     AttentionLayout,
     Block,
     TubeletEmbed,
-    check_choice,
-    check_pooling,
-    check_positive,
     drop_path_rates,
     init_linear,
-    jsonable_kwargs,
     make_head,
     pool_tokens,
     prepend_token,

@@ -14,19 +14,16 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from networks.argument_checks import Grid, check_choice, check_positive, jsonable_kwargs
 from networks.attentive_pooler import CrossAttention
 from networks.layers import (
     NORM_EPS,
     Attention,
     AttentionLayout,
     Block,
-    Grid,
     TubeletEmbed,
-    check_choice,
-    check_positive,
     drop_path_rates,
     init_linear,
-    jsonable_kwargs,
     make_head,
     run_blocks,
     scale_head,

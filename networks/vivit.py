@@ -12,20 +12,16 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from networks.argument_checks import Grid, check_choice, check_pooling, check_positive, jsonable_kwargs
 from networks.layers import (
     NORM_EPS,
     Attention,
     AttentionLayout,
     Block,
-    Grid,
     TubeletEmbed,
     apply_mask_token,
-    check_choice,
-    check_pooling,
-    check_positive,
     drop_path_rates,
     init_linear,
-    jsonable_kwargs,
     make_head,
     pool_tokens,
     prepend_token,

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from networks import PRETRAINING, build
+from networks.argument_checks import check_choice
 from networks.frame_encoder import FrameEncoder
-from networks.layers import check_choice
 from networks.weights.adapt import HEAD, adapt
 from networks.weights.adapt_frame_encoder import adapt_frame_encoder
 from networks.weights.formats import Format

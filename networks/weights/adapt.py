@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from networks.argument_checks import check_choice, to_3tuple
 from networks.hiera import Hiera
-from networks.layers import check_choice, to_3tuple
 from networks.maskfeat import MaskFeat
 from networks.mvit import MViT
 from networks.timesformer import TimeSformer

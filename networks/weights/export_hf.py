@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from networks.layers import NORM_EPS, height_width
+from networks.argument_checks import height_width
+from networks.layers import NORM_EPS
 from networks.timesformer import TimeSformer
 from networks.vivit import ViViT
 from networks.weights.read import PREPROCESSOR, read_json

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from networks.layers import to_3tuple
+from networks.argument_checks import to_3tuple
 from networks.weights.architecture import (
     Architecture,
     count_blocks,

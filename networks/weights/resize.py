@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import repeat
 from torch import Tensor, nn
 
-from networks.layers import Grid
+from networks.argument_checks import Grid
 from networks.pos_embed import resample_1d, resample_pos_embed, sincos_pos_embed
 from networks.weights.rename_keys import PATCH_KERNEL, RenamedWeights
 
