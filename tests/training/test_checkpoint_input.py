@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from configs import loading
@@ -99,6 +101,16 @@ def test_what_was_published_on_kinetics_is_for_encoders_and_heads_of_kinetics():
     assert (encoder.num_frames, encoder.frame_stride) == (16, 4), "64 are the frames of the last pre-training phase"
     classifier = foreign_input_spec(formats["transformers V-JEPA 2 classifier"], {}, clips, num_classes=174)
     assert (classifier.num_frames, classifier.frame_stride) == (64, None)
+
+
+@pytest.mark.parametrize("name", ["videomae_pt", "vjepa2", "hiera_ft"])
+def test_converted_folder_tells_the_same_clips(name, tmp_path):
+    path = write_checkpoint(name, tmp_path)
+    original = weights.input_spec(weights.read_checkpoint(path))
+    network, config, _ = weights.convert(path)
+    weights.save_network(tmp_path / "folder", network, config["name"], config["extra"])
+    converted = weights.input_spec(weights.read_checkpoint(tmp_path / "folder"))
+    assert converted == dataclasses.replace(original, published=frozenset(), assumed=frozenset())
 
 
 def test_frame_rate_is_taken_with_the_stride_that_refers_to_it():
