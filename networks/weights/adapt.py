@@ -84,12 +84,7 @@ def adapt(
     kind = type(network).__name__
     if source.format.architecture not in SOURCE_ARCHITECTURES[type(body)]:
         raise ValueError(f"a {source.format.name} checkpoint cannot fill a {kind}: it is of another architecture")
-    source_heads, target_heads = source.kwargs.get("num_heads"), body.kwargs["num_heads"]  # type: ignore[index]
-    if source_heads is not None and source_heads != target_heads:
-        raise ValueError(
-            f"the checkpoint has num_heads={source_heads}, the network num_heads={target_heads}: the shapes are equal, "
-            "but the outputs are not"
-        )
+    check_num_heads(source.kwargs.get("num_heads"), body.kwargs["num_heads"])  # type: ignore[index]
     target_state = {key.removeprefix("backbone."): tensor for key, tensor in network.state_dict().items()}
     resizer = Resizer(source, body, target_state, inflation=inflation, source_grid=grid)
     adapter = _Adapter(source, body, target_state, resizer, temporal=temporal, head=head)
@@ -100,6 +95,15 @@ def adapt(
         problems = adapter.problems if len(adapter.problems) <= 10 else [shorten(adapter.problems)]
         raise ValueError(f"a {source.format.name} checkpoint does not fit this {kind}\n  " + "\n  ".join(problems))
     return dict(zip(network.state_dict(), adapter.state.values(), strict=True)), adapter.report
+
+
+def check_num_heads(source_heads: Any, target_heads: Any) -> None:
+    """Raise ValueError if the number of heads of a checkpoint is known and is not that of the network."""
+    if source_heads is not None and source_heads != target_heads:
+        raise ValueError(
+            f"the checkpoint has num_heads={source_heads}, the network num_heads={target_heads}: the shapes are equal, "
+            "but the outputs are not"
+        )
 
 
 class _Adapter:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from networks.frame_encoder import FrameEncoder
 from networks.pos_embed import resample_1d, resample_pos_embed
-from networks.weights.adapt import family
+from networks.weights.adapt import check_num_heads, family
 from networks.weights.report import AS_INITIALIZED, CREATED, DROPPED, MAPPED, RESHAPED, KeyRecord, KeyReport
 from networks.weights.source_config import SourceConfig, describe_timm_vit, parse_source_config
 
@@ -97,12 +97,7 @@ def find_unwanted_head(state: Mapping[str, Tensor], network: FrameEncoder, new_h
 def compare_encoders(config: SourceConfig, network: FrameEncoder) -> list[str]:
     """Return a note for each difference that shapes do not show. Raises ValueError if the numbers of heads differ."""
     own = parse_source_config(describe_timm_vit(network.backbone), {})
-    source_heads, own_heads = config.kwargs.get("num_heads"), own.kwargs["num_heads"]
-    if source_heads not in (None, own_heads):
-        raise ValueError(
-            f"the checkpoint has num_heads={source_heads}, the network num_heads={own_heads}: the shapes are equal, "
-            "but the outputs are not"
-        )
+    check_num_heads(config.kwargs.get("num_heads"), own.kwargs["num_heads"])
     pairs = {
         "encoder": (config.encoder, network.kwargs["encoder"]),
         "encoder_args": (config.encoder_args, network.kwargs["encoder_args"] or {}),
@@ -138,10 +133,8 @@ def resize_pos_embed(table: Tensor, network: FrameEncoder, source_grid: Sequence
     num_patches, new = table.shape[1] - num_prefix, list(network.patch_embed.grid[1:])
     side = round(num_patches**0.5)
     old = list(source_grid or ([side, side] if num_patches != new[0] * new[1] else new))
-    if old == new:
+    if old == new or old[0] * old[1] != num_patches:  # if they do not fill the grid, the caller reports the shapes
         return table, ""
-    if old[0] * old[1] != num_patches:
-        return table, ""  # the shapes differ, which the caller reports
     patches = resample_pos_embed(table[:, num_prefix:], (1, *old), (1, *new))
     detail = f"{old[0]}x{old[1]} -> {new[0]}x{new[1]} positions, bicubic"
     return torch.cat([table[:, :num_prefix], patches], dim=1), detail
