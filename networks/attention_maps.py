@@ -37,6 +37,9 @@ def attention_maps(network: nn.Module, video: Tensor, layers: Sequence[str] = ()
     maps: dict[str, Tensor] = {}
 
     def compute_map(name: str, layer: Attention | CrossAttention, inputs: tuple[Tensor, ...]) -> None:
+        if isinstance(layer, CrossAttention):
+            maps[name] = layer.attention_weights(*inputs)
+            return
         query, key, _ = layer.query_key_value(*inputs)
         maps[name] = layer.attention_weights(query.float(), key.float())
 

@@ -5,15 +5,21 @@ Shapes: B batch, N tokens, Q queries, D embedding dimension, h heads, d dimensio
 """
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from networks.argument_checks import check_positive
-from networks.layers import NORM_EPS, Attention, Block, Mlp, attend, run_blocks
+from networks.layers import NORM_EPS, Attention, Block, Mlp, run_blocks
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of queries to other tokens; V-JEPA's has no projection after it."""
+    """Multi-head attention of few queries to many other tokens; V-JEPA's has no projection after it.
+
+    Keys and values are never made: a score is query @ (W_k @ token), which is (query @ W_k) @ token, and the weighted
+    sum of the values is that of the tokens times W_v. For one query of 16 heads in 1024 dimensions that is a 64th of the
+    multiplications. The bias of the keys adds the same to all scores of a query, which the softmax ignores.
+    """
 
     def __init__(self, embed_dim: int, num_heads: int, inner_dim: int | None = None):
         super().__init__()
@@ -26,24 +32,38 @@ class CrossAttention(nn.Module):
         self.q = nn.Linear(embed_dim, inner_dim)
         self.kv = nn.Linear(embed_dim, 2 * inner_dim)
 
-    def query_key_value(self, queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, Q, D), (B, N, D) -> query (B, h, Q, d), key, value (B, h, N, d)."""
-        query = rearrange(self.q(queries), "B Q (h d) -> B h Q d", h=self.num_heads)
-        key, value = rearrange(self.kv(tokens), "B N (two h d) -> two B h N d", two=2, h=self.num_heads)
-        return query, key, value
+    def project_queries(self, queries: Tensor) -> Tensor:
+        """(B, Q, D) -> (B, h, Q, d); the scores are their products with the keys times `scale`."""
+        return rearrange(self.q(queries), "B Q (h d) -> B h Q d", h=self.num_heads)
 
-    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
-        """(B, Q, D), (B, N, D) -> (B, Q, D)."""
-        query, key, value = self.query_key_value(queries, tokens)
-        return self.merge_heads(attend(query, key, value, self.scale))
+    def forward(
+        self, queries: Tensor, tokens: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        """(B, Q, D), (B, N, D) -> (B, Q, D).
 
-    def attention_weights(self, query: Tensor, key: Tensor) -> Tensor:
-        """(B, h, Q, d), (B, h, N, d) -> (B, h, Q, N); rows sum to 1."""
-        return (query @ key.transpose(-2, -1) * self.scale).softmax(-1)
+        `weight` and `bias` (D,) are those of a norm that came before, if the tokens were only standardized.
+        """
+        key_weight, value_weight = rearrange(self.kv.weight, "(two h d) D -> two h d D", two=2, h=self.num_heads)
+        query = torch.einsum("BhQd,hdD->BhQD", self.project_queries(queries) * self.scale, key_weight)
+        query = rearrange(query if weight is None else query * weight, "B h Q D -> B (h Q) D")
+        mixed = (query @ tokens.transpose(-2, -1)).softmax(-1) @ tokens
+        if weight is not None:
+            mixed = mixed * weight + bias
+        mixed = rearrange(mixed, "B (h Q) D -> B h Q D", h=self.num_heads)
+        value_bias = self.kv.bias.chunk(2)[1]
+        return rearrange(torch.einsum("BhQD,hdD->BhQd", mixed, value_weight), "B h Q d -> B Q (h d)") + value_bias
 
-    def merge_heads(self, mixed: Tensor) -> Tensor:
-        """(B, h, Q, d) -> (B, Q, D)."""
-        return rearrange(mixed, "B h Q d -> B Q (h d)")
+    def attention_weights(self, queries: Tensor, tokens: Tensor, *norm: Tensor) -> Tensor:
+        """Return the weights (B, h, Q, N) of the tokens in `forward` of the same arguments; rows sum to 1."""
+        query, (weight, bias) = self.project_queries(queries), norm or (1.0, 0.0)
+        key = F.linear(tokens * weight + bias, *(part.chunk(2)[0] for part in (self.kv.weight, self.kv.bias)))
+        key = rearrange(key, "B N (h d) -> B h N d", h=self.num_heads)
+        return (query.float() @ key.float().transpose(-2, -1) * self.scale).softmax(-1)
+
+
+def standardize(tokens: Tensor, eps: float = NORM_EPS) -> Tensor:
+    """Norm the tokens (..., D) as LayerNorm does before its weight and bias."""
+    return F.layer_norm(tokens, tokens.shape[-1:], eps=eps)
 
 
 class CrossAttentionBlock(nn.Module):
@@ -58,7 +78,11 @@ class CrossAttentionBlock(nn.Module):
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
         """(B, Q, D), (B, N, D) -> (B, Q, D)."""
-        queries = queries + self.xattn(queries, self.norm1(tokens))
+        return self.attend_to_standardized(queries, standardize(tokens, self.norm1.eps))
+
+    def attend_to_standardized(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        """Attend as forward() does to what `standardize` made of the tokens (B, N, D), which several blocks can share."""
+        queries = queries + self.xattn(queries, tokens, self.norm1.weight, self.norm1.bias)
         return queries + self.mlp(self.norm2(queries))
 
 
@@ -79,5 +103,9 @@ class AttentivePooler(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, D)."""
         tokens = run_blocks(self.blocks, tokens)
+        return self.pool_standardized(standardize(tokens, self.cross_attention_block.norm1.eps))
+
+    def pool_standardized(self, tokens: Tensor) -> Tensor:
+        """Pool what `standardize` made of the tokens (B, N, D) after the last block of self-attention: (B, D)."""
         queries = self.query_tokens.expand(tokens.shape[0], -1, -1)
-        return rearrange(self.cross_attention_block(queries, tokens), "B 1 D -> B D")
+        return rearrange(self.cross_attention_block.attend_to_standardized(queries, tokens), "B 1 D -> B D")

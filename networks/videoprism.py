@@ -58,18 +58,20 @@ class PoolingAttention(CrossAttention):
         super().__init__(embed_dim, num_heads, inner_dim)
         head_dim = inner_dim // num_heads
         self.query_scale = INVERSE_SOFTPLUS_OF_ZERO * head_dim**-0.5
-        self.scale = 1.0  # of the scores; query_key_value() scales the queries
+        self.scale = 1.0  # of the scores; project_queries() scales the queries
         self.per_dim_scale = nn.Parameter(torch.zeros(head_dim))
         self.proj = nn.Linear(inner_dim, embed_dim)
 
-    def query_key_value(self, queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, Q, D), (B, N, D) -> query (B, h, Q, d), key, value (B, h, N, d)."""
-        query, key, value = super().query_key_value(queries, tokens)
-        return query * (F.softplus(self.per_dim_scale) * self.query_scale).to(query.dtype), key, value
+    def project_queries(self, queries: Tensor) -> Tensor:
+        """(B, Q, D) -> (B, h, Q, d), scaled."""
+        query = super().project_queries(queries)
+        return query * (F.softplus(self.per_dim_scale) * self.query_scale).to(query.dtype)
 
-    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
+    def forward(
+        self, queries: Tensor, tokens: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
         """(B, Q, D), (B, N, D) -> (B, Q, D)."""
-        return self.proj(super().forward(queries, tokens))
+        return self.proj(super().forward(queries, tokens, weight, bias))
 
 
 class MultiheadAttentionPoolingHead(nn.Module):

@@ -48,6 +48,9 @@ def test_attention_maps_reproduce_the_output_of_each_layer(kind):
     assert layers or name == "frame_encoder_tiny", "its layers are timm's"
     for key, layer in layers.items():
         inputs, expected = inputs_and_outputs[key]
+        if isinstance(layer, CrossAttention):
+            torch.testing.assert_close(mix_values(layer, maps[key], *inputs), expected, atol=1e-5, rtol=1e-5)
+            continue
         query, _, value = layer.query_key_value(*inputs)
         assert maps[key].shape == (*query.shape[:3], value.shape[2])
         torch.testing.assert_close(maps[key].sum(-1), torch.ones(maps[key].shape[:3]))
@@ -57,6 +60,13 @@ def test_attention_maps_reproduce_the_output_of_each_layer(kind):
         actual = layer.merge_heads(mixed)
         actual = layer.proj(actual) if hasattr(layer, "proj") else actual
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+def mix_values(layer, weights, queries, tokens, weight=1.0, bias=0.0):
+    """Return the output of cross-attention computed with explicit values, which the layer never makes."""
+    value = rearrange(layer.kv(tokens * weight + bias), "B N (two h d) -> two B h N d", two=2, h=layer.num_heads)[1]
+    mixed = rearrange(weights @ value, "B h Q d -> B Q (h d)")
+    return layer.proj(mixed) if hasattr(layer, "proj") else mixed
 
 
 def test_attention_maps_leave_the_network_unchanged():
