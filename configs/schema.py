@@ -56,6 +56,9 @@ class Data(Section):
     sampling: Literal["dense", "tsn"] = option(
         "dense", "dense: frames that are frame_stride apart; tsn: one frame from each of num_frames equal segments"
     )
+    num_clips: int = option(
+        1, "clips of each training video, one from each of as many equal parts; a probe pools their tokens", ge=1
+    )
     snap_to_keyframes: bool = option(
         False, "move each frame to the nearest key frame within half a stride, which leaves little to decode"
     )

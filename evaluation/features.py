@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from configs.schema import Eval
 from evaluation.evaluate import progress
+from networks.layer_outputs import find_layer, layer_outputs, tokens_of_clips
 from pipelines.batch_loader import Batch, BatchLoader
 from utils.device import autocast
 from utils.distributed import World
@@ -82,29 +83,14 @@ def feature_extractor(network: nn.Module, layer: str = "", pool: str = "mean") -
         raise ValueError("eval.feature_pool=cls: the network has no class token")
     if not layer:
         return network.forward_features  # type: ignore[return-value]
-    modules = dict(network.named_modules())
-    if layer not in modules and f"backbone.{layer}" in modules:  # of an image encoder on frames
-        layer = f"backbone.{layer}"
-    if layer not in modules:
-        blocks = [name.removeprefix("backbone.") for name in modules if name.rpartition(".")[0].endswith("blocks")]
-        raise ValueError(
-            f"eval.feature_layer={layer}: the network has no such layer; its blocks are {', '.join(blocks)}"
-        )
+    find_layer(network, layer)  # raises for an unknown one
 
     def extract_tokens(video: Tensor) -> Tensor:
-        outputs: list[Tensor] = []
-        hook = modules[layer].register_forward_hook(lambda module, inputs, output: outputs.append(output))
-        try:
-            network.forward_features(video)  # type: ignore[operator]  # not network(...), which may be compiled
-        finally:
-            hook.remove()
-        if not outputs:
-            raise ValueError(f"eval.feature_layer={layer}: the network does not call this layer by itself")
-        tokens = outputs[-1].flatten(1, -2) if outputs[-1].ndim > 2 else outputs[-1][:, None]
-        # Rows: the frames of a clip where they are encoded one by one, patch positions in blocks over time alone.
-        if pool == "tokens":
-            return rearrange(tokens, "(B rows) N D -> B (rows N) D", B=len(video))
-        return reduce(tokens[:, :1] if pool == "cls" else tokens, "(B rows) N D -> B D", "mean", B=len(video))
+        (output,) = layer_outputs(network, video, [layer])
+        if pool == "cls" and output.ndim > 2:
+            output = output[..., :1, :]
+        tokens = tokens_of_clips(output, len(video))
+        return tokens if pool == "tokens" else reduce(tokens, "B N D -> B D", "mean")
 
     return extract_tokens
 

@@ -17,8 +17,8 @@ class CrossAttention(nn.Module):
     """Multi-head attention of few queries to many other tokens; V-JEPA's has no projection after it.
 
     Keys and values are never made: a score is query @ (W_k @ token), which is (query @ W_k) @ token, and the weighted
-    sum of the values is that of the tokens times W_v. For one query of 16 heads in 1024 dimensions that is a 64th of the
-    multiplications. The bias of the keys adds the same to all scores of a query, which the softmax ignores.
+    sum of the values is that of the tokens times W_v. For one query of 16 heads in 1024 dimensions that is a 64th of
+    the multiplications. The bias of the keys adds the same to all scores of a query, which the softmax ignores.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, inner_dim: int | None = None):
@@ -37,7 +37,7 @@ class CrossAttention(nn.Module):
         return rearrange(self.q(queries), "B Q (h d) -> B h Q d", h=self.num_heads)
 
     def forward(
-        self, queries: Tensor, tokens: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
+        self, queries: Tensor, tokens: Tensor, weight: Tensor | None = None, bias: Tensor | float = 0.0
     ) -> Tensor:
         """(B, Q, D), (B, N, D) -> (B, Q, D).
 
@@ -81,7 +81,7 @@ class CrossAttentionBlock(nn.Module):
         return self.attend_to_standardized(queries, standardize(tokens, self.norm1.eps))
 
     def attend_to_standardized(self, queries: Tensor, tokens: Tensor) -> Tensor:
-        """Attend as forward() does to what `standardize` made of the tokens (B, N, D), which several blocks can share."""
+        """Attend as forward() does; tokens (B, N, D) are standardized already, which several blocks can share."""
         queries = queries + self.xattn(queries, tokens, self.norm1.weight, self.norm1.bias)
         return queries + self.mlp(self.norm2(queries))
 

@@ -161,9 +161,18 @@ class TimeSformer(nn.Module):
         patches = patches + rearrange(self.time_embed, "one T D -> one T 1 D")
         return prepend_token(cls_token, rearrange(patches, "B T n D -> B (n T) D"))
 
+    def encode_tokens(self, video: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> (B, 1 + n T, D), or with space attention (B T, 1 + n, D); not normed."""
+        return run_blocks(self.blocks, self.embed(video), self.checkpoint_blocks)
+
+    def forward_tokens(self, video: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> (B, n T, D), with space attention (B, T n, D): normed, without class tokens."""
+        tokens = self.norm(self.encode_tokens(video))[:, 1:]
+        return rearrange(tokens, "(B T) n D -> B (T n) D", B=len(video)) if self.attention == "space" else tokens
+
     def forward_features(self, video: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, D)."""
-        tokens = run_blocks(self.blocks, self.embed(video), self.checkpoint_blocks)
+        tokens = self.encode_tokens(video)
         if self.attention == "space":
             tokens = reduce(tokens, "(B T) N D -> B N D", "mean", T=self.patch_embed.num_frames)
         return pool_tokens(tokens, self.norm, self.pooling)

@@ -68,7 +68,7 @@ class PoolingAttention(CrossAttention):
         return query * (F.softplus(self.per_dim_scale) * self.query_scale).to(query.dtype)
 
     def forward(
-        self, queries: Tensor, tokens: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
+        self, queries: Tensor, tokens: Tensor, weight: Tensor | None = None, bias: Tensor | float = 0.0
     ) -> Tensor:
         """(B, Q, D), (B, N, D) -> (B, Q, D)."""
         return self.proj(super().forward(queries, tokens, weight, bias))

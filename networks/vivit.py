@@ -157,29 +157,36 @@ class ViViT(nn.Module):
         return pool_tokens(self.encode_tokens(tokens), self.norm, self.pooling, self.has_cls_token)
 
     def forward_tokens(self, video: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
-        """(B, C, T, H, W) -> (B, t h w, D) of `token_grid`: normed, without the class token; for models 1, 3 and 4.
+        """(B, C, T, H, W) -> (B, t h w, D) of `token_grid`: normed, without the class token; of model 2 (B, t, D).
 
         `mask` (B, t, n) is True where `mask_token` (1, 1, D) replaces the embedded patch.
         """
         patches = apply_mask_token(self.patch_embed(video), mask, mask_token)
-        tokens = self.norm(self.encode_tokens(rearrange(patches, "B t n D -> B (t n) D")))
+        if self.attention == "factorized_encoder":
+            tokens = self.temporal_norm(self.encode_time(self.encode_frames(patches)))
+        else:
+            tokens = self.norm(self.encode_tokens(rearrange(patches, "B t n D -> B (t n) D")))
         return tokens[:, 1:] if self.has_cls_token else tokens
 
+    def encode_frames(self, patches: Tensor) -> Tensor:
+        """(B, t, n, D) -> (B, t, D): the spatial encoder of model 2."""
+        # t must be the fast axis in both patterns, or the frames of different clips would be mixed up
+        frames = self.encode(rearrange(patches, "B t n D -> (B t) n D"))
+        return rearrange(frames, "(B t) D -> B t D", t=self.patch_embed.num_frames)
+
     def encode_time(self, frames: Tensor) -> Tensor:
-        """(B, t, D) -> (B, D)."""
+        """(B, t, D) -> (B, [1 +] t, D), not normed: the temporal encoder of model 2."""
         if self.has_cls_token:
             frames = prepend_token(self.temporal_cls_token, frames)
-        frames = run_blocks(self.temporal_blocks, frames + self.temporal_pos_embed)
-        return pool_tokens(frames, self.temporal_norm, self.pooling, self.has_cls_token)
+        return run_blocks(self.temporal_blocks, frames + self.temporal_pos_embed)
 
     def forward_features(self, video: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, D)."""
         tokens = self.patch_embed(video)
         if self.attention != "factorized_encoder":
             return self.encode(rearrange(tokens, "B t n D -> B (t n) D"))
-        # t must be the fast axis in both patterns, or the frames of different clips would be mixed up
-        frames = self.encode(rearrange(tokens, "B t n D -> (B t) n D"))
-        return self.encode_time(rearrange(frames, "(B t) D -> B t D", t=self.patch_embed.num_frames))
+        frames = self.encode_time(self.encode_frames(tokens))
+        return pool_tokens(frames, self.temporal_norm, self.pooling, self.has_cls_token)
 
     def forward_head(self, features: Tensor) -> Tensor:
         """(B, D) -> (B, num_classes), or the features themselves if num_classes is 0."""

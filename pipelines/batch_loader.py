@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from einops import rearrange
 from nvidia.dali import backend
 
 from pipelines.batch_decoder import BatchDecoder
@@ -27,7 +28,7 @@ from utils.device import to_device
 class Batch(NamedTuple):
     """A batch of clips. `video` is on the device, float16 or float32."""
 
-    video: torch.Tensor  # train (B, C, T, H, W), repeats side by side; eval (B, V, C, T, H, W)
+    video: torch.Tensor  # train (B, [clips,] C, T, H, W), repeats side by side; eval (B, V, C, T, H, W)
     label: torch.Tensor  # (B,) int64; after mixing (B, num_classes) float32; targets that are no classes: float32
     sample_index: torch.Tensor  # (B,) int64, the line of the list; -1: not to be scored (padding or unreadable)
     seeds: tuple[tuple[int, ...], ...]  # on the host: (seed, epoch, sample_index[, repeat]), for further random draws
@@ -106,11 +107,22 @@ class BatchLoader:
         while self.epoch == epoch and self.batch_index < len(self):
             batch = self._batch(*self.decoder.decode(self.epoch * len(self) + self.batch_index))
             self.batch_index += 1
-            for transform in self.transforms:
-                batch = transform(batch)
-            yield batch
+            yield self._transform(batch)
         if self.epoch == epoch:  # otherwise a newer iterator has turned to the next epoch already
             self.epoch, self.batch_index = self.epoch + 1, 0
+
+    def _transform(self, batch: Batch) -> Batch:
+        """Apply the transforms; to several clips of a video as if they were one, so that they stay alike."""
+        clips = self.source.views.num_clips
+        if not self.transforms or clips == 1:
+            return self._transform_clips(batch)
+        joined = self._transform_clips(batch._replace(video=rearrange(batch.video, "B L C T H W -> B C (L T) H W")))
+        return joined._replace(video=rearrange(joined.video, "B C (L T) H W -> B L C T H W", L=clips))
+
+    def _transform_clips(self, batch: Batch) -> Batch:
+        for transform in self.transforms:
+            batch = transform(batch)
+        return batch
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the run and what was found out about videos."""
@@ -219,9 +231,11 @@ class BatchLoader:
                 self._note_bad_video(meta.sample_index, meta.batch_index)
             if meta.rotation:  # few videos are rotated, so the DALI pipeline need not know about it
                 for number, view in enumerate(torch.rot90(video[slot], meta.rotation, (-2, -1))):
-                    video[slot, number] = view.flip(-1) if meta.mirror >> number & 1 else view
+                    is_mirrored = meta.mirror >> number % v.aug_repeats & 1
+                    video[slot, number] = view.flip(-1) if is_mirrored else view
         if v.train:
-            video = video.flatten(0, 1)
+            repeats_apart = rearrange(video, "B (L R) ... -> (B R) L ...", L=v.num_clips)
+            video = repeats_apart if v.num_clips > 1 else repeats_apart.squeeze(1)
             metas = [meta for meta in metas for _ in range(v.aug_repeats)]
             numbers = numbers.repeat_interleave(v.aug_repeats, 0) if v.aug_repeats > 1 else numbers
         seeds = (

@@ -1,8 +1,8 @@
 """The DALI pipeline: decode, or take the views that PyAV decoded -> crop, resize -> augment -> flip and normalize.
 
 It is a deterministic function of what the source feeds; nothing here draws a random number. Layouts in DALI's letters:
-F sequence, D depth (time, once the frames are one volume), H, W, C. V are the views of a sample: repeats in training,
-clips x crops in evaluation.
+F sequence, D depth (time, once the frames are one volume), H, W, C. V are the views of a sample: clips x crops, where
+the crops of training are its repeats.
 """
 
 from __future__ import annotations
@@ -214,11 +214,15 @@ def crop_resize(pipeline: PipelineConfig, video: Any, box: Any, matrix: Any) -> 
 
 
 def train_video(pipeline: PipelineConfig, views: Any, draws: Sequence[Any], mirror: Any) -> Any:
-    """Augment, flip and normalize each view alone; `views` is that of mixed_views(), or planar, layout FCDHW."""
+    """Augment, flip and normalize each view alone; `views` is that of mixed_views(), or planar, layout FCDHW.
+
+    The clips of a video are augmented and flipped alike.
+    """
     v, planar = pipeline.views, not pipeline.uses_dali
     clips = []
-    for i in range(v.aug_repeats):
-        clip = views[i] if v.aug_repeats > 1 else fn.squeeze(views, axes=0)
+    for view in range(v.num_views):
+        i = view % v.aug_repeats
+        clip = views[view] if v.num_views > 1 else fn.squeeze(views, axes=0)
         clip = fn.reshape(clip, layout="CDHW" if planar else "DHWC")
         if v.augment:
             if planar:

@@ -53,6 +53,8 @@ class _ListLoader(BatchLoader):
 class VideoLoader(_ListLoader):
     """Yield random clips of a training list, shuffled anew in each epoch: video (B, C, T, H, W), label (B,).
 
+    With num_clips > 1 there are several clips of each video, which share crop and augmentation: (B, L, C, T, H, W).
+
     `videos` is a list file, a folder with a folder per class, entries in memory ("a.mp4", label) or ("a.mp4", start,
     end, label), or a Dataset. Keyword arguments are keys of the section data; `data` holds the values of the others.
     `device` is auto, cpu, cuda or a torch.device; `dtype` float32 or float16. With torch.distributed initialized, each
@@ -179,6 +181,7 @@ def _train_views(data: Data) -> ViewSpec:
         hflip=data.hflip,
         augment=parse_policy(data.rand_augment, data.color_jitter, data.grayscale),
         aug_repeats=data.aug_repeats,
+        num_clips=data.num_clips,
         **_frames_and_size(data),
     )
 

@@ -27,4 +27,4 @@ class SampleMeta(NamedTuple):
     by_pyav: int  # 1 if PyAV decoded the views, 0 if DALI is given encoded frames
     num_images: int  # that DALI is given; 0: the encoded frames are a video
     rotation: int = 0  # quarter turns, counterclockwise, that the frames still need, and then
-    mirror: int = 0  # bit i: whether view i is to be mirrored; 0 without rotation, where it is mirrored already
+    mirror: int = 0  # bit i: whether crop i is to be mirrored; 0 without rotation, where it is mirrored already

@@ -40,8 +40,8 @@ class TooManyUnreadableVideos(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class ViewSpec:
-    """The clips and crops that are made of a video. Train: one random clip and a random crop. Eval: clips x crops,
-    nothing random."""
+    """The clips and crops that are made of a video. Train: random clips and random crops, which the clips of a video
+    share. Eval: clips x crops, nothing random."""
 
     num_frames: int
     frame_stride: int
@@ -57,7 +57,7 @@ class ViewSpec:
     crop_ratio: tuple[float, float] = (1.0, 1.0)
     hflip: float = 0.0
     augment: AugmentPolicy = AugmentPolicy()
-    aug_repeats: int = 1  # views of each decoded clip
+    aug_repeats: int = 1  # crops of each decoded clip in training
     num_clips: int = 1
     clip_placement: str = "uniform"
     num_crops: int = 1
@@ -71,7 +71,7 @@ class ViewSpec:
     @property
     def num_views(self) -> int:
         """Count the views of each video."""
-        return self.aug_repeats if self.train else self.num_clips * self.num_crops
+        return self.num_clips * (self.aug_repeats if self.train else self.num_crops)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +115,9 @@ class SampleSource:
     def sample(self, batch_index: int, slot: int, refused: Collection[int] = ()) -> tuple[np.ndarray, ...]:
         """Return the arrays of one sample.
 
-        Where DALI decodes none of the videos: views (V, C, T, H, W) uint8, mirror (V,), SampleMeta (10,). Else: data,
+        Where DALI decodes none of the videos: views (V, C, T, H, W) uint8, mirror (crops,), SampleMeta (10,). Else: data,
         positions and order of EncodedFrames, boxes (crops, 4), color matrix (3, 3), views, mirror, SampleMeta; of data
-        and views one is empty, as `by_pyav` says. Before mirror: what AugmentPolicy draws, (V, ...) each. `batch_index`
+        and views one is empty, as `by_pyav` says. Before mirror: what AugmentPolicy draws, (crops, ...) each. `batch_index`
         counts over all epochs; `refused` are indices of videos that DALI has just refused.
         """
         index, status = self.sample_at(batch_index, slot)
@@ -195,11 +195,14 @@ class SampleSource:
         if v.sampling == "tsn":
             stride = count / v.num_frames
             if v.train:
-                frames = temporal.random_segments(count, v.num_frames, rng)[None]
+                clips = [temporal.random_segments(count, v.num_frames, rng) for _ in range(v.num_clips)]
+                frames = np.stack(clips)
             else:
                 frames = temporal.uniform_segments(count, v.num_frames, v.num_clips)
-        elif v.train:
+        elif v.train and v.num_clips == 1:
             frames = temporal.random_clip(count, v.num_frames, stride, v.short_clip, rng)[None]
+        elif v.train:
+            frames = temporal.random_clips(count, v.num_frames, stride, v.num_clips, v.short_clip, rng)
         else:
             frames = temporal.uniform_clips(count, v.num_frames, stride, v.num_clips, v.short_clip, v.clip_placement)
         if v.snap_to_keyframes:
@@ -236,7 +239,7 @@ class SampleSource:
         return spatial.random_resized_crop(info.width, info.height, v.crop_scale, v.crop_ratio, rng)
 
     def choose_views(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Choose frames (clips, frames), boxes (crops, 4) of the stored frame, mirror (V,); training draws them."""
+        """Choose frames (clips, frames), boxes (crops, 4) of the stored frame, mirror (crops,); training draws them."""
         v, info = self.views, self.infos[index]
         frames = self.choose_frames(index, rng)
         if v.train:

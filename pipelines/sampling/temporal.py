@@ -23,6 +23,24 @@ def random_clip(
     return _clip(start, video_frames, num_frames, frame_stride, pad_policy)
 
 
+def random_clips(
+    video_frames: int,
+    num_frames: int,
+    frame_stride: float,
+    num_clips: int,
+    pad_policy: str,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Draw one clip from each of num_clips equal parts of the starts at which a clip fits: (num_clips, num_frames).
+
+    A video too short for as many different clips has some of them twice.
+    """
+    starts = _last_start(video_frames, num_frames, frame_stride) + 1
+    edges = starts * np.arange(num_clips + 1) // num_clips
+    drawn = np.minimum(edges[:-1], starts - 1) + rng.integers(np.maximum(np.diff(edges), 1))
+    return np.stack([_clip(start, video_frames, num_frames, frame_stride, pad_policy) for start in drawn.tolist()])
+
+
 def uniform_clips(
     video_frames: int, num_frames: int, frame_stride: float, num_clips: int, pad_policy: str, placement: str = "uniform"
 ) -> np.ndarray:

@@ -79,7 +79,7 @@ def test_features_of_a_layer_and_its_tokens_are_written(run_dir, tmp_path, capsy
     [
         ("x.txt", "", "ends in .npz or .safetensors"),
         ("x.npz", "block.0", "no such layer"),
-        ("x.npz", "blocks", "does not call this layer by itself"),
+        ("x.npz", "blocks", "does not call it by itself"),
         ("file/x.npz", "", "exists"),
     ],
 )

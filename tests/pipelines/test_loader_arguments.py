@@ -70,7 +70,7 @@ def test_mixing_is_part_of_the_stream(clips_folder, tmp_path):
         ({"dtype": torch.bfloat16}, r"dtype=torch.bfloat16: expected torch.float32 or torch.float16"),
         ({"seed": -1}, r"seed=-1: expected a whole number"),
         ({"global_batch_size": 4}, r"optim.global_batch_size=4: expected a multiple of data.batch_size=3"),
-        ({"num_clips": 2}, r"unknown key 'data.num_clips'"),
+        ({"num_crops": 2}, r"unknown key 'data.num_crops'"),
     ],
 )
 def test_wrong_argument_is_named_with_what_was_expected(clips_folder, tmp_path, keys, message):

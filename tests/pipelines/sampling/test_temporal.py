@@ -14,6 +14,7 @@ from pipelines.sampling.temporal import (
     PAD_POLICIES,
     frames_between,
     random_clip,
+    random_clips,
     random_segments,
     repeat_last,
     snap_to_keyframes,
@@ -37,6 +38,27 @@ def test_random_clip_is_inside_its_video_and_keeps_its_stride_if_it_fits(video_f
         assert (np.diff(clip) == stride).all()
     else:
         assert clip[0] == 0
+
+
+@given(VIDEO_FRAMES, NUM_FRAMES, STRIDE, st.integers(1, 10), PAD_POLICY, SEED)
+def test_random_clips_come_from_equal_parts_of_the_starts(video_frames, num_frames, stride, num_clips, pad, seed):
+    clips = random_clips(video_frames, num_frames, stride, num_clips, pad, np.random.default_rng(seed))
+    assert clips.shape == (num_clips, num_frames) and clips.dtype == np.int64
+    assert clips.min() >= 0 and clips.max() < video_frames
+    num_starts = max(video_frames - span(num_frames, stride), 0) + 1
+    starts = clips[:, 0]
+    assert (starts < num_starts).all() and (np.diff(starts) >= 0).all()
+    if num_starts >= num_clips:
+        assert (starts * num_clips // num_starts >= np.arange(num_clips) - 1).all()
+        assert len(set(starts.tolist())) == num_clips, "parts do not overlap"
+
+
+def test_random_clips_draw_every_start_of_their_part_equally_often():
+    rng = np.random.default_rng(0)
+    starts = np.stack([random_clips(13, 4, 2, 2, "wrap", rng)[:, 0] for _ in range(3000)])  # seven starts: 3 and 4
+    for part, expected in zip(starts.T, ([0, 1, 2], [3, 4, 5, 6]), strict=True):
+        values, counts = np.unique(part, return_counts=True)
+        assert values.tolist() == expected and counts.min() > 0.85 * 3000 / len(expected)
 
 
 @given(VIDEO_FRAMES, NUM_FRAMES, STRIDE, st.integers(1, 10), PAD_POLICY)

@@ -1,0 +1,293 @@
+"""Probes: classifiers on the tokens of a frozen encoder, which is how encoders are compared.
+
+An attentive probe pools the tokens by a learned query (Bardes et al., "V-JEPA", 2024, section 4.3), after blocks of
+self-attention in V-JEPA 2 (Assran et al., 2025, section 5). A linear probe classifies the mean of the tokens, behind a
+batch norm as in MAE (He et al., 2022, appendix A.1) or without. Many probes on the same tokens cost little more than
+one.
+
+Shapes: B videos, L clips per video, C channels, T frames, H W pixels; N tokens of all clips, D their dimension, P
+probes, K classes.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from networks.argument_checks import check_positive, jsonable_kwargs
+from networks.attentive_pooler import AttentivePooler, standardize
+from networks.layer_outputs import layer_tokens
+from networks.layers import AttentionLayout, init_linear
+from networks.variants import VARIANTS
+
+KINDS = "attentive, attentive_N (N blocks), linear or linear_bn (with batch norm)"
+
+
+class BatchStandardize(nn.Module):
+    """Batch norm without weight and bias of features that need no gradient, over the batches of all processes."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, embed_dim: int, momentum: float = 0.1, eps: float = 1e-6):
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.register_buffer("running_mean", torch.zeros(embed_dim))
+        self.register_buffer("running_var", torch.ones(embed_dim))
+
+    @torch.no_grad()
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, D) -> (B, D)."""
+        features = features.float()
+        if not self.training:
+            return (features - self.running_mean) / (self.running_var + self.eps).sqrt()
+        count = len(features) * _num_processes()
+        mean = _sum_over_processes(features.sum(0)) / count
+        var = _sum_over_processes((features - mean).square().sum(0)) / count
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(var * count / max(count - 1, 1), self.momentum)
+        return (features - mean) / (var + self.eps).sqrt()
+
+
+def _num_processes() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def _sum_over_processes(tensor: Tensor) -> Tensor:
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+class LinearProbe(nn.Module):
+    """A linear classifier of the mean of the tokens."""
+
+    takes = "mean"
+
+    def __init__(self, embed_dim: int, num_classes: int, batch_norm: bool):
+        super().__init__()
+        self.norm = BatchStandardize(embed_dim) if batch_norm else nn.Identity()
+        self.head = nn.Linear(embed_dim, num_classes)
+        self.apply(init_linear)
+
+    def pool(self, mean: Tensor) -> Tensor:
+        """(B, D) -> (B, D)."""
+        return self.norm(mean)
+
+
+class AttentiveProbe(nn.Module):
+    """A linear classifier of what an attentive pooler of `depth` blocks makes of the tokens."""
+
+    def __init__(self, embed_dim: int, num_classes: int, num_heads: int, depth: int):
+        super().__init__()
+        self.pooler = AttentivePooler(embed_dim, num_heads, depth)
+        self.head = nn.Linear(embed_dim, num_classes)
+        self.apply(init_linear)
+        self.takes = "tokens" if depth > 1 else "standardized"
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """(B, N, D), standardized if the pooler has one block -> (B, D)."""
+        return self.pooler(tokens) if self.takes == "tokens" else self.pooler.pool_standardized(tokens)
+
+
+def check_kind(kind: str) -> None:
+    """Raise ValueError unless `kind` is one of KINDS."""
+    if not re.fullmatch(r"attentive(_[1-9]\d*)?|linear(_bn)?", kind):
+        raise ValueError(f"probe {kind!r}: expected {KINDS}")
+
+
+def make_probe(kind: str, embed_dim: int, num_classes: int, num_heads: int) -> LinearProbe | AttentiveProbe:
+    """Build a probe of one of KINDS. Raises ValueError for another one."""
+    check_kind(kind)
+    if kind.startswith("linear"):
+        return LinearProbe(embed_dim, num_classes, batch_norm=kind == "linear_bn")
+    return AttentiveProbe(embed_dim, num_classes, num_heads, depth=int(kind.partition("_")[2] or 1))
+
+
+class FrozenEncoder(nn.Module):
+    """The tokens of a network that is not trained and always in eval mode.
+
+    `encoder` is the name of a network, `encoder_args` are its arguments. The tokens are the normed ones that it ends
+    with; with `layers` those that the layers of these names put out, standardized and, of several layers, side by side.
+    """
+
+    def __init__(
+        self, encoder: str, encoder_args: Mapping[str, Any], layers: Sequence[str], num_frames: int, image_size: Any
+    ):
+        super().__init__()
+        self.layers = list(layers)
+        args = {"num_frames": num_frames, "image_size": image_size, **encoder_args, "num_classes": 0, "pooling": "mean"}
+        if encoder not in VARIANTS:
+            raise ValueError(f"encoder={encoder!r}: expected one of {', '.join(VARIANTS)}")
+        self.encoder: Any = VARIANTS[encoder](**args).requires_grad_(False).eval()
+        with torch.device("meta"):  # to learn the shape of the tokens without computing them
+            twin: Any = VARIANTS[encoder](**args).eval()
+            clip = torch.empty(1, *twin.patch_embed.input_shape)
+            self.embed_dim = self._extract(twin, clip).shape[-1]
+        self.num_heads: int = self.blocks[-1].attn.num_heads * max(len(self.layers), 1)
+
+    def _extract(self, encoder: Any, clips: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> (B, N, D)."""
+        if not self.layers:
+            return encoder.forward_tokens(clips)
+        outputs = [standardize(tokens) for tokens in layer_tokens(encoder, clips, self.layers)]
+        if len({tokens.shape[1] for tokens in outputs}) > 1:
+            counts = ", ".join(str(tokens.shape[1]) for tokens in outputs)
+            raise ValueError(f"layers={','.join(self.layers)}: expected equal numbers of tokens, they have {counts}")
+        return torch.cat(outputs, dim=-1)
+
+    @property
+    def patch_embed(self) -> Any:
+        """Return the encoder's patch embedding."""
+        return self.encoder.patch_embed
+
+    @property
+    def blocks(self) -> Any:
+        """Return the encoder's blocks."""
+        return self.encoder.blocks
+
+    def train(self, mode: bool = True) -> "FrozenEncoder":
+        """Set the mode of the probes; the encoder stays in eval mode."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    @torch.no_grad()
+    def forward_tokens(self, video: Tensor) -> Tensor:
+        """(B, C, T, H, W), or (B, L, C, T, H, W) of several clips -> (B, N, D), the tokens of all clips in a row.
+
+        Tokens (B, N, D) that were kept from an earlier pass are returned as they are.
+        """
+        if video.ndim == 3:
+            return video
+        tokens = self._extract(self.encoder, video.flatten(0, 1) if video.ndim == 6 else video)
+        return rearrange(tokens, "(B L) N D -> B (L N) D", B=len(video))
+
+
+def probe_inputs(tokens: Tensor, takes: set[str]) -> dict[str, Tensor]:
+    """Return what the probes take, each computed once: the tokens (B, N, D), standardized, or their mean (B, D)."""
+    inputs = {"tokens": tokens}
+    if "mean" in takes:
+        inputs["mean"] = reduce(tokens, "B N D -> B D", "mean")
+    if "standardized" in takes:
+        inputs["standardized"] = standardize(tokens)
+        if torch.is_autocast_enabled(tokens.device.type):  # once, not for each probe
+            inputs["standardized"] = inputs["standardized"].to(torch.get_autocast_dtype(tokens.device.type))
+    return inputs
+
+
+class ProbedEncoder(FrozenEncoder):
+    """A frozen encoder and one probe: a classifier of videos from the tokens of `num_clips` clips at once."""
+
+    def __init__(  # noqa: PLR0913  # the network's configuration, kept as keywords in config.json
+        self,
+        num_classes: int,
+        *,
+        encoder: str,
+        encoder_args: Mapping[str, Any] | None = None,
+        kind: str = "attentive",
+        layers: Sequence[str] = (),
+        num_clips: int = 1,
+        num_frames: int = 16,
+        image_size: Any = 224,
+    ):
+        kwargs = jsonable_kwargs(locals())
+        super().__init__(encoder, encoder_args or {}, layers, num_frames, image_size)
+        self.kwargs = kwargs
+        check_positive(num_classes=num_classes, num_clips=num_clips)
+        self.num_clips = num_clips
+        self.probe = make_probe(kind, self.embed_dim, num_classes, self.num_heads)
+
+    @property
+    def head(self) -> nn.Linear:
+        """Return the linear classifier."""
+        return self.probe.head
+
+    @property
+    def pooling(self) -> str:
+        """Return what is classified: the feature of an attentive pooler, or the mean of the tokens."""
+        return "attentive" if isinstance(self.probe, AttentiveProbe) else "mean"
+
+    @property
+    def attention_layout(self) -> AttentionLayout:
+        """Return which tokens of the encoder attend to each other."""
+        layout: AttentionLayout = self.encoder.attention_layout
+        pooler_layer = "probe.pooler.cross_attention_block.xattn"
+        return layout._replace(prefix=f"encoder.{layout.prefix}", pooler_layer=pooler_layer)
+
+    def forward_features(self, video: Tensor) -> Tensor:
+        """(B, [L,] C, T, H, W) -> (B, D)."""
+        return self.probe.pool(probe_inputs(self.forward_tokens(video), {self.probe.takes})[self.probe.takes])
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """(B, D) -> (B, K)."""
+        return self.probe.head(features)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """(B, [L,] C, T, H, W) -> logits (B, K)."""
+        return self.forward_head(self.forward_features(video))
+
+
+class ProbeGrid(FrozenEncoder):
+    """A frozen encoder and many probes, which are trained side by side on the same tokens.
+
+    `active` are the numbers of the probes that are still trained, at first all of them. Probes of one kind begin with
+    the same weights, drawn from `seed`, whatever others there are.
+    """
+
+    def __init__(  # noqa: PLR0913  # the network's configuration
+        self,
+        num_classes: int,
+        *,
+        encoder: str,
+        encoder_args: Mapping[str, Any] | None = None,
+        kinds: Sequence[str] = ("attentive",),
+        layers: Sequence[str] = (),
+        num_clips: int = 1,
+        num_frames: int = 16,
+        image_size: Any = 224,
+        seed: int = 0,
+    ):
+        kwargs = jsonable_kwargs(locals())
+        super().__init__(encoder, encoder_args or {}, layers, num_frames, image_size)
+        self.kwargs, self.num_clips = kwargs, num_clips
+        check_positive(num_classes=num_classes, num_clips=num_clips)
+        probes: list[nn.Module] = []
+        for kind in kinds:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                probes.append(make_probe(kind, self.embed_dim, num_classes, self.num_heads))
+        self.probes = nn.ModuleList(probes)
+        self.active = list(range(len(probes)))
+
+    def forward(self, video: Tensor) -> Tensor:
+        """(B, [L,] C, T, H, W) -> logits (P, B, K) of the active probes."""
+        probes: list[Any] = [self.probes[index] for index in self.active]
+        inputs = probe_inputs(self.forward_tokens(video), {probe.takes for probe in probes})
+        return torch.stack([probe.head(probe.pool(inputs[probe.takes])) for probe in probes])
+
+    def stop(self, index: int) -> None:
+        """Train a probe no longer."""
+        self.active.remove(index)
+        self.probes[index].requires_grad_(False)
+
+    def select(self, index: int) -> ProbedEncoder:
+        """Return a network of the encoder and one of the probes, which shares their weights."""
+        args = {key: value for key, value in self.kwargs.items() if key not in ("kinds", "seed")}
+        with torch.device("meta"):
+            network = ProbedEncoder(**args, kind=self.kwargs["kinds"][index])
+        network.encoder, network.probe = self.encoder, self.probes[index]  # type: ignore[assignment]
+        return network.train(self.training)  # type: ignore[return-value]
+
+
+def probed_encoder(num_classes: int, **overrides: Any) -> ProbedEncoder:
+    """Build a frozen encoder with one probe."""
+    return ProbedEncoder(num_classes, **overrides)
+
+
+def probe_grid(num_classes: int, **overrides: Any) -> ProbeGrid:
+    """Build a frozen encoder with many probes."""
+    return ProbeGrid(num_classes, **overrides)
