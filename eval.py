@@ -113,6 +113,8 @@ def load_run(source: Path, overrides: Sequence[str]) -> EvalRun:
 def build_recipe(source: Path, overrides: Sequence[str]) -> tuple[Config, Path, nn.Module, list[str]]:
     """Build the network of a recipe from a checkpoint, complete; also return where its results go."""
     cfg = loading.load_config(source, overrides)
+    if cfg.task.name == "probe":
+        raise ValueError(f"{source}: a probe is trained first: python train.py {source}; then give its run folder")
     if not cfg.model.pretrained:
         raise ValueError(f"{source}: a recipe has no weights: give model.pretrained=CHECKPOINT, or a run folder")
     checkpoint = weights.read_checkpoint(cfg.model.pretrained)
@@ -146,7 +148,7 @@ def load_run_dir(source: Path, overrides: Sequence[str]) -> tuple[Config, Config
 
 def build_test_loader(run: EvalRun) -> EvalVideoLoader:
     """Read the test list, or of a pre-training the validation list (one center view), and build its loader."""
-    data, is_test = run.cfg.data, run.cfg.task.name == "classify"
+    data, is_test = run.cfg.data, run.cfg.task.name != "maskfeat"
     path = data.test or data.val if is_test else data.val
     if not path:
         raise ValueError(f"data.{'test' if is_test else 'val'}: expected a list")
@@ -195,7 +197,11 @@ def write_test(run: EvalRun, loader: EvalVideoLoader, scores: Scores, output_dir
         output_dir / "report.html",
         title=f"{run.path.name}: test {output_dir.name}",
         report=report,
-        images=[("Training", run.path / "curves.png"), ("Confusion", report.confusion_figure)],
+        images=[
+            ("Training", run.path / "curves.png"),
+            ("Probes", run.path / "probes.png"),
+            ("Confusion", report.confusion_figure),
+        ],
         errors=most_confident_errors(scores, infos, run.classes),
     )
     lines = [report.text]

@@ -21,24 +21,22 @@ from torch import Tensor
 
 from configs import loading
 from configs.schema import Config
-from evaluation.evaluate import evaluate, progress
-from networks import weights
+from evaluation.evaluate import progress
+from evaluation.validate import is_validated, validate
+from networks.probe import ProbeGrid
 from pipelines.batch_loader import Batch
 from pipelines.sample_source import TooManyUnreadableVideos
 from pipelines.sampling.order import torch_seed
 from training.figures import draw_attention, draw_hog, draw_predictions
-from training.history import is_best, read_metrics, summarize_run
+from training.history import read_metrics, summarize_run
 from training.metrics import StepMetrics, log_line
-from training.parallel import is_sharded, network_state, sync_gradients
+from training.parallel import is_sharded, sync_gradients
+from training.probe_grid import describe_probes, probe_settings
 from training.profiler import profile_steps
 from training.session import Training, resume, save_checkpoint, set_up, steps_left
-from training.setup import (
-    describe_network,
-    describe_step,
-    model_card,
-)
+from training.setup import describe_network, describe_step
 from training.signals import GracefulStop
-from training.tasks import MaskFeatTask, mean_loss
+from training.tasks import MaskFeatTask
 from utils.cli import USER_ERROR, run_command
 from utils.device import autocast
 from utils.distributed import World
@@ -71,7 +69,7 @@ def train(cfg: Config, given: Collection[str] = ()) -> int:
     else:
         t.run_dir.reset(t.cfg)
         if report:
-            t.run_dir.log(f"weights of {cfg.model.pretrained}\n{report}")
+            t.run_dir.log(f"weights of {cfg.model.pretrained or 'the network'}\n{report}")
     total_steps = t.step + steps_left(t)
     if t.step < total_steps or not checkpoint:
         t.run_dir.write_config(t.cfg)
@@ -79,6 +77,8 @@ def train(cfg: Config, given: Collection[str] = ()) -> int:
     accumulate = t.train_loader.source.grad_accum_steps
     step_text = describe_step(t.schedule, cfg.data.batch_size, world.size, accumulate)
     t.run_dir.log(f"{t.schedule.steps_per_epoch} steps per epoch, each of {step_text}")
+    if cfg.task.name == "probe":
+        t.run_dir.log(describe_probes(probe_settings(t.cfg)))
 
     metrics, timer = StepMetrics(t.device), IntervalTimer(cfg.run.checkpoint_minutes)
     profile_dir = t.run_dir.path / "profile" if world.is_main else None
@@ -124,7 +124,7 @@ def train_epoch(  # noqa: PLR0913  # the objects that live longer than an epoch
                 out = t.task(state.model, batch)
                 state.scaler.scale(out["loss"] / accumulate).backward()
             metrics.update(out, batch)
-        lr = schedule.apply(state.optimizer, epoch * schedule.steps_per_epoch + step_in_epoch)
+        lr = schedule.apply(state.optimizers, epoch * schedule.steps_per_epoch + step_in_epoch)
         grad_norm = state.optimizer_step(cfg.optim.clip_grad_norm, cfg.optim.clip_mode == "per_param")
         # --------------------------------------------------------------------------------------------------------------
         metrics.update_step(grad_norm)
@@ -157,39 +157,6 @@ def log_metrics(t: Training, row: dict[str, float], epoch: int, total_steps: int
         )
 
 
-def validate(t: Training) -> None:
-    """Score the validation list, and save the network to best/ if it is the best so far."""
-    metrics = score_validation(t) if t.val_loader else {}
-    if t.world.broadcast(lambda: not metrics or is_best(metrics, read_metrics(t.run_dir.path))):
-        weights_to_save = network_state(t.state.eval_model)  # collective: with FSDP every rank holds a shard
-        card = model_card(t.cfg, t.classes)
-        name = t.cfg.model.name
-        t.run_dir.save_best(lambda path: weights.save_network(path, t.state.eval_model, name, card, weights_to_save))
-    if metrics:
-        t.run_dir.record("val", t.step, epoch=t.train_loader.epoch, **metrics)
-
-
-def score_validation(t: Training) -> dict[str, float]:
-    """Return loss and accuracy, or MaskFeat's loss and baseline, over the validation list."""
-    assert t.val_loader
-    epoch = t.train_loader.epoch
-    if isinstance(t.task, MaskFeatTask):
-        loss, baseline, _ = mean_loss(t.state.eval_model, t.task, t.val_loader, t.device, t.dtype)
-        t.val_loader.release_memory()
-        t.run_dir.log(f"epoch {epoch}  val: loss {loss:.4f}  mean HOG {baseline:.4f}")
-        return {"loss": loss, "baseline": baseline}
-    scores = evaluate(t.state.eval_model, t.val_loader, t.world, t.dtype, average=t.cfg.eval.average)
-    top1, top5 = scores.topk(1), scores.topk(5)
-    accuracy = f"top-1 {100 * top1:.2f} %  top-5 {100 * top5:.2f} %"
-    t.run_dir.log(f"epoch {epoch}  val: {accuracy}  loss {scores.loss:.4f}  {scores.coverage()}")
-    return {"loss": scores.loss, "top1": top1, "top5": top5}
-
-
-def is_validated(t: Training) -> bool:
-    """Tell whether metrics.jsonl has a validation of the current step."""
-    return any(row["kind"] == "val" and row["step"] == t.step for row in read_metrics(t.run_dir.path))
-
-
 def figure_interval(t: Training) -> int:
     """Return how many epochs lie between two figures: five or so in all, or as MaskFeat's configuration says."""
     return t.cfg.task.figure_epochs if isinstance(t.task, MaskFeatTask) else max(1, t.cfg.optim.epochs // 5)
@@ -201,10 +168,14 @@ def save_figures(t: Training, last: LastBatch) -> None:
     if "prediction" in out:
         t.run_dir.save_figure("clips", draw_hog(batch, out, mean, std), t.step)
         return
-    figure, titles = draw_predictions(batch, out["logits"], t.classes, mean, std)
+    network, logits = t.state.network, out["logits"]
+    if isinstance(network, ProbeGrid):  # the first probe that is still trained, and the first clip of each video
+        network, logits = network.select(network.active[0]), logits[0]
+        batch = batch if batch.video.ndim == 5 else batch._replace(video=batch.video[:, 0])
+    figure, titles = draw_predictions(batch, logits, t.classes, mean, std)
     t.run_dir.save_figure("clips", figure, t.step)
     if not is_sharded(t.state.network):  # a sharded network would need all processes for its forward pass
-        attention = draw_attention(t.state.network, batch.video[:3], titles[:3], mean, std)
+        attention = draw_attention(network, batch.video[:3], titles[:3], mean, std)
         t.run_dir.save_figure("attention", attention, t.step)
 
 
@@ -224,6 +195,8 @@ def finish(t: Training, stop: GracefulStop) -> int:
                 f"  {path / 'metrics.jsonl'}  every figure\n"
                 f"  {path / 'tb'}  TensorBoard: tensorboard --logdir {path}"
             )
+            if isinstance(t.state.network, ProbeGrid):
+                t.run_dir.log(f"  {path / 'probes.csv'}  the best validation of each probe; probes.png")
         if t.train_loader.bad_videos:
             count = len(t.train_loader.bad_videos)
             t.run_dir.log(f"{count} videos could not be read and were replaced: see bad_videos.csv")

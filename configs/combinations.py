@@ -14,6 +14,7 @@ def check_combinations(cfg: Config) -> None:
     """Raise an error of pydantic's with the first key whose value contradicts another."""
     _check_data(cfg)
     _check_training(cfg)
+    _check_probe(cfg)
     _check_eval(cfg)
 
 
@@ -35,7 +36,7 @@ def _check_data(cfg: Config) -> None:
     _require(fits, "data.short_side_range", data.short_side_range, expected)
     _require(min(data.std) > 0, "data.std", data.std, "numbers above 0")
     mixing = [key for key in ("mixup", "cutmix", "random_erasing") if getattr(data, key)]
-    allowed = cfg.task.name == "classify" or not mixing
+    allowed = cfg.task.name != "maskfeat" or not mixing
     _require(allowed, "data." + "|".join(mixing), "on", f"0 with task.name={cfg.task.name}")
 
 
@@ -50,6 +51,27 @@ def _check_training(cfg: Config) -> None:
     shorter = o.warmup_epochs < o.epochs
     _require(shorter, "optim.warmup_epochs", o.warmup_epochs, f"less than optim.epochs={o.epochs}")
     _require(o.min_lr <= o.lr, "optim.min_lr", o.min_lr, f"at most optim.lr={o.lr}")
+
+
+def _check_probe(cfg: Config) -> None:
+    data, o, p = cfg.data, cfg.optim, cfg.probe
+    if cfg.task.name != "probe":
+        return
+    because = "with task.name=probe"
+    _require(bool(p.kinds), "probe.kinds", "", "one kind of probe or more")
+    for key, values in (("lr", p.lr), ("weight_decay", p.weight_decay)):
+        _require(all(value >= 0 for value in values), f"probe.{key}", list(values), "numbers of 0 or more")
+    _require(o.lr > 0, "optim.lr", o.lr, f"a number above 0 {because}")
+    _require(not cfg.model.freeze, "model.freeze", cfg.model.freeze, f"nothing {because}, which freezes the network")
+    _require(not o.ema_decay, "optim.ema_decay", o.ema_decay, f"0 {because}")
+    _require(o.layer_decay == 1, "optim.layer_decay", o.layer_decay, f"1 {because}")
+    _require(o.weight_decay_end == "constant", "optim.weight_decay_end", o.weight_decay_end, f"constant {because}")
+    _require(bool(data.val), "data.val", "", f"a validation list {because}: it tells which probe is best")
+    sharded = cfg.run.parallel == "fsdp"
+    _require(not (sharded and p.halving_epochs), "probe.halving_epochs", p.halving_epochs, "0 with run.parallel=fsdp")
+    whole = cfg.eval.num_clips % data.num_clips == 0
+    expected = f"a multiple of data.num_clips={data.num_clips}, which are pooled together"
+    _require(whole, "eval.num_clips", cfg.eval.num_clips, expected)
 
 
 def _check_eval(cfg: Config) -> None:

@@ -12,19 +12,10 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from configs.combinations import check_combinations
+from configs.evaluation import PRESETS as PRESETS
+from configs.evaluation import Eval, Probe
 from configs.section import Section, option
 
-# The views of the multi-view tests behind published figures.
-PRESETS: dict[str, dict[str, Any]] = {
-    "timesformer": {"num_clips": 1, "num_crops": 3, "clip_placement": "from_start", "short_side": "image_size"},
-    "vivit": {"num_clips": 4, "num_crops": 3, "clip_placement": "uniform", "short_side": "image_size"},
-    "mvit": {"num_clips": 5, "num_crops": 1, "clip_placement": "uniform", "short_side": "8/7"},
-    "mvit-b": {"num_clips": 10, "num_crops": 3, "clip_placement": "uniform", "short_side": "image_size"},
-    "maskfeat": {"num_clips": 10, "num_crops": 1, "clip_placement": "uniform", "short_side": "8/7"},
-    "videomae": {"num_clips": 5, "num_crops": 3, "clip_placement": "uniform", "short_side": "image_size"},
-    "vjepa2": {"num_clips": 8, "num_crops": 3, "clip_placement": "uniform", "short_side": "image_size"},
-    "ssv2": {"num_clips": 2, "num_crops": 3, "clip_placement": "uniform", "short_side": "image_size"},
-}
 NO_CUDA_GRAPHS = (
     "DALI frees the buffers of its batches in a thread that waits for the whole device, which breaks the capture of "
     "CUDA graphs"
@@ -142,9 +133,11 @@ class Model(Section):
 
 
 class Task(Section):
-    """The objective: classification, or MaskFeat pre-training."""
+    """The objective: classification, by the network or by probes on it frozen, or MaskFeat pre-training."""
 
-    name: Literal["classify", "maskfeat"] = option("classify", "classify, or MaskFeat pre-training without labels")
+    name: Literal["classify", "probe", "maskfeat"] = option(
+        "classify", "classify; probe: classify by probes on the frozen network; maskfeat: pre-training without labels"
+    )
     label_smoothing: float = option(0.0, "part of the target that is spread over all classes", ge=0, lt=1)
     mask: Literal["cube", "tube", "random", "frame_runs"] = option(
         "cube", "what MaskFeat masks; frame_runs: whole frames, with the loss on the middle frame of each run"
@@ -198,34 +191,6 @@ class Optim(Section):
     )
 
 
-class Eval(Section):
-    """Views of the multi-view test, and other uses of the test videos."""
-
-    preset: Literal["", "timesformer", "vivit", "mvit", "mvit-b", "maskfeat", "videomae", "vjepa2", "ssv2"] = option(
-        "", "the views of a published test; keys after it on the command line override single values"
-    )
-    num_clips: int = option(4, "clips per video", ge=1)
-    clip_placement: Literal["uniform", "from_start", "segment_center"] = option(
-        "uniform",
-        "where clips lie: spread from the first to the last possible start, one after the other from frame 0, or each "
-        "in the middle of its segment",
-    )
-    num_crops: int = option(3, "crops per clip: 1 (center) or 3 (along the longer side)")
-    average: Literal["probs", "logits"] = option("probs", "what is averaged over the views of a video")
-    attention_map: Literal["", "last", "rollout"] = option(
-        "", "figure of the attention in four videos: of the last layer, or rolled out over all layers (empty: none)"
-    )
-    features_path: str = option("", "write features of the videos to this .npz or .safetensors file instead of a test")
-    feature_layer: str = option("", "layer that features are taken from, blocks.5 (empty: the input of the head)")
-    feature_pool: Literal["mean", "cls", "tokens"] = option(
-        "mean", "with feature_layer: mean of the tokens, class token, or all tokens in the order of the layer"
-    )
-    batch_size: int = option(4, "videos per batch in the multi-view test, each with num_clips x num_crops views", ge=1)
-    short_side: Literal["image_size", "8/7"] | int = option(
-        "image_size", "short side of a frame before cropping: pixels, image_size, or 8/7 of it (256 for 224)"
-    )
-
-
 class Run(Section):
     """Device, precision and distribution; checkpoints, logs and the run folder."""
 
@@ -268,6 +233,7 @@ class Config(Section):
     model: Model = Model()
     task: Task = Task()
     optim: Optim = Optim()
+    probe: Probe = Probe()
     eval: Eval = Eval()
     run: Run = Run()
 
@@ -282,6 +248,7 @@ SECTIONS: dict[str, type[Section]] = {
     "model": Model,
     "task": Task,
     "optim": Optim,
+    "probe": Probe,
     "eval": Eval,
     "run": Run,
 }

@@ -69,9 +69,13 @@ def evaluate(
 ) -> Scores:
     """Score every video of a validation or test loader once.
 
-    The score is the mean probability over the views of a video, or the softmax of their mean logits. With `partial` the
+    The score is the mean probability over the views of a video, or the softmax of their mean logits. A network with
+    `num_clips` is given as many clips of a video at once, evenly spread over those of the loader. With `partial` the
     scores are saved every minute and when interrupted, and continued from there.
     """
+    num_clips, pooled = loader.source.views.num_clips, getattr(network, "num_clips", 1)
+    if num_clips % pooled:
+        raise ValueError(f"eval.num_clips={num_clips}: expected a multiple of {pooled}, which the network pools")
     was_training = network.training
     network.eval()
     state = partial.load() if partial else {}
@@ -87,9 +91,10 @@ def evaluate(
     try:
         for batch in progress(loader, "eval", world):
             video = batch.video if batch.video.ndim == 6 else batch.video[:, None]
+            clips = rearrange(video, "B (L groups) C T H W -> (B groups) L C T H W", L=pooled)
             with autocast(loader.device, dtype):
-                logits = network(rearrange(video, "B V C T H W -> (B V) C T H W")).float()
-            probs, correct = _score_views(logits, batch.label, loader.source.views.num_clips, average)
+                logits = network(clips if pooled > 1 else clips.squeeze(1)).float()
+            probs, correct = _score_views(logits, batch.label, num_clips // pooled, average)
             table.update(batch.sample_index, probs=probs, correct=correct)
             position = loader.state_dict()
             if timer.due():
@@ -108,6 +113,7 @@ def evaluate(
         failed=failed,
         padded=len(loader) * loader.source.batch_size * world.size - len(loader.videos),
         correct=tables["correct"] > 0,
+        pooled_clips=pooled,
     )
 
 

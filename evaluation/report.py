@@ -88,7 +88,7 @@ def summarize(scores: Scores, settings: Mapping[str, Any]) -> dict[str, Any]:
         "top5_interval": wilson_interval(top5 * n, n),
         "loss": scores.loss,
         "by_num_clips": [
-            {"num_clips": count, "top1": top1_after, "top5": top5_after}
+            {"num_clips": count * scores.pooled_clips, "top1": top1_after, "top5": top5_after}
             for count, (top1_after, top5_after) in enumerate(scores.correct.double().mean(0).tolist(), start=1)
         ],
     }

@@ -18,7 +18,8 @@ class Scores:
     scored: Tensor  # (n,) bool: False for a video that failed
     failed: dict[int, str]  # sample index -> reason
     padded: int  # slots of the last batches for which there was no video
-    correct: Tensor  # (n, clips, 2) bool: whether the label is first, and among the first five, after so many clips
+    correct: Tensor  # (n, clips, 2) bool: whether the label is first, and among the first five, after so many scores
+    pooled_clips: int = 1  # of each of these scores
 
     def topk(self, k: int) -> float:
         """Return the fraction of all videos whose label is among the k best classes; unreadable videos are wrong."""

@@ -283,6 +283,18 @@ class ProbeGrid(FrozenEncoder):
         return network.train(self.training)  # type: ignore[return-value]
 
 
+def select_state(state: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+    """Return the part of a grid's state that a network of its encoder and one of its probes has, under its names."""
+    own = f"probes.{index}."
+    parts = {"encoder.": "encoder.", own: "probe."}
+    return {
+        new + key.removeprefix(old): tensor
+        for old, new in parts.items()
+        for key, tensor in state.items()
+        if key.startswith(old)
+    }
+
+
 def probed_encoder(num_classes: int, **overrides: Any) -> ProbedEncoder:
     """Build a frozen encoder with one probe."""
     return ProbedEncoder(num_classes, **overrides)

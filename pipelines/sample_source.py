@@ -115,10 +115,10 @@ class SampleSource:
     def sample(self, batch_index: int, slot: int, refused: Collection[int] = ()) -> tuple[np.ndarray, ...]:
         """Return the arrays of one sample.
 
-        Where DALI decodes none of the videos: views (V, C, T, H, W) uint8, mirror (crops,), SampleMeta (10,). Else: data,
-        positions and order of EncodedFrames, boxes (crops, 4), color matrix (3, 3), views, mirror, SampleMeta; of data
-        and views one is empty, as `by_pyav` says. Before mirror: what AugmentPolicy draws, (crops, ...) each. `batch_index`
-        counts over all epochs; `refused` are indices of videos that DALI has just refused.
+        Where DALI decodes none of the videos: views (V, C, T, H, W) uint8, mirror (crops,), SampleMeta (10,). Else:
+        data, positions and order of EncodedFrames, boxes (crops, 4), color matrix (3, 3), views, mirror, SampleMeta; of
+        data and views one is empty, as `by_pyav` says. Before mirror: what AugmentPolicy draws, (crops, ...) each.
+        `batch_index` counts over all epochs; `refused` are indices of videos that DALI has just refused.
         """
         index, status = self.sample_at(batch_index, slot)
         epoch = batch_index // self.num_batches

@@ -23,11 +23,19 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def is_best(metrics: dict[str, float], rows: list[dict]) -> bool:
-    """Tell whether a validation is at least as good as all earlier ones."""
+    """Tell whether a validation is at least as good as all earlier ones; of probes better, or equal with less loss."""
     earlier = [row for row in rows if row["kind"] == "val"]
+    if "probe" in metrics:
+        return all(_probe_score(metrics) > _probe_score(row) for row in earlier)
     if "top1" in metrics:
         return metrics["top1"] >= max((row["top1"] for row in earlier), default=0)
     return metrics["loss"] <= min((row["loss"] for row in earlier if row["loss"] is not None), default=math.inf)
+
+
+def _probe_score(row: dict[str, Any]) -> tuple[float, float]:
+    """Return what probes are compared by: the accuracy, then the loss."""
+    loss = row["loss"]
+    return row["top1"], -loss if loss is not None and math.isfinite(loss) else -math.inf
 
 
 def summarize_run(rows: list[dict[str, Any]]) -> str:
@@ -35,7 +43,7 @@ def summarize_run(rows: list[dict[str, Any]]) -> str:
     train, val = ([row for row in rows if row["kind"] == kind] for kind in ("train", "val"))
     parts = []
     if any("top1" in row for row in val):
-        best = max(val, key=lambda row: row["top1"])
+        best = max(val, key=_probe_score if "probe" in val[0] else lambda row: row["top1"])
         parts.append(f"best epoch {best['epoch']}: top-1 {100 * best['top1']:.2f} %")
     elif val:
         best = min(val, key=lambda row: math.inf if row["loss"] is None else row["loss"])

@@ -55,8 +55,10 @@ class StepMetrics:
     def update(self, out: dict[str, Tensor], batch: Labeled) -> None:
         """Count a batch after its backward pass; `out` is what the task returned."""
         self._classifies = "logits" in out
-        correct = (out["logits"].argmax(-1) == batch.class_index).sum() if self._classifies else self._zero
-        loss = out["loss"].detach().float()
+        correct = self._zero
+        if self._classifies:
+            correct = (out["logits"].argmax(-1) == batch.class_index).float().sum(-1).mean()  # the mean over probes
+        loss = out.get("mean_loss", out["loss"]).detach().float()
         self._add(loss=loss, finite_losses=loss.isfinite(), correct=correct, baseline=out.get("baseline", self._zero))
         self.num_batches += 1
         self.num_clips += len(batch.label)

@@ -6,7 +6,7 @@ All processes of a run call these functions together.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -31,8 +31,9 @@ def distribute(
     """
     if shard:
         mesh = init_device_mesh(device.type, (world_size,))
-        # The blocks of a network, of the image encoder in it, and of an attentive pooler.
+        # The blocks of a network, of the (image) encoder in it, and of an attentive pooler.
         parts = [getattr(network, name, None) for name in ("backbone", "pooler")]
+        parts += [probe.pooler for probe in getattr(network, "probes", ()) if hasattr(probe, "pooler")]
         blocks = [block for part in (*parts, network) for block in own_blocks(part)]
         for block in dict.fromkeys(blocks):  # `blocks` of a FrameEncoder are those of its backbone
             fully_shard(block, mesh=mesh)
@@ -78,22 +79,26 @@ def network_state(network: nn.Module) -> dict[str, Any]:
     return dcp.get_model_state_dict(network, options=_GATHERED) if is_sharded(network) else network.state_dict()
 
 
-def optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the optimizer's state as network_state() does; of a sharded network by the names of the parameters."""
+def optimizer_state(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> list[dict[str, Any]]:
+    """Return the optimizers' states as network_state() does; of a sharded network one, by the names of parameters."""
     if is_sharded(network):
-        return dcp.get_optimizer_state_dict(network, optimizer, options=_GATHERED)
-    return optimizer.state_dict()
+        return [dcp.get_optimizer_state_dict(network, optimizers, options=_GATHERED)]
+    return [optimizer.state_dict() for optimizer in optimizers]
 
 
-def load_optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def load_optimizer_state(
+    network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], states: Sequence[dict[str, Any]]
+) -> None:
     """Restore what optimizer_state() returned. Raises ValueError if only one of the two is sharded."""
-    by_name = any(isinstance(key, str) for key in state["state"])
-    if state["state"] and by_name != is_sharded(network):
+    is_filled = any(state["state"] for state in states)
+    by_name = any(isinstance(key, str) for state in states for key in state["state"])
+    if is_filled and by_name != is_sharded(network):
         parallel = "fsdp" if by_name else "ddp"
         raise ValueError(f"checkpoint was saved with run.parallel={parallel}: set run.parallel={parallel}")
     if is_sharded(network):
-        dcp.set_optimizer_state_dict(network, optimizer, state, options=_FULL)
-    else:
+        dcp.set_optimizer_state_dict(network, optimizers, states[0], options=_FULL)
+        return
+    for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict(state)
 
 

@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from tqdm import tqdm
 from configs import loading
 from configs.schema import Config, Run
 from training.history import draw_curves, read_metrics
+from training.probe_grid import ProbeSetting, write_probes
 from utils.checkpoint_io import load_checkpoint
 from utils.environment import environment
 from utils.files import atomic_path, atomic_write_text, write_csv
@@ -118,7 +119,17 @@ class RunDir:
         if not self.enabled:
             return
         self._tensorboard.close()
-        for name in ("metrics.jsonl", LAST, PREVIOUS, "curves.png", "clips.png", "attention.png", "bad_videos.csv"):
+        for name in (
+            "metrics.jsonl",
+            LAST,
+            PREVIOUS,
+            "curves.png",
+            "clips.png",
+            "attention.png",
+            "bad_videos.csv",
+            "probes.csv",
+            "probes.png",
+        ):
             (self.path / name).unlink(missing_ok=True)
         for name in ("tb", "best", "eval", "profile"):
             shutil.rmtree(self.path / name, ignore_errors=True)
@@ -166,6 +177,12 @@ class RunDir:
         if self.enabled:
             with self._tolerate_write_errors("curves.png"):
                 draw_curves(self.path)
+
+    def write_probes(self, settings: Sequence[ProbeSetting]) -> None:
+        """Write probes.csv and probes.png from metrics.jsonl."""
+        if self.enabled:
+            with self._tolerate_write_errors("probes.csv"):
+                write_probes(self.path, read_metrics(self.path), settings)
 
     def close(self) -> None:
         """Close log.txt and TensorBoard's file."""

@@ -25,32 +25,39 @@ class Schedule:
     @property
     def peak_lr(self) -> float:
         """The lr after warm-up, scaled to the clips of a step."""
-        return scaled_lr(self.optim, self.clips_per_step)
+        return scaled_lr(self.optim, self.clips_per_step, self.optim.lr)
 
-    def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:
-        """Set lr and weight decay of a 0-based step in all parameter groups; return the lr before layer decay."""
-        o, total_steps = self.optim, self.optim.epochs * self.steps_per_epoch
-        lr = lr_at(
+    def scheduled_lr(self, step: int, lr: float) -> float:
+        """Return the lr of a 0-based step if the peak is `lr`, not scaled yet; min_lr is in proportion to it."""
+        o = self.optim
+        peak = scaled_lr(o, self.clips_per_step, lr)
+        return lr_at(
             step,
-            total_steps,
+            o.epochs * self.steps_per_epoch,
             round(o.warmup_epochs * self.steps_per_epoch),
-            self.peak_lr,
-            min_lr=o.min_lr * self.peak_lr / o.lr if o.lr else 0.0,
+            peak,
+            min_lr=o.min_lr * peak / o.lr if o.lr else 0.0,
             schedule=o.schedule,
             milestones=[epoch * self.steps_per_epoch for epoch in o.milestones],
             gamma=o.gamma,
         )
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
+
+    def apply(self, optimizers: Sequence[torch.optim.Optimizer], step: int) -> float:
+        """Set lr and weight decay of a 0-based step in all parameter groups; return the lr before layer decay.
+
+        A group with `peak_lr` (of a probe) has that one, not optim.lr."""
+        o, total_steps = self.optim, self.optim.epochs * self.steps_per_epoch
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = self.scheduled_lr(step, group.get("peak_lr", o.lr)) * group["lr_scale"]
             if o.weight_decay_end != "constant":
                 weight_decay = weight_decay_at(step, total_steps, o.weight_decay, o.weight_decay_end)
                 group["weight_decay"] = group["decays"] * weight_decay
-        return lr
+        return self.scheduled_lr(step, o.lr)
 
 
-def scaled_lr(optim: Optim, clips_per_step: int) -> float:
-    """Return optim.lr, scaled linearly from optim.lr_base_batch clips to those of a step."""
-    return optim.lr * (clips_per_step / optim.lr_base_batch if optim.lr_base_batch else 1)
+def scaled_lr(optim: Optim, clips_per_step: int, lr: float) -> float:
+    """Return an lr, scaled linearly from optim.lr_base_batch clips to those of a step."""
+    return lr * (clips_per_step / optim.lr_base_batch if optim.lr_base_batch else 1)
 
 
 def lr_at(  # noqa: PLR0913  # the parameters of a schedule

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -10,9 +11,13 @@ import torch
 from configs import loading
 from configs.schema import Config
 from networks import weights
+from networks.probe import ProbeGrid
 from pipelines.loader import EvalVideoLoader, VideoLoader
 from pipelines.tuning.tune import SECONDS, tune
 from training.checkpoint_input import apply_input_spec, keep_saved_input
+from training.history import read_metrics
+from training.parallel import distribute
+from training.probe_grid import active_probes, probe_settings
 from training.run_dir import RunDir
 from training.schedule import Schedule
 from training.setup import (
@@ -89,6 +94,8 @@ def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Trai
     report = ""
     if source:
         report = "\n".join([init_from_pretrained(network, source, cfg.model, classes), *input_lines])
+    elif cfg.task.name == "probe":
+        report = "none: the encoder is random; a trained one is given by model.pretrained"
     accumulate = train_loader.source.grad_accum_steps
     training = Training(
         cfg=cfg,
@@ -153,8 +160,29 @@ def resume(t: Training, checkpoint: Checkpoint) -> None:
     t.step = content["step"]
     t.run_dir.resume_from(path, t.step)
     t.run_dir.log(f"resumed from {path}: epoch {t.train_loader.epoch}, step {t.step}")
+    stop_probes(t)
     for line in loading.diff_configs(saved_cfg, t.cfg):
         t.run_dir.log(f"  changed since: {line}")
+
+
+def stop_probes(t: Training) -> None:
+    """Stop the probes that the validations so far have ruled out. All processes call it together."""
+    grid, halving_epochs = t.state.network, t.cfg.probe.halving_epochs
+    if not isinstance(grid, ProbeGrid) or not halving_epochs or t.train_loader.epoch == t.cfg.optim.epochs:
+        return
+    settings = probe_settings(t.cfg)
+    active = t.world.broadcast(lambda: active_probes(read_metrics(t.run_dir.path), settings, halving_epochs))
+    stopped = [index for index in grid.active if index not in active]
+    if not stopped:
+        return
+    for index in stopped:
+        grid.stop(index)
+    # DDP expects gradients of the parameters that were trained when it was built.
+    accumulate = t.train_loader.source.grad_accum_steps
+    model = distribute(grid, t.world.size, t.device, shard=False, grad_accum_steps=accumulate)
+    t.state = dataclasses.replace(t.state, model=model)
+    names = ", ".join(settings[index].name for index in stopped)
+    t.run_dir.log(f"  {len(active)} of {len(settings)} probes go on; stopped: {names}")
 
 
 def steps_left(t: Training) -> int:

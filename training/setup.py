@@ -14,13 +14,15 @@ from torch import nn
 from configs.schema import NO_CUDA_GRAPHS, Config, Eval, Model, Task
 from networks import PRETRAINING, VARIANTS, build, weights
 from networks.maskfeat import MaskFeat
+from networks.probe import ProbeGrid
 from pipelines.loader import EvalVideoLoader, VideoLoader
 from training.optimizers import build_optimizer
 from training.parallel import distribute
+from training.probe_grid import ProbeSetting, build_probe_optimizers, probe_grid_args, probe_settings
 from training.run_dir import find_checkpoint
 from training.schedule import Schedule
 from training.state import TrainState
-from training.tasks import Classify, MaskFeatTask
+from training.tasks import Classify, ClassifyByProbes, MaskFeatTask
 from utils.checkpoint_io import load_checkpoint
 from utils.device import clip_dtype
 from utils.distributed import World
@@ -38,7 +40,7 @@ def load_resume_checkpoint(cfg: Config, world: World) -> Checkpoint | None:
 def build_loaders(
     cfg: Config, device: torch.device, dtype: torch.dtype, world: World
 ) -> tuple[VideoLoader, EvalVideoLoader | None]:
-    """Read the training and the validation list, of which one center view per video is scored."""
+    """Read the training and the validation list; of each of its videos one center view is scored, or one per clip."""
     data = cfg.data
     if not data.train:
         raise ValueError("data.train: expected a training list, or a folder with one folder per class")
@@ -46,21 +48,27 @@ def build_loaders(
     train_loader = VideoLoader(data.train, data, global_batch_size=cfg.optim.global_batch_size, **shared)
     if not data.val:
         return train_loader, None
-    center = Eval(num_clips=1, num_crops=1, batch_size=data.batch_size)
+    center = Eval(num_clips=data.num_clips, num_crops=1, batch_size=data.batch_size)
     return train_loader, EvalVideoLoader(data.val, data, center, classes=train_loader.classes, **shared)
 
 
 def build_network(cfg: Config, num_classes: int) -> nn.Module:
     """Build the network for the frames and size of the data. Raises ValueError for arguments that it does not take."""
-    sizes = {"num_frames": cfg.data.num_frames, "image_size": cfg.data.image_size}
-    if cfg.task.name == "classify":
+    sizes: dict[str, Any] = {"num_frames": cfg.data.num_frames, "image_size": cfg.data.image_size}
+    if cfg.task.name != "maskfeat":
         sizes["num_classes"] = num_classes
-    variants = VARIANTS if cfg.task.name == "classify" else PRETRAINING
+    if cfg.task.name != "probe" and cfg.data.num_clips > 1:
+        raise ValueError(
+            f"data.num_clips={cfg.data.num_clips}: expected 1 with task.name={cfg.task.name}; only probes pool clips"
+        )
+    variants = PRETRAINING if cfg.task.name == "maskfeat" else VARIANTS
     if cfg.model.name in (VARIANTS | PRETRAINING).keys() - variants.keys():
         raise ValueError(
             f"model.name={cfg.model.name} is not for task.name={cfg.task.name}: expected one of {', '.join(variants)}"
         )
     try:
+        if cfg.task.name == "probe":
+            return build("probe_grid", **probe_grid_args(cfg), **sizes)
         return build(cfg.model.name, **sizes | cfg.model.args)
     except TypeError as error:
         raise ValueError(f"model.args={cfg.model.args}: {error}") from None
@@ -71,17 +79,21 @@ def init_from_pretrained(
 ) -> str:
     """Fill the network from a checkpoint, as model.pretrained_args says; report what became of every kind of key.
 
-    `complete`: raises ValueError if any parameter, also that of a head for other classes, stays as it was initialized.
+    Of a grid of probes only the encoder is filled. `complete`, and always for a grid: raises ValueError if any of these
+    parameters, also those of a head for other classes, stay as they were initialized.
     """
-    report = weights.load_pretrained(network, checkpoint, classes, **model.pretrained_args)
+    target, labels = (network.encoder, None) if isinstance(network, ProbeGrid) else (network, classes)
+    report = weights.load_pretrained(target, checkpoint, labels, **model.pretrained_args)
     fresh = report.keys_as_initialized()
-    if complete and fresh:
+    if fresh and (complete or target is not network):
         raise ValueError(f"{model.pretrained}: gives no {', '.join(fresh[:3])}, which would be random\n{report.text()}")
     return report.text()
 
 
 def build_task(task: Task, network: nn.Module, compiled: bool = False) -> Classify | MaskFeatTask:
     """Build the task, which turns a batch into a loss."""
+    if task.name == "probe":
+        return ClassifyByProbes(task.label_smoothing)
     if task.name == "classify":
         return Classify(task.label_smoothing)
     if not isinstance(network, MaskFeat):
@@ -148,6 +160,10 @@ def build_state(
     sharded = cfg.run.parallel == "fsdp"
     if sharded and dtype is torch.float16:
         raise ValueError("run.precision=fp16: expected bf16 or fp32 with run.parallel=fsdp")
+    if isinstance(network, ProbeGrid) and dtype is torch.float16:
+        raise ValueError(
+            "run.precision=fp16: expected bf16 or fp32 with task.name=probe, as probes would share a scale"
+        )
     ema = ModelEmaV3(network, o.ema_decay) if o.ema_decay else None
     if is_compiled(cfg, device):
         if _captures_cuda_graphs():
@@ -155,17 +171,15 @@ def build_state(
         for module in (network, *([ema.module] if ema else [])):
             module.compile()
     model = distribute(network, world_size, device, shard=sharded, grad_accum_steps=grad_accum_steps)
-    optimizer = build_optimizer(
-        network,
-        o.name,
-        lr=o.lr,
-        weight_decay=o.weight_decay,
-        betas=o.betas,
-        fused=not sharded,
-        layer_decay=o.layer_decay,
-    )
+    options: dict[str, Any] = {"name": o.name, "betas": o.betas, "fused": not sharded}
+    if isinstance(network, ProbeGrid):
+        optimizers = build_probe_optimizers(network, probe_settings(cfg), **options)
+    else:
+        optimizers = (
+            build_optimizer(network, lr=o.lr, weight_decay=o.weight_decay, layer_decay=o.layer_decay, **options),
+        )
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
-    return TrainState(network, model, optimizer, scaler, ema)
+    return TrainState(network, model, optimizers, scaler, ema)
 
 
 def is_compiled(cfg: Config, device: torch.device) -> bool:
@@ -198,8 +212,11 @@ def describe_step(schedule: Schedule, batch_size: int, world_size: int, grad_acc
     return f"{clips} clips ({factors or 'one clip'}); {o.name}, lr {schedule.peak_lr:.3g}{scaled}"
 
 
-def model_card(cfg: Config, classes: Sequence[str]) -> dict[str, Any]:
-    """Return what one needs beside the weights to use them: the class names and how the input is made."""
+def model_card(cfg: Config, classes: Sequence[str], probe: ProbeSetting | None = None) -> dict[str, Any]:
+    """Return what one needs beside the weights to use them: the class names and how the input is made.
+
+    Of a probe also how it was trained.
+    """
     data = cfg.data
     stride = {"frame_stride": data.frame_stride, "fps": data.fps} if data.sampling != "tsn" else {}
     return {
@@ -212,4 +229,5 @@ def model_card(cfg: Config, classes: Sequence[str]) -> dict[str, Any]:
             "std": list(data.std),
             **({"preset": cfg.eval.preset} if cfg.eval.preset else {}),
         },
+        **({"probe": probe._asdict()} if probe else {}),
     }

@@ -48,10 +48,27 @@ class Classify:
         probabilities.
         """
         logits = network(batch.video)
+        return {"loss": self.loss(logits, batch.label), "logits": logits}
+
+    def loss(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Return the cross-entropy () of logits (B, num_classes)."""
         # In float32, because half precision, which the logits have under autocast, would round the log-sum-exp.
-        label = batch.label.float() if batch.label.is_floating_point() else batch.label
-        loss = F.cross_entropy(logits.float(), label, label_smoothing=self.label_smoothing)
-        return {"loss": loss, "logits": logits}
+        label = label.float() if label.is_floating_point() else label
+        return F.cross_entropy(logits.float(), label, label_smoothing=self.label_smoothing)
+
+
+class ClassifyByProbes(Classify):
+    """Cross-entropy of each probe of a grid."""
+
+    def __call__(self, network: nn.Module, batch: LabeledClips) -> dict[str, Tensor]:
+        """Return the loss (), which is the sum of the probes' losses, so that each gets the gradients of its own.
+
+        Also returned: their mean_loss () over those that are finite, and logits (P, B, num_classes). The batch is as
+        Classify's, with several clips of each video if the network pools them.
+        """
+        logits = network(batch.video)
+        losses = torch.stack([self.loss(part, batch.label) for part in logits])
+        return {"loss": losses.sum(), "mean_loss": losses.detach().nanmean(), "logits": logits}
 
 
 class MaskFeatTask:

@@ -77,7 +77,7 @@ def load_pretrained(
     unknown = options.keys() - set(ADAPT_OPTIONS)
     if unknown:
         raise ValueError(f"unknown option {', '.join(sorted(unknown))}: expected {', '.join(ADAPT_OPTIONS)}")
-    checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
+    checkpoint, notes = without_probe(source if isinstance(source, Checkpoint) else read_checkpoint(source))
     source_labels = checkpoint.config.labels
     has_names = labels is not None and not all(label.isdecimal() for label in labels)  # numbers are not other names
     if source_labels and labels and has_names and normalize(source_labels) != normalize(labels):
@@ -94,6 +94,7 @@ def load_pretrained(
     except (TypeError, ValueError) as error:  # TypeError: arguments in a config.json that its network does not take
         raise ValueError(f"{checkpoint.source}: {error}") from error
     load_state(network, state)
+    report.notes += notes
     if any(record.target == "head.weight" and record.sources for record in report.records):
         same_names = " and the same names" if source_labels and has_names else ""
         report.notes.append(f"the head is kept: checkpoint and network have the same number of classes{same_names}")
@@ -162,12 +163,34 @@ def parse_checkpoint(checkpoint: Checkpoint) -> RenamedWeights:
     )
 
 
+def without_probe(checkpoint: Checkpoint) -> tuple[Checkpoint, list[str]]:
+    """Return the encoder of a checkpoint that is a probe, and a note that the probe is dropped; others as they are."""
+    kwargs = checkpoint.config.network_kwargs
+    if checkpoint.config.name != "probed_encoder" or kwargs is None:
+        return checkpoint, []
+    args: dict[str, Any] = dict(kwargs.get("encoder_args") or {})
+    sizes: dict[str, Any] = {key: kwargs[key] for key in ("num_frames", "image_size") if key in kwargs}
+    config = dataclasses.replace(
+        checkpoint.config,
+        name=kwargs["encoder"],
+        network_kwargs={**sizes, **args, "num_classes": 0, "pooling": "mean"},
+        id2label={},
+        labels=None,
+        encoder=args.get("encoder", ""),
+        encoder_args=args.get("encoder_args") or {},
+    )
+    state = {key.removeprefix("encoder."): t for key, t in checkpoint.state.items() if key.startswith("encoder.")}
+    dropped = len(checkpoint.state) - len(state)
+    note = f"the probe of the checkpoint ({kwargs.get('kind')}, {dropped} keys) is dropped"
+    return Checkpoint(source=checkpoint.source, state=state, config=config), [note]
+
+
 def convert(source: str | Path, **overrides: Any) -> tuple[nn.Module, dict[str, Any], KeyReport]:
     """Return the network that a checkpoint belongs to, its config for `save`, and what became of every key.
 
     `overrides` are arguments of the network, which take precedence over what the file tells, and options of `adapt`.
     """
-    checkpoint = read_checkpoint(source)
+    checkpoint, notes = without_probe(read_checkpoint(source))
     config = checkpoint.config
     options = {key: overrides.pop(key) for key in ADAPT_OPTIONS if key in overrides}
     try:
@@ -185,7 +208,7 @@ def convert(source: str | Path, **overrides: Any) -> tuple[nn.Module, dict[str, 
     except (TypeError, ValueError) as error:
         raise ValueError(f"{source}: {error}") from error
     load_state(network, state)
-    report.notes += [f"assumed {assumption}" for assumption in assumed]
+    report.notes += [*notes, *(f"assumed {assumption}" for assumption in assumed)]
     return network.eval(), {"name": name, "extra": describe_source(checkpoint, renamed.format, network)}, report
 
 

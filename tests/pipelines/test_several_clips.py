@@ -57,7 +57,7 @@ def test_rotated_videos_of_several_clips_are_mirrored_alike(video, tmp_path, dec
 
 
 def test_augmentation_and_erasing_are_the_same_in_all_clips(clips_folder, tmp_path, decoder):
-    """In videos shorter than a clip, which has one possible start, the clips of a video are equal, so what is done to them must be."""
+    """A video shorter than a clip has only one, several times: what is done to them must be the same."""
     path = clips_folder(tmp_path, 4, frames=2)
     augment = ["data.rand_augment=m9-n2", "data.random_erasing=1", "data.blur=1", "data.frame_stride=2"]
     video = first_video(make_loader(path, decoder, "data.num_clips=3", *augment))

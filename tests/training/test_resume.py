@@ -40,13 +40,15 @@ def test_resume_keeps_new_hyperparameters_and_old_moments(name):
     random_step(saved, 1)
     new = ["optim.weight_decay=0.3", "optim.layer_decay=0.9", "optim.betas=0.8,0.9"]
     resumed = make_state(f"optim.name={name}", *new)
-    groups = resumed.optimizer.param_groups
+    groups = resumed.optimizers[0].param_groups
     configured = [{key: value for key, value in group.items() if key != "params"} for group in groups]
     resumed.load_state_dict(saved.state_dict())
-    for group, hyperparameters in zip(resumed.optimizer.param_groups, configured, strict=True):
+    for group, hyperparameters in zip(resumed.optimizers[0].param_groups, configured, strict=True):
         assert {key: group[key] for key in hyperparameters} == hyperparameters
-    assert {group["weight_decay"] for group in resumed.optimizer.param_groups} == {0.3, 0.0}
-    for moments, saved_moments in zip(resumed.optimizer.state.values(), saved.optimizer.state.values(), strict=True):
+    assert {group["weight_decay"] for group in resumed.optimizers[0].param_groups} == {0.3, 0.0}
+    for moments, saved_moments in zip(
+        resumed.optimizers[0].state.values(), saved.optimizers[0].state.values(), strict=True
+    ):
         for key, value in saved_moments.items():
             assert not isinstance(value, torch.Tensor) or torch.equal(moments[key], value)
 

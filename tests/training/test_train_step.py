@@ -84,7 +84,7 @@ def test_lr_is_scaled_logged_and_multiplied_at_milestones(arguments, capsys):
 
 def test_min_lr_is_scaled_as_lr_is():
     cfg = loading.load_config(None, TINY_RUN)
-    optimizer = build_state(cfg, build_network(cfg, 4), 1, torch.float32, 1).optimizer
+    optimizer = build_state(cfg, build_network(cfg, 4), 1, torch.float32, 1).optimizers[0]
     overrides = ["optim.lr=1e-4", "optim.min_lr=1e-6", "optim.epochs=2", "optim.warmup_epochs=0.5"]
     for step, expected in ((0, None), (5, 1.6e-3), (13, None), (20, 1.6e-5)):
         scaled, unscaled = (
@@ -92,7 +92,7 @@ def test_min_lr_is_scaled_as_lr_is():
                 loading.load_config(None, [*overrides, f"optim.lr_base_batch={clips}"]).optim,
                 steps_per_epoch=10,
                 clips_per_step=512,
-            ).apply(optimizer, step)
+            ).apply([optimizer], step)
             for clips in (32, 0)
         )
         assert scaled == pytest.approx(16 * unscaled)
@@ -110,12 +110,12 @@ def test_min_lr_is_scaled_as_lr_is():
 def test_lr_of_a_recipe_is_that_of_its_source(name, clips_per_step, lr):
     """VideoMAE's code counts videos; SlowFast's counts 16 videos of two clips per machine."""
     optim = loading.load_config(next((ROOT / "configs").rglob(f"{name}.yaml"))).optim
-    assert scaled_lr(optim, clips_per_step) == pytest.approx(lr)
+    assert scaled_lr(optim, clips_per_step, optim.lr) == pytest.approx(lr)
 
 
 def test_weight_decay_of_weights_alone_reaches_its_end(arguments):
     run_dir = train(arguments, "a", "optim.weight_decay=0.1", "optim.weight_decay_end=0.3")
-    groups = last_checkpoint(run_dir)["optimizer"]["param_groups"]
+    groups = last_checkpoint(run_dir)["optimizers"][0]["param_groups"]
     without, with_decay = sorted(group["weight_decay"] for group in groups)
     assert without == 0 and 0.28 < with_decay < 0.3
 

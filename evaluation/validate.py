@@ -1,0 +1,81 @@
+"""Score the validation list of a training run, and keep the best network, or the network of the best probe."""
+
+from __future__ import annotations
+
+from evaluation.evaluate import evaluate
+from evaluation.evaluate_probes import evaluate_probes
+from networks import weights
+from networks.probe import ProbeGrid, select_state
+from training.history import is_best, read_metrics
+from training.parallel import network_state
+from training.probe_grid import ROW_KIND as PROBES
+from training.probe_grid import ProbeResult, best_probe, metrics_row, probe_settings
+from training.session import Training, stop_probes
+from training.setup import model_card
+from training.tasks import MaskFeatTask, mean_loss
+
+
+def validate(t: Training) -> None:
+    """Score the validation list, and save the network to best/ if it is the best so far."""
+    metrics: dict[str, float] = {}
+    results: dict[int, ProbeResult] = {}
+    if isinstance(t.state.network, ProbeGrid):
+        results, metrics = score_probes(t, t.state.network)
+    elif t.val_loader:
+        metrics = score_validation(t)
+    if t.world.broadcast(lambda: not metrics or is_best(metrics, read_metrics(t.run_dir.path))):
+        save_best(t, best_probe(results) if results else None)
+    epoch = t.train_loader.epoch
+    if results:
+        t.run_dir.record(PROBES, t.step, epoch=epoch, **metrics_row(probe_settings(t.cfg), results))
+        t.run_dir.write_probes(probe_settings(t.cfg))
+    if metrics:
+        t.run_dir.record("val", t.step, epoch=epoch, **metrics)
+    stop_probes(t)
+
+
+def save_best(t: Training, probe: int | None) -> None:
+    """Save the network to best/, or of a grid the network of one probe. All processes call it together."""
+    network, name, setting = t.state.eval_model, t.cfg.model.name, None
+    state = network_state(network)  # collective: with FSDP every rank holds a shard
+    if probe is not None:
+        assert isinstance(network, ProbeGrid)
+        network, name, setting = network.select(probe), "probed_encoder", probe_settings(t.cfg)[probe]
+        state = select_state(state, probe)
+    card = model_card(t.cfg, t.classes, setting)
+    t.run_dir.save_best(lambda path: weights.save_network(path, network, name, card, state))
+
+
+def score_probes(t: Training, grid: ProbeGrid) -> tuple[dict[int, ProbeResult], dict[str, float]]:
+    """Return the results of all active probes over the validation list, and those of the best one with its number."""
+    assert t.val_loader
+    results, coverage = evaluate_probes(grid, t.val_loader, t.world, t.dtype)
+    best = best_probe(results)
+    top1, top5, loss = results[best]
+    others = sorted(100 * result.top1 for result in results.values())
+    text = f"top-1 {100 * top1:.2f} %  top-5 {100 * top5:.2f} %  loss {loss:.4f}"
+    spread = f"; {len(others)} probes: {others[0]:.2f} to {others[-1]:.2f} %" if len(others) > 1 else ""
+    name = probe_settings(t.cfg)[best].name
+    t.run_dir.log(f"epoch {t.train_loader.epoch}  val: {name} {text}{spread}  coverage: {coverage}")
+    return results, {"loss": loss, "top1": top1, "top5": top5, "probe": best}
+
+
+def score_validation(t: Training) -> dict[str, float]:
+    """Return loss and accuracy, or MaskFeat's loss and baseline, over the validation list."""
+    assert t.val_loader
+    epoch = t.train_loader.epoch
+    if isinstance(t.task, MaskFeatTask):
+        loss, baseline, _ = mean_loss(t.state.eval_model, t.task, t.val_loader, t.device, t.dtype)
+        t.val_loader.release_memory()
+        t.run_dir.log(f"epoch {epoch}  val: loss {loss:.4f}  mean HOG {baseline:.4f}")
+        return {"loss": loss, "baseline": baseline}
+    scores = evaluate(t.state.eval_model, t.val_loader, t.world, t.dtype, average=t.cfg.eval.average)
+    top1, top5 = scores.topk(1), scores.topk(5)
+    accuracy = f"top-1 {100 * top1:.2f} %  top-5 {100 * top5:.2f} %"
+    t.run_dir.log(f"epoch {epoch}  val: {accuracy}  loss {scores.loss:.4f}  {scores.coverage()}")
+    return {"loss": scores.loss, "top1": top1, "top5": top5}
+
+
+def is_validated(t: Training) -> bool:
+    """Tell whether metrics.jsonl has a validation of the current step."""
+    return any(row["kind"] == "val" and row["step"] == t.step for row in read_metrics(t.run_dir.path))
