@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from configs.section import Section, option
 
@@ -19,10 +21,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+ProbeKind = Annotated[str, Field(pattern=r"^(attentive(_[1-9]\d*)?|linear(_bn)?)$")]
+
+
 class Probe(Section):
     """The probes that are trained side by side on one frozen network: every kind with every lr and weight decay."""
 
-    kinds: tuple[str, ...] = option(
+    kinds: tuple[ProbeKind, ...] = option(
         ("attentive",),
         "attentive (a pooler of one block), attentive_N (N blocks), linear (mean token), linear_bn (with batch norm)",
     )

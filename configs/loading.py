@@ -241,6 +241,8 @@ def _message(error: ErrorDetails) -> str:
     words = _choices(field.annotation)
     near = difflib.get_close_matches(str(value), words, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
+    if error["type"] == "string_pattern_mismatch":
+        return f"{start}expected {field.description}"
     if error["type"] in ("tuple_length", "int_parsing"):
         return f"{start}expected {error['msg'] if error['type'] == 'tuple_length' else _expected(field)}"
     return f"{start}expected {_expected(field)}{hint}"

@@ -136,7 +136,7 @@ def test_test_of_a_probe_pools_clips_that_are_spread_over_the_video(arguments):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["probe.kinds=attentiv"], "probe 'attentiv': expected attentive, attentive_N"),
+        (["probe.kinds=attentiv"], "probe.kinds=attentiv: expected attentive (a pooler of one block), attentive_N"),
         (["probe.lr=1e-3,0.001"], "probe: attentive_lr0.001_wd0 occurs twice"),
         (["probe.lr=-1"], "probe.lr=[-1.0]: expected numbers of 0 or more"),
         (["probe.layers=blocks.7"], "layer blocks.7: the network has no such layer; its blocks are blocks.0, blocks.1"),

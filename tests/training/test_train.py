@@ -162,7 +162,9 @@ def test_stopped_and_resumed_run_is_bit_identical(arguments, stop_after, overrid
 def test_run_stopped_between_epoch_and_validation_validates_when_resumed(arguments, monkeypatch):
     """last.pt is written before the validation."""
     with monkeypatch.context() as patch:
-        patch.setattr(train_command, "evaluate", lambda *a, **k: os.kill(os.getpid(), signal.SIGINT) or time.sleep(5))
+        patch.setattr(
+            "evaluation.validate.evaluate", lambda *a, **k: os.kill(os.getpid(), signal.SIGINT) or time.sleep(5)
+        )
         train(arguments, "a", status=128 + signal.SIGINT)
     run_dir = train(arguments, "a")
     assert [row["step"] for row in metrics(run_dir, "val")] == [4, 8]
