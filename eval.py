@@ -8,6 +8,7 @@
     python eval.py runs/NAME eval.attention_map=last              also draw the attention in four videos
     python eval.py runs/NAME eval.features_path=test.npz          write features instead of a test
     python eval.py --compare runs/A runs/B ...                    compare tests of the same videos
+    python eval.py --average runs/A runs/B ...                    mean and deviation over splits or seeds
     torchrun --standalone --nproc-per-node 8 eval.py runs/NAME    on eight GPUs
 
 Results are written to runs/NAME/eval/. A test that was interrupted continues where it stopped. A video that cannot be
@@ -27,7 +28,7 @@ from torch import nn
 
 from configs import loading
 from configs.schema import Config, Eval
-from evaluation.compare import compare_runs
+from evaluation.compare import average_runs, compare_runs
 from evaluation.evaluate import evaluate, evaluate_pretraining
 from evaluation.features import Features, extract_features
 from evaluation.html_report import most_confident_errors, write_attention, write_html_report
@@ -65,10 +66,11 @@ class EvalRun(NamedTuple):
 
 def evaluate_command(argv: Sequence[str]) -> int:
     """Do what the arguments ask for."""
-    if argv[0] == "--compare":
+    if argv[0] in ("--compare", "--average"):
         if len(argv) < 3:
-            raise ValueError("--compare: expected two or more run folders")
-        print(compare_runs([Path(path) for path in argv[1:]]))
+            raise ValueError(f"{argv[0]}: expected two or more run folders")
+        combine = compare_runs if argv[0] == "--compare" else average_runs
+        print(combine([Path(path) for path in argv[1:]]))
         return 0
     arguments = [argument.removeprefix("--") for argument in argv[1:]]
     videos = [argument.removeprefix("video=") for argument in arguments if argument.startswith("video=")]

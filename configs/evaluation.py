@@ -34,8 +34,9 @@ class Probe(Section):
     lr: tuple[float, ...] = option((), "peak learning rates, scaled as optim.lr is (empty: optim.lr)")
     weight_decay: tuple[float, ...] = option((), "weight decays (empty: optim.weight_decay)")
     layers: tuple[str, ...] = option(
-        (), "layers whose tokens are classified, side by side: blocks.5,blocks.11 (empty: those the network ends with)"
+        (), "layers whose tokens are classified together: blocks.5,blocks.11 (empty: those that the network ends with)"
     )
+    num_heads: int = option(0, "attention heads of attentive probes (0: as many as the network's last block)", ge=0)
     halving_epochs: int = option(
         0, "epochs after which the worse half of the probes stops, again and again: successive halving (0: off)", ge=0
     )

@@ -64,8 +64,13 @@ class Data(Section):
     short_side_range: Interval = option(
         (256, 320), "scale_jitter: range of the short side before image_size x image_size pixels are cropped"
     )
-    max_per_class: int = option(0, "use only the first N training videos of each class (0: all)", ge=0)
-    eval_max_per_class: int = option(0, "the same for the validation and test lists", ge=0)
+    max_per_class: int = option(0, "use only N training videos of each class (0: all)", ge=0)
+    few_shot_seed: Literal["first"] | Annotated[int, Field(ge=0)] = option(
+        "first", "which videos max_per_class keeps: the first of each class, or some drawn with this seed (few-shot)"
+    )
+    eval_max_per_class: int = option(
+        0, "use only the first N videos of each class of the validation and test lists (0: all)", ge=0
+    )
     hflip: Probability = option(0.5, "probability of a horizontal flip; use 0 where direction tells the class")
     rand_augment: str = option("", "RandAugment in timm's notation, m7-n4-mstd0.5 (empty: off)")
     color_jitter: Probability = option(

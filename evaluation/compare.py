@@ -1,8 +1,10 @@
-"""Compare tests of several runs over the same videos."""
+"""Compare tests of several runs over the same videos, or average tests of several splits or seeds."""
 
 from __future__ import annotations
 
 import csv
+import json
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,10 +27,7 @@ def read_predictions(folder: Path) -> dict[VideoKey, Outcome]:
 
     Raises ValueError if there is none.
     """
-    tests = sorted(folder.glob("eval/*/predictions.csv"), key=lambda path: path.stat().st_mtime)
-    path = folder / "predictions.csv" if (folder / "predictions.csv").exists() else tests[-1] if tests else None
-    if path is None:
-        raise ValueError(f"{folder}: no predictions.csv in it or in its eval/*/: run eval.py first")
+    path = newest_test(folder) / "predictions.csv"
     occurrences: Counter[str] = Counter()
     outcomes = {}
     with open(path, newline="") as file:
@@ -37,6 +36,31 @@ def read_predictions(folder: Path) -> dict[VideoKey, Outcome]:
             correct = row.get("class1") == row["label"]
             outcomes[row["video"], occurrences[row["video"]]] = Outcome(row["label"], correct)
     return outcomes
+
+
+def newest_test(folder: Path) -> Path:
+    """Return the newest test in a run folder, or the folder itself if it is a test. Raises ValueError for neither."""
+    if (folder / "predictions.csv").exists():
+        return folder
+    tests = sorted(folder.glob("eval/*/predictions.csv"), key=lambda path: path.stat().st_mtime)
+    if not tests:
+        raise ValueError(f"{folder}: no predictions.csv in it or in its eval/*/: run eval.py first")
+    return tests[-1].parent
+
+
+def average_runs(folders: Sequence[Path]) -> str:
+    """Return a table of the accuracies of tests, their mean and standard deviation: of several splits or seeds."""
+    tests = [newest_test(folder) for folder in folders]
+    width = max(len(str(test)) for test in tests)
+    lines = [f"{'':{width}}   top-1    top-5  videos"]
+    summaries = [json.loads((test / "summary.json").read_text()) for test in tests]
+    for test, summary in zip(tests, summaries, strict=True):
+        top1, top5 = (f"{100 * summary[key]:6.2f} %" for key in ("top1", "top5"))
+        lines.append(f"{test!s:{width}} {top1} {top5}  {summary['videos']:6}")
+    for name, statistic in (("mean", statistics.mean), ("standard deviation", statistics.stdev)):
+        top1, top5 = (f"{100 * statistic(s[key] for s in summaries):6.2f} %" for key in ("top1", "top5"))
+        lines.append(f"{name:{width}} {top1} {top5}")
+    return "\n".join(lines)
 
 
 def compare_runs(folders: Sequence[Path]) -> str:

@@ -10,7 +10,7 @@ probes, K classes.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -111,7 +111,8 @@ class FrozenEncoder(nn.Module):
     """The tokens of a network that is not trained and always in eval mode.
 
     `encoder` is the name of a network, `encoder_args` are its arguments. The tokens are the normed ones that it ends
-    with; with `layers` those that the layers of these names put out, standardized and, of several layers, side by side.
+    with; with `layers` those that the layers of these names put out, normed as the last ones are, one layer after the
+    other (as V-JEPA 2 does on Diving48).
     """
 
     def __init__(
@@ -127,17 +128,22 @@ class FrozenEncoder(nn.Module):
             twin: Any = VARIANTS[encoder](**args).eval()
             clip = torch.empty(1, *twin.patch_embed.input_shape)
             self.embed_dim = self._extract(twin, clip).shape[-1]
-        self.num_heads: int = self.blocks[-1].attn.num_heads * max(len(self.layers), 1)
 
     def _extract(self, encoder: Any, clips: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, N, D)."""
         if not self.layers:
             return encoder.forward_tokens(clips)
-        outputs = [standardize(tokens) for tokens in layer_tokens(encoder, clips, self.layers)]
-        if len({tokens.shape[1] for tokens in outputs}) > 1:
-            counts = ", ".join(str(tokens.shape[1]) for tokens in outputs)
-            raise ValueError(f"layers={','.join(self.layers)}: expected equal numbers of tokens, they have {counts}")
-        return torch.cat(outputs, dim=-1)
+        outputs = layer_tokens(encoder, clips, self.layers)
+        if len({tokens.shape[-1] for tokens in outputs}) > 1:
+            dims = ", ".join(str(tokens.shape[-1]) for tokens in outputs)
+            raise ValueError(f"layers={','.join(self.layers)}: expected tokens of equal dimension, they have {dims}")
+        norm = find_norm(encoder, outputs[0].shape[-1])
+        return torch.cat([norm(tokens) for tokens in outputs], dim=1)
+
+    @property
+    def encoder_heads(self) -> int:
+        """Return the number of attention heads of the encoder's last block."""
+        return self.blocks[-1].attn.num_heads
 
     @property
     def patch_embed(self) -> Any:
@@ -167,6 +173,12 @@ class FrozenEncoder(nn.Module):
         return rearrange(tokens, "(B L) N D -> B (L N) D", B=len(video))
 
 
+def find_norm(encoder: Any, embed_dim: int) -> Callable[[Tensor], Tensor]:
+    """Return the norm of an encoder's last tokens; `standardize` for tokens of another dimension, or if it has none."""
+    norm = getattr(getattr(encoder, "backbone", encoder), "norm", None)
+    return norm if isinstance(norm, nn.LayerNorm) and norm.normalized_shape == (embed_dim,) else standardize
+
+
 def probe_inputs(tokens: Tensor, takes: set[str]) -> dict[str, Tensor]:
     """Return what the probes take, each computed once: the tokens (B, N, D), standardized, or their mean (B, D)."""
     inputs = {"tokens": tokens}
@@ -180,7 +192,10 @@ def probe_inputs(tokens: Tensor, takes: set[str]) -> dict[str, Tensor]:
 
 
 class ProbedEncoder(FrozenEncoder):
-    """A frozen encoder and one probe: a classifier of videos from the tokens of `num_clips` clips at once."""
+    """A frozen encoder and one probe: a classifier of videos from the tokens of `num_clips` clips at once.
+
+    Attentive probes have `num_heads` attention heads (0: as many as the encoder's last block).
+    """
 
     def __init__(  # noqa: PLR0913  # the network's configuration, kept as keywords in config.json
         self,
@@ -190,6 +205,7 @@ class ProbedEncoder(FrozenEncoder):
         encoder_args: Mapping[str, Any] | None = None,
         kind: str = "attentive",
         layers: Sequence[str] = (),
+        num_heads: int = 0,
         num_clips: int = 1,
         num_frames: int = 16,
         image_size: Any = 224,
@@ -199,7 +215,7 @@ class ProbedEncoder(FrozenEncoder):
         self.kwargs = kwargs
         check_positive(num_classes=num_classes, num_clips=num_clips)
         self.num_clips = num_clips
-        self.probe = make_probe(kind, self.embed_dim, num_classes, self.num_heads)
+        self.probe = make_probe(kind, self.embed_dim, num_classes, num_heads or self.encoder_heads)
 
     @property
     def head(self) -> nn.Linear:
@@ -246,6 +262,7 @@ class ProbeGrid(FrozenEncoder):
         encoder_args: Mapping[str, Any] | None = None,
         kinds: Sequence[str] = ("attentive",),
         layers: Sequence[str] = (),
+        num_heads: int = 0,
         num_clips: int = 1,
         num_frames: int = 16,
         image_size: Any = 224,
@@ -259,7 +276,7 @@ class ProbeGrid(FrozenEncoder):
         for kind in kinds:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                probes.append(make_probe(kind, self.embed_dim, num_classes, self.num_heads))
+                probes.append(make_probe(kind, self.embed_dim, num_classes, num_heads or self.encoder_heads))
         self.probes = nn.ModuleList(probes)
         self.active = list(range(len(probes)))
 

@@ -81,7 +81,7 @@ class VideoLoader(_ListLoader):
     ):
         data = _sections(data, None, keys, takes_views=False).data
         run = LoaderContext.choose(device, dtype, seed, world)
-        self.dataset = _load_list(videos, data, run, classes, data.max_per_class)
+        self.dataset = _load_list(videos, data, run, classes, data.max_per_class, data.few_shot_seed)
         size = run.world.size
         grad_accum_steps = order.grad_accum_steps(global_batch_size, data.batch_size, size)
         batch_size = data.batch_size // data.aug_repeats
@@ -139,7 +139,12 @@ class EvalVideoLoader(_ListLoader):
 
 
 def _load_list(
-    videos: Videos, data: Data, run: LoaderContext, classes: Sequence[str] | None, max_per_class: int
+    videos: Videos,
+    data: Data,
+    run: LoaderContext,
+    classes: Sequence[str] | None,
+    max_per_class: int,
+    few_shot_seed: int | str = "first",
 ) -> Dataset:
     """Read the list on the main rank, for all of them."""
     return run.world.broadcast(
@@ -150,6 +155,7 @@ def _load_list(
             class_subset=data.class_subset,
             classes=classes,
             max_per_class=max_per_class,
+            few_shot_seed=few_shot_seed,
         )
     )
 

@@ -72,6 +72,7 @@ def probe_grid_args(cfg: Config) -> dict[str, Any]:
         "encoder_args": cfg.model.args,
         "kinds": [setting.kind for setting in probe_settings(cfg)],
         "layers": list(cfg.probe.layers),
+        "num_heads": cfg.probe.num_heads,
         "num_clips": cfg.data.num_clips,
         "seed": cfg.run.seed,
     }

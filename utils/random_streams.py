@@ -9,3 +9,4 @@ MASK = 2  # of MaskFeat; in a seed of four numbers also torch's own draws in a s
 MIXING = 3  # erasing, mixup and CutMix
 DECODER = 4  # PyAV or DALI
 DEVICE_AUGMENT = 5  # blur and solarization
+FEW_SHOT = 6  # the videos of each class that are kept, for a whole run

@@ -6,6 +6,8 @@
     path start end label                three numbers, or path<TAB>start<TAB>end<TAB>class name: a part, in seconds
     label,youtube_id,time_start,...     the CSV files of Kinetics, official or CVDF's
     [{"id": ..., "template": ...}]      Something-Something v2
+    [{"vid_name": ..., "label": 3}]     Diving48
+    1234;class name                     Jester
     Class/v_Class_g01_c01.avi [1]       trainlist and testlist of UCF-101
     FOLDER/*_test_split1.txt:train      the split files of HMDB-51, with their training (or :test) videos
     FOLDER/class/video.mp4              a folder with one subfolder per class
@@ -43,6 +45,7 @@ from pipelines.storage import VIDEO_SUFFIXES, is_remote, join_path, read_bytes
 IN_MEMORY = "list://"  # begins the name of a list that is no file (`pipelines.data.memory`)
 _HMDB = re.compile(r"(.*_test_split\d\.txt):(train|test)")
 _HMDB_MARKS = {"train": "1", "test": "2"}  # 0: in neither part of the split
+_JESTER = re.compile(r"(\d+);([^;]+)")
 _KINETICS_HEADER = re.compile(r"(^|,)\s*\"?youtube_id\"?\s*(,|$)")
 
 
@@ -75,7 +78,7 @@ def read_entries(path: str, root: str | Path = "") -> list[Entry]:
     else:
         text = read_text(path)
         is_json = text.lstrip()[:1] in ("[", "{")
-        entries = list(_read_something_something(path, text) if is_json else _read_lines(path, text, root))
+        entries = list(_read_json(path, text) if is_json else _read_lines(path, text, root))
     if not entries:
         raise ValueError(f"{path}: the list holds no videos")
     return entries
@@ -173,6 +176,10 @@ def _read_lines(path: str, text: str, root: str | Path) -> Iterator[Entry]:
         yield from _read_kinetics(path, text)
         return
 
+    if _JESTER.fullmatch(first_line):
+        yield from _read_jester(path, numbered)
+        return
+
     def is_video(name: str) -> bool:
         return Path(name).suffix.lower() in VIDEO_SUFFIXES or os.path.isdir(join_path(base_folder(path, root), name))
 
@@ -188,6 +195,14 @@ def _read_lines(path: str, text: str, root: str | Path) -> Iterator[Entry]:
             )
         # A file name before a tab may begin or end with spaces.
         yield Entry(file if "\t" in line else file.strip(), label.strip(), f"{path}:{number}")
+
+
+def _read_jester(path: str, numbered: list[tuple[int, str]]) -> Iterator[Entry]:
+    for number, line in numbered:
+        match = _JESTER.fullmatch(line)
+        if not match:
+            raise ValueError(f"{path}:{number}: {line!r}: expected 'number;class name', as in the first line")
+        yield Entry(match[1], match[2].strip(), f"{path}:{number}", is_stem=True)
 
 
 def _read_intervals(path: str, numbered: list[tuple[int, str]]) -> Iterator[Entry]:
@@ -217,19 +232,25 @@ def _read_kinetics(path: str, text: str) -> Iterator[Entry]:
         yield Entry(stem, row["label"], line, is_stem=True, split=row.get("split") or "")
 
 
-def _read_something_something(path: str, text: str) -> Iterator[Entry]:
+def _read_json(path: str, text: str) -> Iterator[Entry]:
     try:
         videos = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(videos, list):
-        raise ValueError(f"{path}: expected a list of videos, each with id and template")
+        raise ValueError(f"{path}: expected a list of videos, each with id and template, or vid_name and label")
+    is_diving48 = bool(videos) and isinstance(videos[0], dict) and "vid_name" in videos[0]
     for number, video in enumerate(videos, 1):
+        line = f"{path}: video {number}"
         try:
-            label = video["template"].replace("[", "").replace("]", "")
-            yield Entry(str(video["id"]), label, f"{path}: video {number}", is_stem=True)
-        except (AttributeError, KeyError, TypeError):
-            raise ValueError(f"{path}: video {number} has no id and template (a test list without answers?)") from None
+            if is_diving48:
+                yield Entry(video["vid_name"], str(int(video["label"])), line, is_stem=True)
+            else:
+                label = video["template"].replace("[", "").replace("]", "")
+                yield Entry(str(video["id"]), label, line, is_stem=True)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            keys = "vid_name and label" if is_diving48 else "id and template"
+            raise ValueError(f"{line} has no {keys} (a test list without answers?)") from None
 
 
 def _read_hmdb(pattern: str, part: str) -> Iterator[Entry]:

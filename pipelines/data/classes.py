@@ -4,7 +4,8 @@ data.class_names is one of
 
     (empty)              the names or numbers that occur in the training list
     k400 · k600 · k700   the classes of Kinetics, in alphabetical order
-    FILE                 one name per line; 'number name' per line (UCF-101); JSON of names and numbers
+    FILE                 one name per line; 'number name' per line (UCF-101); JSON of names and numbers, or a list of
+                         names, which may be in parts (Diving48)
 
 data.class_subset is empty for all of them, 10 for the first ten, or archery,bowling for these two in this order.
 """
@@ -56,7 +57,8 @@ def read_classes(path: str | Path) -> list[str]:
     text = read_text(path)
     if text.lstrip().startswith("{"):
         return _numbered_names(path, _json_pairs(path, text))
-    names = [line.strip() for line in text.splitlines()]
+    is_list = text.lstrip().startswith("[")
+    names = _json_names(path, text) if is_list else [line.strip() for line in text.splitlines()]
     while names and not names[-1]:
         names.pop()
     pairs = [name.partition(" ") for name in names]
@@ -78,6 +80,13 @@ def _json_pairs(path: str | Path, text: str) -> list[tuple[str, int]]:
         return [(str(name), int(number)) for name, number in json.loads(text).items()]
     except (ValueError, TypeError) as error:
         raise ValueError(f'{path}: expected names and their numbers, {{"archery": 0, ...}}: {error}') from None
+
+
+def _json_names(path: str | Path, text: str) -> list[str]:
+    try:
+        return [name if isinstance(name, str) else " ".join(name) for name in json.loads(text)]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: expected names, or lists of their parts: {error}") from None
 
 
 def _numbered_names(path: str | Path, pairs: Sequence[tuple[str, int]]) -> list[str]:

@@ -18,6 +18,7 @@ from pipelines.data.classes import choose_subset, classes_in_list, labels_to_ind
 from pipelines.data.memory import read_memory
 from pipelines.decode.image_folder import is_image_name
 from pipelines.storage import VIDEO_SUFFIXES, files_below, is_remote, join_path, subfolder_names
+from utils import random_streams
 from utils.paused_gc import paused_gc
 
 
@@ -60,6 +61,7 @@ def load_dataset(
     class_subset: str = "",
     classes: Sequence[str] | None = None,
     max_per_class: int = 0,
+    few_shot_seed: int | str = "first",
 ) -> Dataset:
     """Read a list, a class folder or entries in memory once: the videos, their labels and the class names.
 
@@ -88,7 +90,9 @@ def load_dataset(
     if classes is None:
         classes = _choose_classes(path, entries, class_names, class_subset)
     videos = _label_entries(path, entries, root, classes, bool(class_subset))
-    return Dataset(path, limit_per_class(videos, max_per_class) if max_per_class else videos, list(classes))
+    if max_per_class:
+        videos = limit_per_class(videos, max_per_class, few_shot_seed)
+    return Dataset(path, videos, list(classes))
 
 
 def _shorten(names: Sequence[str]) -> str:
@@ -115,15 +119,22 @@ def read_class_names(path: str | Path, class_names: str | Path = "", class_subse
     return _choose_classes(path, entries, str(class_names), class_subset)
 
 
-def limit_per_class(videos: Sequence[VideoEntry], number: int) -> list[VideoEntry]:
-    """Return the first `number` videos of each label, in the order of the list."""
+def limit_per_class(videos: Sequence[VideoEntry], number: int, seed: int | str = "first") -> list[VideoEntry]:
+    """Return `number` videos of each label, in the order of the list: the first ones, or drawn with a seed.
+
+    With one seed, the videos of a smaller number are among those of a larger one.
+    """
+    order: Sequence[int] = range(len(videos))
+    if seed != "first":
+        order = np.random.default_rng([int(seed), random_streams.FEW_SHOT]).permutation(len(videos)).tolist()
     counts: dict[int, int] = {}
     chosen = []
-    for video in videos:
-        counts[video.label] = counts.get(video.label, 0) + 1
-        if counts[video.label] <= number:
-            chosen.append(video)
-    return chosen
+    for index in order:
+        label = videos[index].label
+        counts[label] = counts.get(label, 0) + 1
+        if counts[label] <= number:
+            chosen.append(index)
+    return [videos[index] for index in sorted(chosen)]
 
 
 def _choose_classes(path: str | Path, entries: Sequence[Entry], class_names: str, class_subset: str) -> list[str]:

@@ -24,7 +24,10 @@ TINY_NETWORK = {
     "timesformer": ["model.args.embed_dim=32", "model.args.depth=2", "model.args.num_heads=2", "data.image_size=32"],
     "vivit": ["model.args.embed_dim=32", "model.args.depth=2", "model.args.num_heads=2", "data.image_size=32"],
     "videomae": ["model.args.embed_dim=32", "model.args.depth=2", "model.args.num_heads=2", "data.image_size=32"],
-    "vjepa2": ["model.args.embed_dim=32", "model.args.depth=2", "model.args.num_heads=2", "data.image_size=32"],
+    "vjepa2": [
+        *("model.args.embed_dim=32", "model.args.depth=2", "model.args.num_heads=2", "model.args.mlp_ratio=4"),
+        *("data.image_size=32", "probe.num_heads=2"),
+    ],
     "videoprism": ["model.name=videoprism_tiny", "data.image_size=32"],
     "dinov2": ["model.name=frame_encoder_tiny", "data.image_size=32"],
     "hiera": ["model.name=hiera_tiny", "data.image_size=64"],
@@ -77,10 +80,10 @@ def test_recipe_names_its_source_accuracy_and_step(path):
         assert list((ROOT / "configs").rglob(recipe)), "the recipe of its pre-training"
     clips_per_step = cfg.optim.global_batch_size
     assert clips_per_step and clips_per_step % cfg.data.batch_size == 0, "the clips of a step are explicit"
-    match = re.fullmatch(r"\w+?_(\d+)(?:x(\d+))?_(k400|ssv2)(_\w+)?", path.stem)
+    match = re.fullmatch(r"\w+?_(\d+)(?:x(\d+))?_(k400|ssv2|diving48|jester|ucf101|hmdb51)(_\w+)?", path.stem)
     assert match and int(match[1]) == cfg.data.num_frames
     assert int(match[2]) == cfg.data.frame_stride if match[2] else cfg.data.sampling == "tsn"
-    assert cfg.data.hflip == 0 or match[3] != "ssv2", "left and right are classes there"
+    assert cfg.data.hflip == 0 or match[3] not in ("ssv2", "diving48", "jester"), "left and right are classes there"
 
 
 def slow_if_augmented(path: Path) -> object:
@@ -107,6 +110,8 @@ def test_recipe_trains_two_steps_at_toy_size(path, clips_folder, tmp_path):
         "data.short_side_range=64,80",
         "optim.milestones=",
     ]
+    if cfg.probe.layers:
+        overrides.append("probe.layers=blocks.0,blocks.1")
     run_dir = train([str(path), f"run.output_dir={tmp_path}", *TINY_STEPS, *overrides], "x", *tiny_network)
     rows = metrics(run_dir, "train")
     assert [row["step"] for row in rows] == [1, 2]

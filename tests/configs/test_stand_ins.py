@@ -44,6 +44,11 @@ def write_timm(encoder: str, folder: Path) -> tuple[Path, dict]:
 STAND_INS = {
     "k400/vjepa2_l_16x4_k400": (write_entry, "vjepa2"),
     "ssv2/vjepa2_l_16x4_ssv2": (write_entry, "vjepa2"),
+    "ssv2/vjepa2_g384_64x2_ssv2": (write_entry, "vjepa2"),
+    "diving48/vjepa2_l_32x2_diving48": (write_entry, "vjepa2"),
+    "jester/vjepa2_l_32x2_jester": (write_entry, "vjepa2"),
+    "ucf101/vjepa2_l_16x4_ucf101": (write_entry, "vjepa2"),
+    "hmdb51/vjepa2_l_16x4_hmdb51": (write_entry, "vjepa2"),
     "k400/videomae_v2_b_16x4_k400": (write_entry, "videomae_pt"),
     "ssv2/videomae_v2_b_16_ssv2": (write_entry, "videomae_pt"),
     "k400/hiera_b_16x4_k400": (write_entry, "hiera_pt"),
@@ -85,11 +90,15 @@ def test_recipe_trains_from_a_stand_in_and_is_tested(name, clips_folder, tmp_pat
         f"model.args={json.dumps(cfg.model.args | kwargs | {'checkpoint_blocks': 1})}",
         f"model.pretrained={checkpoint}",
     ]
+    if cfg.probe.layers:
+        overrides.append("probe.layers=blocks.0,blocks.1")
+    if cfg.probe.num_heads:
+        overrides.append("probe.num_heads=2")
     run_dir = train([str(recipe), f"run.output_dir={tmp_path}", *TINY_STEPS, *overrides], "x")
     rows = metrics(run_dir, "train")
     assert [row["step"] for row in rows] == [1, 2] and all(row["skipped_steps"] == 0 for row in rows)
     log = (run_dir / "log.txt").read_text()
-    assert ("M trained)" in log) == bool(cfg.model.freeze)
-    evaluate(run_dir, "eval.batch_size=2", f"eval.num_clips={min(cfg.eval.num_clips, 3)}")
+    assert ("M trained)" in log) == (bool(cfg.model.freeze) or cfg.task.name == "probe")
+    evaluate(run_dir, "eval.batch_size=2", f"eval.num_clips={max(min(cfg.eval.num_clips, 3), cfg.data.num_clips)}")
     (summary,) = (run_dir / "eval").glob("*/summary.json")
     assert json.loads(summary.read_text())["scored"] == 8

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 
 import eval as eval_command
-from evaluation.compare import compare_runs, read_predictions
+from evaluation.compare import average_runs, compare_runs, read_predictions
 from evaluation.scores import mcnemar
 from tests.helpers.runs import evaluate, read_csv
 
@@ -52,3 +53,19 @@ def test_comparison_needs_two_tests(run_dir, tmp_path, capsys):
     ):
         assert eval_command.main(["--compare", *arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_average_is_that_of_the_newest_tests(run_dir, tmp_path, capsys):
+    evaluate(run_dir)
+    for name, top1 in (("b", 0.5), ("c", 1.0)):
+        folder = tmp_path / name / "eval" / "2x3"
+        folder.mkdir(parents=True)
+        (folder / "predictions.csv").write_text("")
+        (folder / "summary.json").write_text(json.dumps({"top1": top1, "top5": 1.0, "videos": 7}))
+    capsys.readouterr()
+    assert eval_command.main(["--average", str(tmp_path / "b"), str(tmp_path / "c")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-4] for line in lines[3:]] == ["75.00", "35.36"] and "50.00 % 100.00 %       7" in lines[1]
+    assert "13" in average_runs([run_dir, tmp_path / "b"]).splitlines()[1]
+    assert eval_command.main(["--average", str(run_dir)]) == 2
+    assert "--average: expected two or more run folders" in capsys.readouterr().err

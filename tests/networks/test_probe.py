@@ -40,7 +40,13 @@ def test_tokens_of_every_network_are_classified_and_do_not_depend_on_other_video
 def test_selected_probe_is_a_network_that_is_saved_and_loaded(layers, tmp_path):
     grid = randomize(make_grid(layers=layers, num_clips=2), seed=0)
     video = random_video(2, 2, 3, 4, 32, 32)
-    assert grid.embed_dim == SMALL["embed_dim"] * max(len(layers), 1)
+    tokens = grid.forward_tokens(video)
+    assert tokens.shape == (2, 2 * 32 * max(len(layers), 1), SMALL["embed_dim"])
+    if layers:
+        clip, last = video[:, 0], grid.encoder.forward_tokens(video[:, 0])
+        per_clip = tokens.shape[1] // 2
+        assert torch.equal(grid.forward_tokens(clip), tokens[:, :per_clip])
+        assert torch.equal(tokens[:, per_clip - 32 : per_clip], last) == (layers[-1] == "blocks.1")
     with torch.no_grad():
         for index, expected in enumerate(grid(video)):
             network = grid.select(index)
@@ -133,6 +139,6 @@ def test_wrong_arguments_are_named(options, message):
         build("probe_grid", **SIZE | options)
 
 
-def test_layers_with_other_numbers_of_tokens_are_refused():
-    with pytest.raises(ValueError, match=r"layers=blocks\.0,blocks\.3: expected equal numbers of tokens, they have"):
+def test_layers_of_other_dimensions_are_refused():
+    with pytest.raises(ValueError, match=r"layers=blocks\.0,blocks\.3: expected tokens of equal dimension, they have"):
         make_grid("mvit v2", layers=["blocks.0", "blocks.3"])

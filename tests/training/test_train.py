@@ -10,7 +10,6 @@ import time
 import pytest
 import torch
 
-import train as train_command
 from configs import loading
 from tests.helpers.runs import (
     MASKFEAT,
