@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from networks.attentive_pooler import CrossAttention
 from networks.layers import Attention, AttentionLayout
 from networks.maskfeat import MaskFeat
+from networks.probe import ProbedEncoder
 
 _MAX_ROLLOUT_TOKENS = 5000  # of a clip: roll-out multiplies (tokens, tokens) matrices
 
@@ -71,21 +72,22 @@ def attention_saliency(network: nn.Module, video: Tensor, rollout: bool = False)
     """(B, C, T, H, W) -> (B, t, h, w): the share of attention that each patch gets from the classified feature.
 
     By default it is the last layer's attention, averaged over heads: that of the class token, of the query of an
-    attentive pooler, or the mean over all tokens if their mean is classified. In a factorized encoder, the frames are
-    weighted by the attention of the temporal encoder; where that attends at each position (VideoPrism), the last layers
-    of both encoders are multiplied. `rollout` multiplies all layers, each half attention and half identity (Abnar and
-    Zuidema, 2020, section 3). Raises ValueError for roll-out if queries are pooled (MViT, Hiera) or if there are too
-    many tokens.
+    attentive pooler or probe, or the mean over all tokens if their mean is classified. In a factorized encoder, the
+    frames are weighted by the attention of the temporal encoder; where that attends at each position (VideoPrism), the
+    last layers of both encoders are multiplied. `rollout` multiplies all layers, each half attention and half identity
+    (Abnar and Zuidema, 2020, section 3). Raises ValueError for roll-out if queries are pooled (MViT, Hiera) or if there
+    are too many tokens.
     """
-    network = getattr(network, "module", network)
+    network = _shown_network(getattr(network, "module", network), rollout)
+    if isinstance(network, ProbedEncoder):
+        return _pooler_saliency(network, video, network.attention_layout)
     backbone: Any = network.backbone if isinstance(network, MaskFeat) else network
     layout: AttentionLayout = backbone.attention_layout
     if rollout:
         _check_rollout(layout)
     is_attentive = backbone.pooling == "attentive"
     if is_attentive and not rollout:  # the query of the pooler attends to all patches of the clip
-        weights = attention_maps(backbone, video, [layout.pooler_layer])[layout.pooler_layer]
-        return _normalize(_to_grid(weights.mean(1)[:, 0], layout))
+        return _pooler_saliency(backbone, video, layout)
     names = _layer_names(layout.prefix + "blocks.{}.attn", len(backbone.blocks), rollout)
     time_names, pooler_names = [], []
     if layout.kind == "divided" and rollout:
@@ -118,6 +120,20 @@ def attention_saliency(network: nn.Module, video: Tensor, rollout: bool = False)
             saliency / reduce(saliency, "B t h w -> B t 1 1", "sum") * rearrange(frame_saliency, "B t -> B t 1 1")
         )
     return _normalize(saliency)
+
+
+def _shown_network(network: nn.Module, rollout: bool) -> nn.Module:
+    """Return the network, or the encoder of a probe whose own attention cannot be shown."""
+    if isinstance(network, ProbedEncoder) and (rollout or not network.attention_layout):
+        return network.encoder
+    return network
+
+
+def _pooler_saliency(network: nn.Module, video: Tensor, layout: AttentionLayout | None) -> Tensor:
+    """Return the attention (B, t, h, w) of the query of an attentive pooler, averaged over heads."""
+    assert layout
+    weights = attention_maps(network, video, [layout.pooler_layer])[layout.pooler_layer]
+    return _normalize(_to_grid(weights.mean(1)[:, 0], layout))
 
 
 def _pooler_attention(product: Tensor, pooler_layers: Sequence[Tensor], layout: AttentionLayout) -> Tensor:

@@ -57,6 +57,10 @@ def tokens_of_clips(output: Tensor, num_clips: int) -> Tensor:
 
 
 @torch.compiler.disable  # torch.compile would not see the hooks
-def layer_tokens(network: nn.Module, video: Tensor, layers: Sequence[str]) -> list[Tensor]:
-    """Return the tokens (B, N, D) that each of the named layers puts out. Raises ValueError as layer_outputs()."""
-    return [tokens_of_clips(output, len(video)) for output in layer_outputs(network, video, layers)]
+def layer_patches(network: nn.Module, video: Tensor, layers: Sequence[str], num_prefix_tokens: int) -> list[Tensor]:
+    """Return the tokens (B, N, D) that each of the named layers puts out, without class and register tokens.
+
+    Raises ValueError as layer_outputs().
+    """
+    outputs = layer_outputs(network, video, layers)
+    return [tokens_of_clips(output[..., num_prefix_tokens:, :], len(video)) for output in outputs]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from networks.argument_checks import check_positive, jsonable_kwargs
 from networks.attentive_pooler import AttentivePooler, standardize
-from networks.layer_outputs import layer_tokens
+from networks.layer_outputs import layer_patches
 from networks.layers import AttentionLayout, init_linear
 from networks.variants import VARIANTS
 
@@ -133,7 +133,7 @@ class FrozenEncoder(nn.Module):
         """(B, C, T, H, W) -> (B, N, D)."""
         if not self.layers:
             return encoder.forward_tokens(clips)
-        outputs = layer_tokens(encoder, clips, self.layers)
+        outputs = layer_patches(encoder, clips, self.layers, encoder.attention_layout.num_prefix_tokens)
         if len({tokens.shape[-1] for tokens in outputs}) > 1:
             dims = ", ".join(str(tokens.shape[-1]) for tokens in outputs)
             raise ValueError(f"layers={','.join(self.layers)}: expected tokens of equal dimension, they have {dims}")
@@ -223,16 +223,15 @@ class ProbedEncoder(FrozenEncoder):
         return self.probe.head
 
     @property
-    def pooling(self) -> str:
-        """Return what is classified: the feature of an attentive pooler, or the mean of the tokens."""
-        return "attentive" if isinstance(self.probe, AttentiveProbe) else "mean"
-
-    @property
-    def attention_layout(self) -> AttentionLayout:
-        """Return which tokens of the encoder attend to each other."""
+    def attention_layout(self) -> AttentionLayout | None:
+        """Return the layout of the tokens that an attentive probe pools; None if it has none, or they are not patches
+        of one layer."""
         layout: AttentionLayout = self.encoder.attention_layout
+        is_time_only = layout.kind == "factorized_encoder" and not layout.prefix  # with a prefix, patches of frames
+        if not isinstance(self.probe, AttentiveProbe) or self.layers or is_time_only:
+            return None
         pooler_layer = "probe.pooler.cross_attention_block.xattn"
-        return layout._replace(prefix=f"encoder.{layout.prefix}", pooler_layer=pooler_layer)
+        return AttentionLayout("joint", self.encoder.token_grid, num_prefix_tokens=0, pooler_layer=pooler_layer)
 
     def forward_features(self, video: Tensor) -> Tensor:
         """(B, [L,] C, T, H, W) -> (B, D)."""

@@ -13,7 +13,7 @@ import torch
 from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
-from networks.argument_checks import check_choice, check_pooling, check_positive, jsonable_kwargs
+from networks.argument_checks import Grid, check_choice, check_pooling, check_positive, jsonable_kwargs
 from networks.layers import (
     NORM_EPS,
     Attention,
@@ -146,6 +146,11 @@ class TimeSformer(nn.Module):
                 parameter.zero_()
 
     @property
+    def token_grid(self) -> Grid:
+        """Return (t, h, w) of the tokens after the last block."""
+        return self.patch_embed.grid
+
+    @property
     def attention_layout(self) -> AttentionLayout:
         """Return which tokens attend to each other."""
         if self.attention == "joint":
@@ -166,9 +171,10 @@ class TimeSformer(nn.Module):
         return run_blocks(self.blocks, self.embed(video), self.checkpoint_blocks)
 
     def forward_tokens(self, video: Tensor) -> Tensor:
-        """(B, C, T, H, W) -> (B, n T, D), with space attention (B, T n, D): normed, without class tokens."""
+        """(B, C, T, H, W) -> (B, t h w, D) of `token_grid`: normed, without class tokens."""
         tokens = self.norm(self.encode_tokens(video))[:, 1:]
-        return rearrange(tokens, "(B T) n D -> B (T n) D", B=len(video)) if self.attention == "space" else tokens
+        order = "(B T) n D" if self.attention == "space" else "B (n T) D"
+        return rearrange(tokens, f"{order} -> B (T n) D", T=self.patch_embed.num_frames)
 
     def forward_features(self, video: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, D)."""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from networks import build, weights
+from networks.attention_maps import attention_maps, attention_saliency
 from networks.attentive_pooler import AttentivePooler, standardize
 from networks.probe import BatchStandardize
 from tests.helpers.networks import EVERY, SMALL, random_video, randomize
@@ -34,6 +35,33 @@ def test_tokens_of_every_network_are_classified_and_do_not_depend_on_other_video
         assert torch.equal(grid(tokens), logits), "tokens that were kept give the same"
         first = tokens.shape[1] // 2
         torch.testing.assert_close(grid.forward_tokens(video[:, 0]), tokens[:, :first], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layers", [[], ["blocks.1"]])
+@pytest.mark.parametrize("kind", EVERY)
+def test_attention_of_every_probe_can_be_shown(kind, layers):
+    grid = randomize(make_grid(kind, layers=layers), seed=0)
+    video = random_video(2, 3, 4, 32, 32)
+    for index in range(len(KINDS)):
+        network = grid.select(index)
+        saliency = attention_saliency(network, video)
+        torch.testing.assert_close(saliency.sum((1, 2, 3)), torch.ones(2))
+        if KINDS[index] == "attentive" and not layers and kind.split(",")[0] != "vivit factorized encoder":
+            assert saliency.shape[1:] == grid.encoder.token_grid
+            (weights,) = attention_maps(network, video, [network.attention_layout.pooler_layer]).values()
+            expected = weights.mean(1)[:, 0].reshape(saliency.shape)
+            torch.testing.assert_close(saliency, expected)
+
+
+@pytest.mark.parametrize("kind", ["timesformer divided", "timesformer joint"])
+def test_tokens_of_timesformer_are_ordered_by_frame(kind):
+    name, kwargs = EVERY[kind]
+    network, video = randomize(build(name, **kwargs), seed=0), random_video(1, 3, 4, 32, 32)
+    network.pos_embed.data.zero_()
+    tokens = network.forward_tokens(video).reshape(4, 16, 32)
+    still = network.forward_tokens(video[:, :, :1].expand(-1, -1, 4, -1, -1)).reshape(4, 16, 32)
+    change = (tokens - still).abs().mean((1, 2))
+    assert change[0] < change[1:].min()
 
 
 @pytest.mark.parametrize("layers", [[], ["blocks.0"], ["blocks.0", "blocks.1"]])
