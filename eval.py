@@ -37,15 +37,17 @@ from evaluation.report import write_report
 from evaluation.scores import Scores
 from evaluation.video import classify_video, classify_videos, score_video
 from networks import weights
+from networks.probe import ProbeGrid
 from pipelines.data.annotations import list_exists
 from pipelines.data.dataset import read_class_names
+from pipelines.data.feature_shards import is_feature_folder
 from pipelines.decode.image_folder import holds_images
 from pipelines.loader import EvalVideoLoader
 from pipelines.sample_source import TooManyUnreadableVideos
 from pipelines.storage import videos_below
 from training.checkpoint_input import apply_input_spec
 from training.run_dir import run_path
-from training.setup import build_network, init_from_pretrained
+from training.setup import build_network, describe_features, init_from_pretrained
 from utils.cli import run_command
 from utils.device import choose_device, choose_dtype, clip_dtype
 from utils.distributed import World
@@ -93,7 +95,8 @@ def evaluate_list(run: EvalRun) -> str:
         output_dir = run.path / "eval" / "pretraining"
         return evaluate_pretraining(cfg, run.network, loader, run.world, output_dir, run.dtype)
     if cfg.eval.features_path:
-        return extract_features(cfg.eval, run.network, loader, run.world, run.dtype)
+        description = describe_features(cfg, run.path)
+        return extract_features(cfg.eval, run.network, loader, run.world, run.dtype, description)
     return run_multi_view_test(run, loader)
 
 
@@ -115,7 +118,7 @@ def load_run(source: Path, overrides: Sequence[str]) -> EvalRun:
 def build_recipe(source: Path, overrides: Sequence[str]) -> tuple[Config, Path, nn.Module, list[str]]:
     """Build the network of a recipe from a checkpoint, complete; also return where its results go."""
     cfg = loading.load_config(source, overrides)
-    if cfg.task.name == "probe":
+    if cfg.task.name == "probe" and not cfg.eval.features_path:
         raise ValueError(f"{source}: a probe is trained first: python train.py {source}; then give its run folder")
     if not cfg.model.pretrained:
         raise ValueError(f"{source}: a recipe has no weights: give model.pretrained=CHECKPOINT, or a run folder")
@@ -154,7 +157,13 @@ def build_test_loader(run: EvalRun) -> EvalVideoLoader:
     path = data.test or data.val if is_test else data.val
     if not path:
         raise ValueError(f"data.{'test' if is_test else 'val'}: expected a list")
-    test = run.cfg.eval if is_test else Eval(num_clips=1, num_crops=1, batch_size=data.batch_size)
+    test = run.cfg.eval
+    if isinstance(run.network, ProbeGrid):  # features to train probes on: the views of their validation
+        test = test.model_copy(update={"num_clips": data.num_clips, "num_crops": 1})
+    elif not is_test:
+        test = Eval(num_clips=1, num_crops=1, batch_size=data.batch_size)
+    if is_feature_folder(path):
+        raise ValueError(f"data.test={path}: a folder of features; a test needs the list of the videos themselves")
     return EvalVideoLoader(
         path,
         data,

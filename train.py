@@ -74,7 +74,7 @@ def train(cfg: Config, given: Collection[str] = ()) -> int:
     if t.step < total_steps or not checkpoint:
         t.run_dir.write_config(t.cfg)
     t.run_dir.log(f"{describe_network(cfg.model.name, t.state.network, t.dtype)}; run folder {t.run_dir.path}")
-    accumulate = t.train_loader.source.grad_accum_steps
+    accumulate = t.train_loader.grad_accum_steps
     step_text = describe_step(t.schedule, cfg.data.batch_size, world.size, accumulate)
     t.run_dir.log(f"{t.schedule.steps_per_epoch} steps per epoch, each of {step_text}")
     if cfg.task.name == "probe":
@@ -110,7 +110,7 @@ def train_epoch(  # noqa: PLR0913  # the objects that live longer than an epoch
 ) -> LastBatch | None:
     """Train to the end of an epoch, or until a signal arrives. Returns the last batch."""
     cfg, loader, state, schedule, world = t.cfg, t.train_loader, t.state, t.schedule, t.world
-    accumulate = loader.source.grad_accum_steps
+    accumulate = loader.grad_accum_steps
     metrics.reset()
     batches = metrics.timed(progress(loader, f"epoch {epoch + 1}/{cfg.optim.epochs}", world))
     batch: Batch | None = None
@@ -165,6 +165,8 @@ def figure_interval(t: Training) -> int:
 def save_figures(t: Training, last: LastBatch) -> None:
     """Write clips.png, the last batch with predictions, and attention.png, what the network looked at."""
     (batch, out), mean, std = last, t.cfg.data.mean, t.cfg.data.std
+    if batch.video.ndim == 3:  # features: there are no frames to show
+        return
     if "prediction" in out:
         t.run_dir.save_figure("clips", draw_hog(batch, out, mean, std), t.step)
         return

@@ -59,10 +59,12 @@ class Eval(Section):
     attention_map: Literal["", "last", "rollout"] = option(
         "", "figure of the attention in four videos: of the last layer, or rolled out over all layers (empty: none)"
     )
-    features_path: str = option("", "write features of the videos to this .npz or .safetensors file instead of a test")
+    features_path: str = option(
+        "", "write features of the videos to this folder, .npz or .safetensors file instead of a test"
+    )
     feature_layer: str = option("", "layer that features are taken from, blocks.5 (empty: the input of the head)")
     feature_pool: Literal["mean", "cls", "tokens"] = option(
-        "mean", "with feature_layer: mean of the tokens, class token, or all tokens in the order of the layer"
+        "mean", "mean of the tokens (of the last layer: the head's input), class token of feature_layer, or all tokens"
     )
     batch_size: int = option(4, "videos per batch in the multi-view test, each with num_clips x num_crops views", ge=1)
     short_side: Literal["image_size", "8/7"] | int = option(

@@ -18,6 +18,7 @@ from configs.schema import Config
 from evaluation.partial import PartialScores
 from evaluation.scores import Scores
 from pipelines.batch_loader import BatchLoader
+from pipelines.feature_loader import FeatureLoader
 from training.figures import draw_hog
 from training.setup import build_task
 from training.tasks import MaskFeatTask, mean_loss
@@ -128,7 +129,7 @@ def _score_views(logits: Tensor, label: Tensor, num_clips: int, average: str) ->
     return after[:, -1] if average == "probs" else F.softmax(after[:, -1], dim=-1), correct
 
 
-def progress(loader: BatchLoader, description: str, world: World) -> tqdm:
+def progress(loader: BatchLoader | FeatureLoader, description: str, world: World) -> tqdm:
     """Wrap a loader in a progress bar on the terminal of the main process."""
     return tqdm(
         loader,

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from evaluation.evaluate import ScoreTable, progress
 from networks.probe import ProbeGrid
 from pipelines.batch_loader import BatchLoader
+from pipelines.feature_loader import FeatureLoader
 from training.probe_grid import ProbeResult
 from utils.device import autocast
 from utils.distributed import World
@@ -17,7 +18,7 @@ from utils.distributed import World
 
 @torch.inference_mode()
 def evaluate_probes(
-    grid: ProbeGrid, loader: BatchLoader, world: World, dtype: torch.dtype
+    grid: ProbeGrid, loader: BatchLoader | FeatureLoader, world: World, dtype: torch.dtype
 ) -> tuple[dict[int, ProbeResult], str]:
     """Score every video once with each active probe; also return the coverage as a line.
 

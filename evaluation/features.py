@@ -1,19 +1,23 @@
 """Extract a feature vector, or all tokens, for each video of a list.
 
-    python eval.py runs/NAME data.test=TRAIN_LIST eval.features_path=train.npz
+    python eval.py runs/NAME data.test=LIST eval.features_path=train.npz
     python eval.py runs/NAME eval.features_path=test.safetensors eval.feature_layer=blocks.5
+    python eval.py RECIPE data.test=LIST eval.features_path=FOLDER     of a probe: what it is trained on
 
-A file has `features` (n, D) float32, `label` (n,) and `video` (paths) of the videos that could be read. Without
-eval.feature_layer the features are the input of the head.
+A file has `features` (n, D) float32, `label` (n,) and `video` (paths) of the videos that could be read. A folder has
+them in half precision and in shards (`pipelines.data.feature_shards`); a command that was interrupted continues.
+Without eval.feature_layer the features are the input of the head, or with eval.feature_pool=tokens the tokens that the
+network ends with.
 """
 
 from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +29,9 @@ from torch import Tensor, nn
 from configs.schema import Eval
 from evaluation.evaluate import progress
 from networks.layer_outputs import find_layer, layer_outputs, tokens_of_clips
-from pipelines.batch_loader import Batch, BatchLoader
+from pipelines.batch_loader import Batch
+from pipelines.data.feature_shards import FeatureShards, Labeled, ShardWriter, is_feature_folder
+from pipelines.loader import EvalVideoLoader
 from utils.device import autocast
 from utils.distributed import World
 
@@ -42,9 +48,9 @@ class Features:
 
     @staticmethod
     def check_path(path: Path) -> None:
-        """Raise ValueError for a file name that save() cannot write."""
-        if path.suffix not in SUFFIXES:
-            raise ValueError(f"{path}: expected a name that ends in .npz or .safetensors")
+        """Raise ValueError for a file name that save() cannot write; a name without suffix is a folder."""
+        if path.suffix and path.suffix not in SUFFIXES:
+            raise ValueError(f"{path}: expected a folder, or a name that ends in .npz or .safetensors")
 
     def save(self, path: Path) -> None:
         """Write a .npz or .safetensors file, as its name says. Raises ValueError for another name."""
@@ -58,7 +64,11 @@ class Features:
 
     @staticmethod
     def load(path: Path) -> Features:
-        """Read what save() wrote. Raises ValueError for a file that is missing or has no features."""
+        """Read what save() wrote, or a folder. Raises ValueError for a path that is missing or has no features."""
+        if is_feature_folder(path):
+            shards = FeatureShards(path)
+            features = torch.from_numpy(shards.rows(range(len(shards)))).float()
+            return Features(features, torch.from_numpy(shards.label), shards.name)
         try:
             if path.suffix == ".safetensors":
                 with safe_open(path, "np") as file:
@@ -75,14 +85,15 @@ class Features:
 def feature_extractor(network: nn.Module, layer: str = "", pool: str = "mean") -> Callable[[Tensor], Tensor]:
     """Return a function from clips (B, C, T, H, W) to features (B, D).
 
-    Without `layer` they are the input of the head. With it, `pool` reduces the tokens that the layer puts out: `mean`;
-    `cls`, the class token (of frames that are encoded one by one, the mean of theirs); `tokens`, all of them (B, N, D).
-    Raises ValueError that lists the layers for an unknown one, and for the class token of a network without one.
+    Without `layer` they are the input of the head, or with `pool=tokens` the tokens that the network ends with. With
+    it, `pool` reduces the tokens that the layer puts out: `mean`; `cls`, the class token (of frames that are encoded
+    one by one, the mean of theirs); `tokens`, all of them (B, N, D). Raises ValueError that lists the layers for an
+    unknown one, and for the class token of a network without one.
     """
     if pool == "cls" and layer and not getattr(network, "has_cls_token", True):
         raise ValueError("eval.feature_pool=cls: the network has no class token")
     if not layer:
-        return network.forward_features  # type: ignore[return-value]
+        return network.forward_tokens if pool == "tokens" else network.forward_features  # type: ignore[return-value]
     find_layer(network, layer)  # raises for an unknown one
 
     def extract_tokens(video: Tensor) -> Tensor:
@@ -98,25 +109,39 @@ def feature_extractor(network: nn.Module, layer: str = "", pool: str = "mean") -
 @torch.inference_mode()
 def extract(
     extract_clips: Callable[[Tensor], Tensor], batches: Iterable[Batch], device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Return the sample indices (n,), negative for padding, and features (n, D) or (n, N, D) float32, on the host.
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield for each batch the sample indices (B,), negative for padding, and features (B, ...) float32, on the host.
 
-    The features of a video (B, V, C, T, H, W) are the mean over its views.
+    The features of a video (B, V, C, T, H, W) are the mean over its views, or the tokens (N, D) of all views in a row.
     """
-    indices, features = [], []
     for batch in batches:
         with autocast(device, dtype):
             views = extract_clips(rearrange(batch.video, "B V C T H W -> (B V) C T H W")).float()
-        features.append(reduce(views, "(B V) ... -> B ...", "mean", B=len(batch.video)).cpu())
-        indices.append(batch.sample_index.cpu())
-    return torch.cat(indices), torch.cat(features)
+        if views.ndim == 2:
+            features = reduce(views, "(B V) D -> B D", "mean", B=len(batch.video))
+        else:
+            features = rearrange(views, "(B V) N D -> B (V N) D", B=len(batch.video))
+        yield batch.sample_index.cpu(), features.cpu()
 
 
-def extract_features(test: Eval, network: nn.Module, loader: BatchLoader, world: World, dtype: torch.dtype) -> str:
-    """Write the features of every video that can be read to eval.features_path; return the lines to print."""
+def extract_features(
+    test: Eval,
+    network: nn.Module,
+    loader: EvalVideoLoader,
+    world: World,
+    dtype: torch.dtype,
+    description: Mapping[str, Any],
+) -> str:
+    """Write the features of every video that can be read to eval.features_path; return the lines to print.
+
+    `description` says how a folder of features is made.
+    """
     extract_clips = feature_extractor(network.eval(), test.feature_layer, test.feature_pool)
-    parts = world.gather(extract(extract_clips, progress(loader, "features", world), loader.device, dtype))
-    index, features = (torch.cat(part) for part in zip(*parts, strict=True))
+    if not Path(test.features_path).suffix:
+        return extract_to_folder(Path(test.features_path), extract_clips, loader, world, dtype, description)
+    batches = extract(extract_clips, progress(loader, "features", world), loader.device, dtype)
+    own_index, own_features = (torch.cat(part) for part in zip(*batches, strict=True))
+    index, features = (torch.cat(part) for part in zip(*world.gather((own_index, own_features)), strict=True))
     order = index.argsort()[(index < 0).sum() :]
     videos = [loader.videos[i] for i in index[order].tolist()]
     if world.is_main:
@@ -124,3 +149,41 @@ def extract_features(test: Eval, network: nn.Module, loader: BatchLoader, world:
         Features(features[order], label, [video.name for video in videos]).save(Path(test.features_path))
     shape = "x".join(map(str, features.shape[1:]))
     return f"{len(videos)} of {len(loader.videos)} videos, {shape} features\nwritten: {test.features_path}"
+
+
+def extract_to_folder(  # noqa: PLR0913  # what extract_features() is given
+    folder: Path,
+    extract_clips: Callable[[Tensor], Tensor],
+    loader: EvalVideoLoader,
+    world: World,
+    dtype: torch.dtype,
+    description: Mapping[str, Any],
+) -> str:
+    """Write shards of features, after those that are there already; return the lines to print."""
+    videos = [Labeled(video.name, video.label) for video in loader.videos]
+
+    def open_writer() -> ShardWriter | str:
+        try:
+            return ShardWriter(folder, description, videos, loader.classes)
+        except ValueError as error:
+            return str(error)
+
+    writer = open_writer() if world.is_main else None
+    start = world.broadcast(lambda: writer if isinstance(writer, str) else writer.start if writer else 0)
+    if isinstance(start, str):
+        raise ValueError(start)
+    per_batch = loader.source.batch_size * world.size  # videos of a batch of all processes
+    if start < len(videos):
+        first_batch = start // per_batch
+        loader.load_state_dict({"epoch": 0, "seen": first_batch * per_batch})
+        batches = extract(extract_clips, progress(loader, "features", world), loader.device, dtype)
+        for batch_index, own in enumerate(batches, first_batch):
+            index, features = (torch.cat(part) for part in zip(*world.gather(own), strict=True))
+            if isinstance(writer, ShardWriter):
+                read = index >= 0
+                writer.add(index[read].numpy(), features[read].numpy(), (batch_index + 1) * per_batch)
+    world.gather(None)  # the last shard is written
+    shards = FeatureShards(folder)
+    shape = "x".join(map(str, shards.shape))
+    resumed = f", {start} of them before" if start else ""
+    return f"{len(shards)} of {len(videos)} videos{resumed}, {shape} features\nwritten: {folder}"

@@ -6,6 +6,7 @@ from evaluation.evaluate import evaluate
 from evaluation.evaluate_probes import evaluate_probes
 from networks import weights
 from networks.probe import ProbeGrid, select_state
+from pipelines.loader import EvalVideoLoader
 from training.history import is_best, read_metrics
 from training.parallel import network_state
 from training.probe_grid import ROW_KIND as PROBES
@@ -62,7 +63,7 @@ def score_probes(t: Training, grid: ProbeGrid) -> tuple[dict[int, ProbeResult], 
 
 def score_validation(t: Training) -> dict[str, float]:
     """Return loss and accuracy, or MaskFeat's loss and baseline, over the validation list."""
-    assert t.val_loader
+    assert isinstance(t.val_loader, EvalVideoLoader)
     epoch = t.train_loader.epoch
     if isinstance(t.task, MaskFeatTask):
         loss, baseline, _ = mean_loss(t.state.eval_model, t.task, t.val_loader, t.device, t.dtype)

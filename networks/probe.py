@@ -172,6 +172,10 @@ class FrozenEncoder(nn.Module):
         tokens = self._extract(self.encoder, video.flatten(0, 1) if video.ndim == 6 else video)
         return rearrange(tokens, "(B L) N D -> B (L N) D", B=len(video))
 
+    def forward_features(self, video: Tensor) -> Tensor:
+        """(B, [L,] C, T, H, W) -> (B, D): the mean of the tokens."""
+        return reduce(self.forward_tokens(video), "B N D -> B D", "mean")
+
 
 def find_norm(encoder: Any, embed_dim: int) -> Callable[[Tensor], Tensor]:
     """Return the norm of an encoder's last tokens; `standardize` for tokens of another dimension, or if it has none."""

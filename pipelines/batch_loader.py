@@ -75,6 +75,11 @@ class BatchLoader:
         return self.decoder.source
 
     @property
+    def grad_accum_steps(self) -> int:
+        """The batches per optimizer step."""
+        return self.source.grad_accum_steps
+
+    @property
     def pipeline(self) -> PipelineConfig:
         """The configuration of the DALI pipeline."""
         return self.decoder.pipeline

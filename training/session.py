@@ -12,6 +12,8 @@ from configs import loading
 from configs.schema import Config
 from networks import weights
 from networks.probe import ProbeGrid
+from pipelines.data.feature_shards import is_feature_folder
+from pipelines.feature_loader import FeatureLoader
 from pipelines.loader import EvalVideoLoader, VideoLoader
 from pipelines.tuning.tune import SECONDS, tune
 from training.checkpoint_input import apply_input_spec, keep_saved_input
@@ -45,8 +47,8 @@ class Training:
     world: World
     dtype: torch.dtype
     classes: list[str]
-    train_loader: VideoLoader
-    val_loader: EvalVideoLoader | None
+    train_loader: VideoLoader | FeatureLoader
+    val_loader: EvalVideoLoader | FeatureLoader | None
     state: TrainState
     task: Classify | MaskFeatTask
     schedule: Schedule
@@ -84,8 +86,9 @@ def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Trai
         cfg = tune_data(cfg, checkpoint, given, device, dtype, world)
     data, (train_loader, val_loader) = cfg.data, build_loaders(cfg, device, dtype, world)
     classes = train_loader.classes
-    if data.decoder in ("auto", "both") and train_loader.source.decoders.uses_dali:
-        cfg = loading.replace_values(cfg, "data", pyav_share=train_loader.source.decoders.pyav_share)
+    decoders = train_loader.source.decoders if isinstance(train_loader, VideoLoader) else None
+    if data.decoder in ("auto", "both") and decoders and decoders.uses_dali:
+        cfg = loading.replace_values(cfg, "data", pyav_share=decoders.pyav_share)
 
     torch.manual_seed(cfg.run.seed)
     network = build_network(cfg, len(classes))
@@ -96,7 +99,7 @@ def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Trai
         report = "\n".join([init_from_pretrained(network, source, cfg.model, classes), *input_lines])
     elif cfg.task.name == "probe":
         report = "none: the encoder is random; a trained one is given by model.pretrained"
-    accumulate = train_loader.source.grad_accum_steps
+    accumulate = train_loader.grad_accum_steps
     training = Training(
         cfg=cfg,
         world=world,
@@ -132,8 +135,8 @@ def tune_data(  # noqa: PLR0913  # what set_up() knows by then
             decoder = loading.parse_config(checkpoint[1].get("config", "")).data.decoder
             cfg = loading.replace_values(cfg, "data", decoder=decoder)
         fixed |= choosers
-    if not cfg.data.train:
-        return cfg  # the loader says what is missing
+    if not cfg.data.train or is_feature_folder(cfg.data.train):
+        return cfg  # the loader says what is missing; features need no decoder
     data = tune(
         cfg.data, fixed=fixed, device=device, dtype=clip_dtype(dtype), seed=cfg.run.seed, world=world, seconds=SECONDS
     )
@@ -178,7 +181,7 @@ def stop_probes(t: Training) -> None:
     for index in stopped:
         grid.stop(index)
     # DDP expects gradients of the parameters that were trained when it was built.
-    accumulate = t.train_loader.source.grad_accum_steps
+    accumulate = t.train_loader.grad_accum_steps
     model = distribute(grid, t.world.size, t.device, shard=False, grad_accum_steps=accumulate)
     t.state = dataclasses.replace(t.state, model=model)
     names = ", ".join(settings[index].name for index in stopped)
@@ -188,7 +191,7 @@ def stop_probes(t: Training) -> None:
 def steps_left(t: Training) -> int:
     """Count the optimizer steps from the position of the loader to the end of the run."""
     loader = t.train_loader
-    steps_done = loader.batch_index // loader.source.grad_accum_steps
+    steps_done = loader.batch_index // loader.grad_accum_steps
     return (t.cfg.optim.epochs - loader.epoch) * t.schedule.steps_per_epoch - steps_done
 
 

@@ -1,6 +1,7 @@
 """Build from a configuration what training needs: loaders, network with its first weights, task, training state."""
 
 import difflib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from configs.schema import NO_CUDA_GRAPHS, Config, Eval, Model, Task
 from networks import PRETRAINING, VARIANTS, build, weights
 from networks.maskfeat import MaskFeat
 from networks.probe import ProbeGrid
+from pipelines.data.feature_shards import is_feature_folder
+from pipelines.feature_loader import FeatureLoader
 from pipelines.loader import EvalVideoLoader, VideoLoader
 from training.optimizers import build_optimizer
 from training.parallel import distribute
@@ -39,17 +42,59 @@ def load_resume_checkpoint(cfg: Config, world: World) -> Checkpoint | None:
 
 def build_loaders(
     cfg: Config, device: torch.device, dtype: torch.dtype, world: World
-) -> tuple[VideoLoader, EvalVideoLoader | None]:
+) -> tuple[VideoLoader | FeatureLoader, EvalVideoLoader | FeatureLoader | None]:
     """Read the training and the validation list; of each of its videos one center view is scored, or one per clip."""
     data = cfg.data
     if not data.train:
         raise ValueError("data.train: expected a training list, or a folder with one folder per class")
     shared: dict[str, Any] = {"device": device, "dtype": clip_dtype(dtype), "world": world, "seed": cfg.run.seed}
+    if is_feature_folder(data.train):
+        return build_feature_loaders(cfg, **shared)
     train_loader = VideoLoader(data.train, data, global_batch_size=cfg.optim.global_batch_size, **shared)
     if not data.val:
         return train_loader, None
     center = Eval(num_clips=data.num_clips, num_crops=1, batch_size=data.batch_size)
     return train_loader, EvalVideoLoader(data.val, data, center, classes=train_loader.classes, **shared)
+
+
+def build_feature_loaders(cfg: Config, **shared: Any) -> tuple[FeatureLoader, FeatureLoader]:
+    """Build the loaders of two folders of features.
+
+    Raises ValueError unless they are those that the probes of the configuration would see.
+    """
+    data = cfg.data
+    if cfg.task.name != "probe":
+        raise ValueError(f"data.train={data.train}: features are for task.name=probe")
+    if not is_feature_folder(data.val):
+        raise ValueError(f"data.val={data.val}: expected a folder of features, as data.train={data.train} is one")
+    size = cfg.optim.global_batch_size
+    train = FeatureLoader(data.train, data, train=True, global_batch_size=size, **shared)
+    val = FeatureLoader(data.val, data, train=False, **shared)
+    wanted = json.loads(json.dumps(describe_features(cfg)))
+    for loader in (train, val):
+        for key, value in loader.shards.description.items():
+            if key != "eval.feature_pool" and wanted.get(key) != value:
+                raise ValueError(
+                    f"{loader.shards.folder}: its features are those of {key}={value}, not {wanted.get(key)}"
+                )
+    if train.classes != val.classes or train.shards.shape != val.shards.shape:
+        raise ValueError(f"data.val={data.val}: has other classes or features than data.train={data.train}")
+    return train, val
+
+
+def describe_features(cfg: Config, run_path: Path | None = None) -> dict[str, Any]:
+    """Return what the features of a video depend on: of a probe's encoder, or of the network of a run."""
+    keys = ["num_frames", "frame_stride", "fps", "sampling", "short_clip", "snap_to_keyframes", "image_size", "crop"]
+    description = {f"data.{key}": getattr(cfg.data, key) for key in (*keys, "mean", "std")}
+    description |= {"eval.short_side": cfg.eval.short_side, "eval.clip_placement": cfg.eval.clip_placement}
+    if cfg.task.name == "probe" and not (run_path and (run_path / "best").exists()):
+        m = cfg.model
+        own: dict[str, Any] = {"model.name": m.name, "model.args": m.args, "model.pretrained": m.pretrained}
+        own |= {"probe.layers": list(cfg.probe.layers), "data.num_clips": cfg.data.num_clips}
+    else:
+        views = {f"eval.{key}": getattr(cfg.eval, key) for key in ("num_clips", "num_crops", "feature_layer")}
+        own = {"run": str(run_path), **views}
+    return {**own, **description, "eval.feature_pool": cfg.eval.feature_pool}
 
 
 def build_network(cfg: Config, num_classes: int) -> nn.Module:

@@ -120,21 +120,25 @@ def read_class_names(path: str | Path, class_names: str | Path = "", class_subse
 
 
 def limit_per_class(videos: Sequence[VideoEntry], number: int, seed: int | str = "first") -> list[VideoEntry]:
-    """Return `number` videos of each label, in the order of the list: the first ones, or drawn with a seed.
+    """Return `number` videos of each label, in the order of the list: the first ones, or drawn with a seed."""
+    return [videos[index] for index in few_per_class([video.label for video in videos], number, seed)]
 
-    With one seed, the videos of a smaller number are among those of a larger one.
+
+def few_per_class(labels: Sequence[int], number: int, seed: int | str = "first") -> list[int]:
+    """Return the indices, ascending, of `number` of each label (0: all): the first ones, or drawn with a seed.
+
+    With one seed, those of a smaller number are among those of a larger one.
     """
-    order: Sequence[int] = range(len(videos))
+    order: Sequence[int] = range(len(labels))
     if seed != "first":
-        order = np.random.default_rng([int(seed), random_streams.FEW_SHOT]).permutation(len(videos)).tolist()
+        order = np.random.default_rng([int(seed), random_streams.FEW_SHOT]).permutation(len(labels)).tolist()
     counts: dict[int, int] = {}
     chosen = []
     for index in order:
-        label = videos[index].label
-        counts[label] = counts.get(label, 0) + 1
-        if counts[label] <= number:
+        counts[labels[index]] = counts.get(labels[index], 0) + 1
+        if not number or counts[labels[index]] <= number:
             chosen.append(index)
-    return [videos[index] for index in sorted(chosen)]
+    return sorted(chosen)
 
 
 def _choose_classes(path: str | Path, entries: Sequence[Entry], class_names: str, class_subset: str) -> list[str]:

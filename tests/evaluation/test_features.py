@@ -69,7 +69,7 @@ def test_features_of_a_layer_and_its_tokens_are_written(run_dir, tmp_path, capsy
     )
     layer = ["eval.feature_layer=blocks.0", "eval.feature_pool=tokens"]
     evaluate(run_dir, f"eval.features_path={tmp_path}/tokens.npz", *layer)
-    assert Features.load(tmp_path / "tokens.npz").features.shape == (12, 1 + 2 * 16, 32)
+    assert Features.load(tmp_path / "tokens.npz").features.shape == (12, 6 * (1 + 2 * 16), 32), "of six views"
     assert main([str(tmp_path / "tokens.npz")] * 2) == 2
     assert "has tokens; expected one vector per video" in capsys.readouterr().err
 

@@ -1,0 +1,172 @@
+"""Folders of features: shards that resume, on any number of processes, and probes that are trained on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import eval as eval_command
+from evaluation import features as features_module
+from evaluation.features import Features
+from pipelines.data import feature_shards
+from pipelines.data.feature_shards import FeatureShards, Labeled, ShardWriter
+from tests.helpers.runs import has_same_weights, losses, metrics, run, torchrun_command, train
+
+ENCODER = ["model.name=vjepa2_tiny", "model.args={patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2}"]
+PROBE = [*ENCODER, "task.name=probe", "data.num_clips=2", "probe.kinds=attentive,linear", "probe.lr=1e-2,1e-3"]
+
+
+@pytest.fixture
+def recipe(arguments, tmp_path) -> Path:
+    """Return a recipe of probes on a trained encoder; video 1 of its list is missing."""
+    train(arguments, "encoder", *ENCODER, "optim.epochs=1", "optim.warmup_epochs=0")
+    (tmp_path / "data" / "1.mp4").unlink()
+    values: dict[str, dict[str, str]] = {}
+    for argument in [*arguments, *PROBE, f"model.pretrained={tmp_path}/encoder", "data.max_unreadable=0.2"]:
+        key, _, value = argument.partition("=")
+        section, _, name = key.partition(".")
+        values.setdefault(section, {})[name] = f"[{value}]" if section == "probe" else value
+    path = tmp_path / "recipe.yaml"
+    lines = (f"{section}: {{{', '.join(f'{k}: {v}' for k, v in keys.items())}}}\n" for section, keys in values.items())
+    path.write_text("".join(lines))
+    return path
+
+
+def extract(recipe: Path, folder: Path, *overrides: str, status: int = 0) -> Path:
+    """Write the tokens of a recipe's validation list to a folder."""
+    assert (
+        eval_command.main([str(recipe), f"eval.features_path={folder}", "eval.feature_pool=tokens", *overrides])
+        == status
+    )
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_folder_has_the_features_of_a_file_in_half_precision(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_shards, "SHARD_BYTES", 3 * 2 * 32 * 32 * 2)  # three videos of 2 x 32 tokens
+    folder = extract(recipe, tmp_path / "tokens")
+    assert [name for name in content(folder) if name != "features.json"] == [f"0000{n}.safetensors" for n in range(5)]
+    extract(recipe, tmp_path / "tokens.safetensors")
+    expected, actual = Features.load(tmp_path / "tokens.safetensors"), Features.load(folder)
+    assert actual.video == expected.video and torch.equal(actual.label, expected.label)
+    assert torch.equal(actual.features, expected.features.half().float()) and actual.features.shape == (12, 64, 32)
+    shards = FeatureShards(folder)
+    assert shards.num_videos == 13 and shards.line.tolist() == [0, *range(2, 13)] and len(shards.classes) == 6
+    assert np.array_equal(shards.rows([11, 0]), expected.features[[11, 0]].numpy().astype(np.float16))
+
+
+def test_interrupted_folder_continues_and_is_the_same(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(feature_shards, "SHARD_BYTES", 3 * 2 * 32 * 32 * 2)
+    whole = content(extract(recipe, tmp_path / "whole"))
+    write, written = ShardWriter._write_shard, []
+
+    def interrupt(self):
+        write(self)
+        written.append(self.start)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWriter, "_write_shard", interrupt)
+        extract(recipe, tmp_path / "part", status=130)
+    with pytest.raises(ValueError, match="part: 2 of 5 shards are there: run the command that writes them again"):
+        Features.load(tmp_path / "part")
+    capsys.readouterr()
+    extracted = []
+    extract_batches = features_module.extract
+    monkeypatch.setattr(features_module, "extract", lambda *a: (extracted.append(b) or b for b in extract_batches(*a)))
+    assert content(extract(recipe, tmp_path / "part", "eval.batch_size=4")) == whole
+    assert "12 of 13 videos, 6 of them before, 64x32 features" in capsys.readouterr().out
+    assert sum(len(index) for index, _ in extracted) == 12, "batches from line 4 on, padded to 16"
+    extract(recipe, tmp_path / "part")
+    assert content(tmp_path / "part") == whole, "what is complete stays"
+
+
+@pytest.mark.slow
+def test_folder_of_two_processes_equals_that_of_one(recipe, tmp_path):
+    expected = content(extract(recipe, tmp_path / "one"))
+    folder = tmp_path / "two"
+    run(torchrun_command([str(recipe), f"eval.features_path={folder}", "eval.feature_pool=tokens"], "eval.py"))
+    assert content(folder) == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.frame_stride=3"], "has features made with data.frame_stride=2, now it is 3; choose another folder"),
+        (["eval.feature_pool=mean"], "has features made with eval.feature_pool=tokens, now it is mean"),
+        (["data.eval_max_per_class=1"], "has features of another list (num_videos differ)"),
+        (["model.pretrained="], "a recipe has no weights: give model.pretrained=CHECKPOINT"),
+        (["eval.features_path=x.txt"], "expected a folder, or a name that ends in .npz or .safetensors"),
+    ],
+)
+def test_other_features_are_not_mixed(recipe, tmp_path, capsys, overrides, message):
+    extract(recipe, tmp_path / "tokens")
+    extract(recipe, tmp_path / "tokens", *overrides, status=2)
+    assert message in capsys.readouterr().err
+
+
+def test_value_too_large_for_half_precision_is_refused(tmp_path):
+    writer = ShardWriter(tmp_path / "x", {}, [Labeled("a.mp4", 0)], ["a"])
+    with pytest.raises(ValueError, match=r"x: a feature of 1e\+05 does not fit half precision"):
+        writer.add(np.array([0]), np.array([[1e5]], np.float32), 1)
+
+
+# --- probes from features ---------------------------------------------------------------------------------------------
+
+
+def test_probes_learn_from_features_what_they_learn_from_clips(recipe, tmp_path):
+    """Without augmentation: of still videos every clip has the same frames, and the crop is the whole frame."""
+    still = ["data.frame_stride=0", "data.fps=1", "data.crop_scale=1,1", "data.snap_to_keyframes=yes"]
+    folder = extract(recipe, tmp_path / "tokens", *still)
+    from_features = [str(recipe), *still, f"data.train={folder}", f"data.val={folder}"]
+    actual = train([*from_features, f"run.output_dir={tmp_path}"], "features")
+    assert all(row["loss"] > 0 for row in metrics(actual, "train")) and len(losses(actual)) == 8
+    results = metrics(actual, "probes")[-1]
+    assert sum(key.startswith("top1/") for key in results) == 4
+    frozen = ["optim.lr=1e-9", "optim.min_lr=0", "probe.lr=1e-9,1e-8"]
+    # Validation on the features equals that on the videos, as both see the same center clips.
+    from_videos = train([str(recipe), *still, f"run.output_dir={tmp_path}"], "videos", *frozen)
+    slow = train([*from_features, f"run.output_dir={tmp_path}"], "slow", *frozen)
+    for row, expected in zip(metrics(slow, "probes"), metrics(from_videos, "probes"), strict=True):
+        assert row == pytest.approx(expected, abs=2e-3)
+    assert metrics(slow, "val")[0]["top1"] <= 12 / 13, "the video that cannot be read counts as wrong"
+
+
+def test_features_resume_bit_for_bit(recipe, tmp_path):
+    folder = extract(recipe, tmp_path / "tokens")
+    arguments = [str(recipe), f"data.train={folder}", f"data.val={folder}", f"run.output_dir={tmp_path}"]
+    whole = train(arguments, "whole", "optim.schedule=constant", "optim.epochs=4")
+    train(arguments, "part", "optim.schedule=constant", "optim.epochs=2")
+    part = train(arguments, "part", "optim.schedule=constant", "optim.epochs=4")
+    assert losses(part) == losses(whole) and has_same_weights(part, whole)
+    few = train(
+        arguments, "few", "data.max_per_class=1", "data.few_shot_seed=3", "optim.epochs=1", "optim.warmup_epochs=0"
+    )
+    assert len(losses(few)) == 2, "six videos, three per step"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.num_clips=1"], "its features are those of data.num_clips=2, not 1"),
+        (["model.pretrained=runs/other"], "its features are those of model.pretrained="),
+        (["data.val=LIST"], "expected a folder of features, as data.train="),
+        (["task.name=classify", "data.num_clips=1"], "features are for task.name=probe"),
+        (["data.batch_size=13"], "12 videos do not fill one step of 13"),
+    ],
+)
+def test_features_that_do_not_fit_are_refused(recipe, tmp_path, arguments, capsys, overrides, message):
+    folder = extract(recipe, tmp_path / "tokens")
+    fitting = [str(recipe), f"data.train={folder}", f"data.val={folder}", f"run.output_dir={tmp_path}"]
+    overrides = [override.replace("LIST", str(tmp_path / "data" / "list.txt")) for override in overrides]
+    if "model.pretrained=runs/other" in overrides:
+        overrides = [f"model.pretrained={tmp_path}/encoder/best"]
+    train(fitting, "x", *overrides, status=2)
+    assert message in capsys.readouterr().err
