@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,16 @@ class Features:
     features: Tensor  # (n, D) float32; (n, N, D) of all tokens
     label: Tensor  # (n,) int64
     video: list[str]
+
+    def select(self, rows: Sequence[int]) -> Features:
+        """Return the features of some videos."""
+        return Features(self.features[list(rows)], self.label[list(rows)], [self.video[row] for row in rows])
+
+    def mean(self) -> Features:
+        """Return the mean of the tokens of each video; features that are no tokens as they are."""
+        if self.features.ndim == 2:
+            return self
+        return Features(reduce(self.features, "n N D -> n D", "mean"), self.label, self.video)
 
     @staticmethod
     def check_path(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +71,9 @@ def test_features_of_a_layer_and_its_tokens_are_written(run_dir, tmp_path, capsy
     layer = ["eval.feature_layer=blocks.0", "eval.feature_pool=tokens"]
     evaluate(run_dir, f"eval.features_path={tmp_path}/tokens.npz", *layer)
     assert Features.load(tmp_path / "tokens.npz").features.shape == (12, 6 * (1 + 2 * 16), 32), "of six views"
-    assert main([str(tmp_path / "tokens.npz")] * 2) == 2
-    assert "has tokens; expected one vector per video" in capsys.readouterr().err
+    capsys.readouterr()
+    assert main([str(tmp_path / "tokens.npz")] * 2) == 0
+    assert "32 features" in capsys.readouterr().out, "the mean of the tokens"
 
 
 @pytest.mark.parametrize(
@@ -130,12 +132,27 @@ def test_probes_command_prints_the_accuracy_of_both_classifiers(separable, capsy
     assert "20 training videos, 20 test videos, 4 features" in out
 
 
+def test_few_shot_accuracy_is_that_of_the_drawn_videos(separable, capsys):
+    """Of overlapping classes: with all of ten videos per class, every seed draws the same."""
+    train_set, test_set = (Features.load(Path(path)) for path in separable)
+    noisy = Features(train_set.features + 4 * torch.randn(20, 4), train_set.label, train_set.video)
+    noisy.save(Path(separable[0]))
+    assert main([*separable, "shots=1,10", "seeds=3", "k=1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r"1 per class, 3 seeds: 1 nearest neighbors \d+\.\d\d \+- \d", lines[3])
+    whole = [line.split("top-1 ")[1].split(" %")[0] for line in lines[:2]]
+    assert lines[4] == (
+        f"10 per class, 3 seeds: 1 nearest neighbors {whole[0]} +- 0.00 %, linear probe {whole[1]} +- 0.00 %"
+    )
+
+
 def test_probes_command_refuses_files_that_do_not_fit(separable, tmp_path, capsys):
     (tmp_path / "c.npz").write_text("no features")
     errors = {
         "expected TRAIN TEST": separable[:1],
         "not readable as features": [separable[0], f"{tmp_path}/c.npz"],
         "expected k of 1 or more": [*separable, "k=0"],
+        "expected shots such as 1,5,10": [*separable, "shots=0"],
         "2 features": [separable[0], f"{tmp_path}/d.npz"],
     }
     for message, arguments in errors.items():
