@@ -59,6 +59,11 @@ class Eval(Section):
     attention_map: Literal["", "last", "rollout"] = option(
         "", "figure of the attention in four videos: of the last layer, or rolled out over all layers (empty: none)"
     )
+    perturbations: Literal["", "motion", "corruptions", "all"] = option(
+        "",
+        "also test clips that are changed after decoding; motion: one frame repeated, shuffled, reversed, half rate; "
+        "corruptions: noise, blur, brightness, dropped frames and compression, each at five strengths",
+    )
     features_path: str = option(
         "", "write features of the videos to this folder, .npz or .safetensors file instead of a test"
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from evaluation.partial import PartialScores
 from evaluation.scores import Scores
 from pipelines.batch_loader import BatchLoader
 from pipelines.feature_loader import FeatureLoader
+from pipelines.perturbations import Perturbation, perturb
 from training.figures import draw_hog
 from training.setup import build_task
 from training.tasks import MaskFeatTask, mean_loss
@@ -67,12 +69,14 @@ def evaluate(
     *,
     average: str = "probs",
     partial: PartialScores | None = None,
+    perturbations: Sequence[Perturbation] = (),
 ) -> Scores:
     """Score every video of a validation or test loader once.
 
     The score is the mean probability over the views of a video, or the softmax of their mean logits. A network with
     `num_clips` is given as many clips of a video at once, evenly spread over those of the loader. With `partial` the
-    scores are saved every minute and when interrupted, and continued from there.
+    scores are saved every minute and when interrupted, and continued from there. Each of `perturbations` is a test of
+    clips that are changed after they were decoded.
     """
     num_clips, pooled = loader.source.views.num_clips, getattr(network, "num_clips", 1)
     if num_clips % pooled:
@@ -85,6 +89,12 @@ def evaluate(
         loader.load_state_dict(state["loader"])
     timer, position = IntervalTimer(1), loader.state_dict()  # the loader is a batch ahead while one is scored
 
+    def score(video: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        clips = rearrange(video, "B (L groups) C T H W -> (B groups) L C T H W", L=pooled)
+        with autocast(loader.device, dtype):
+            logits = network(clips if pooled > 1 else clips.squeeze(1)).float()
+        return _score_views(logits, label, num_clips // pooled, average)
+
     def save() -> None:
         if partial and table.tensors:
             partial.save({"tables": table.state_dict(), "loader": position})
@@ -92,11 +102,13 @@ def evaluate(
     try:
         for batch in progress(loader, "eval", world):
             video = batch.video if batch.video.ndim == 6 else batch.video[:, None]
-            clips = rearrange(video, "B (L groups) C T H W -> (B groups) L C T H W", L=pooled)
-            with autocast(loader.device, dtype):
-                logits = network(clips if pooled > 1 else clips.squeeze(1)).float()
-            probs, correct = _score_views(logits, batch.label, num_clips // pooled, average)
-            table.update(batch.sample_index, probs=probs, correct=correct)
+            values = dict(zip(("probs", "correct"), score(video, batch.label), strict=True))
+            if perturbations:
+                given: dict[str, Any] = {"mean": loader.pipeline.mean, "std": loader.pipeline.std, "seeds": batch.seeds}
+                changed = (perturb(video, perturbation, **given) for perturbation in perturbations)
+                predicted = [score(clips, batch.label)[0].argmax(1) for clips in changed]
+                values["perturbed"] = torch.stack(predicted, dim=1).float()
+            table.update(batch.sample_index, **values)
             position = loader.state_dict()
             if timer.due():
                 save()
@@ -115,6 +127,7 @@ def evaluate(
         padded=len(loader) * loader.source.batch_size * world.size - len(loader.videos),
         correct=tables["correct"] > 0,
         pooled_clips=pooled,
+        perturbed=tables["perturbed"].long() if perturbations else None,
     )
 
 

@@ -36,6 +36,7 @@ STEPS = (
     ("pipelines.batch_loader", "pipelines.build_source"),
     ("pipelines.mixup", "pipelines.sliding_window"),
     ("pipelines.device_augment",),
+    ("pipelines.perturbations",),
     ("pipelines.loader", "pipelines.feature_loader"),
     ("pipelines.tuning",),
     ("pipelines.download", "pipelines.index", "pipelines.prepare", "pipelines.synthetic", "pipelines.preview"),

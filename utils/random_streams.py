@@ -10,3 +10,4 @@ MIXING = 3  # erasing, mixup and CutMix
 DECODER = 4  # PyAV or DALI
 DEVICE_AUGMENT = 5  # blur and solarization
 FEW_SHOT = 6  # the videos of each class that are kept, for a whole run
+PERTURBATION = 7  # noise, shuffled and dropped frames of a test
