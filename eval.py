@@ -39,7 +39,7 @@ from evaluation.report import write_report
 from evaluation.scores import Scores
 from evaluation.video import classify_video, classify_videos, score_video
 from networks import weights
-from networks.probe import ProbeGrid
+from networks.probed_encoder import ProbeGrid
 from pipelines.data.annotations import list_exists
 from pipelines.data.dataset import read_class_names
 from pipelines.data.feature_shards import is_feature_folder

@@ -23,7 +23,7 @@ from configs import loading
 from configs.schema import Config
 from evaluation.evaluate import progress
 from evaluation.validate import is_validated, validate
-from networks.probe import ProbeGrid
+from networks.probed_encoder import ProbeGrid
 from pipelines.batch_loader import Batch
 from pipelines.sample_source import TooManyUnreadableVideos
 from pipelines.sampling.order import torch_seed

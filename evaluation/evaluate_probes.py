@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from evaluation.evaluate import ScoreTable, progress
-from networks.probe import ProbeGrid
+from networks.probed_encoder import ProbeGrid
 from pipelines.batch_loader import BatchLoader
 from pipelines.feature_loader import FeatureLoader
 from training.probe_grid import ProbeResult

@@ -5,7 +5,7 @@ from __future__ import annotations
 from evaluation.evaluate import evaluate
 from evaluation.evaluate_probes import evaluate_probes
 from networks import weights
-from networks.probe import ProbeGrid, select_state
+from networks.probed_encoder import ProbeGrid, select_state
 from pipelines.loader import EvalVideoLoader
 from training.history import is_best, read_metrics
 from training.parallel import network_state

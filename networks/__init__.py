@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from networks.maskfeat import maskfeat_mvit_v1_b, maskfeat_mvit_v2_s, maskfeat_tiny
-from networks.probe import probe_grid, probed_encoder
+from networks.probed_encoder import probe_grid, probed_encoder
 from networks.variants import VARIANTS as VARIANTS
 
 PRETRAINING: dict[str, Callable[..., nn.Module]] = {

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from networks.attentive_pooler import CrossAttention
 from networks.layers import Attention, AttentionLayout
 from networks.maskfeat import MaskFeat
-from networks.probe import ProbedEncoder
+from networks.probed_encoder import ProbedEncoder
 
 _MAX_ROLLOUT_TOKENS = 5000  # of a clip: roll-out multiplies (tokens, tokens) matrices
 

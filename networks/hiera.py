@@ -52,7 +52,7 @@ class MaskUnitAttention(Attention):
         super().__init__(embed_dim, num_heads, out_dim)
         self.num_units, self.pool = num_units, pool
 
-    def query_key_value(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def query_key_value(self, tokens: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, D) -> query (B units, heads, N' / units, d), key, value (B units, heads, N / units, d)."""
         query, key, value = rearrange(
             self.qkv(tokens),

@@ -110,6 +110,7 @@ class TubeletEmbed(nn.Module):
             raise ValueError(f"patch_size={patch} does not divide image_size={image_height}x{image_width}")
         if num_frames % tubelet_size:
             raise ValueError(f"tubelet_size={tubelet_size} does not divide num_frames={num_frames}")
+        self.stride = stride
         self.input_shape = (in_chans, num_frames, image_height, image_width)
         self.grid = (num_frames // tubelet_size, image_height // patch_height, image_width // patch_width)
         kernel = kernel or stride
@@ -156,8 +157,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(embed_dim, 3 * out_dim)
         self.proj = nn.Linear(out_dim, out_dim)
 
-    def query_key_value(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, N, D) -> query, key, value (B, h, N, d) each; the scores are query times key times `scale`."""
+    def query_key_value(self, tokens: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, D) -> query, key, value (B, h, N, d) each; the scores are query times key times `scale`.
+
+        `positions` (N,) number the tokens among those of a clip, if some of them are left out (only rotary positions
+        need to know).
+        """
         query, key, value = rearrange(self.qkv(tokens), "B N (three h d) -> three B h N d", three=3, h=self.num_heads)
         return query, key, value
 

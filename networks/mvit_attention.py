@@ -115,7 +115,7 @@ class PooledAttention(Attention):
         patches = rearrange(patches, "(B heads) d t h w -> B heads (t h w) d", B=tokens.shape[0])
         return norm(torch.cat([cls_token, patches], dim=2))
 
-    def query_key_value(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def query_key_value(self, tokens: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, D) -> (B, heads, N', d + extra), (B, heads, N'', d + extra), (B, heads, N'', d).
 
         The `extra` columns carry the relative positions. A query has there its score for every frame, row and column,

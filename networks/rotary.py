@@ -65,10 +65,11 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, heads: Tensor) -> Tensor:
-        """(..., N, d) -> (..., N, d)."""
+    def forward(self, heads: Tensor, positions: Tensor | None = None) -> Tensor:
+        """(..., N, d) -> (..., N, d); `positions` (N,) are those of the tokens, if some are left out."""
+        cos, sin = (self.cos, self.sin) if positions is None else (self.cos[positions], self.sin[positions])
         swapped = heads.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)  # the two dimensions of each pair
-        return torch.addcmul(heads * self.cos.to(heads.dtype), swapped, self.sin.to(heads.dtype))
+        return torch.addcmul(heads * cos.to(heads.dtype), swapped, sin.to(heads.dtype))
 
 
 class RotaryAttention(Attention):
@@ -78,9 +79,9 @@ class RotaryAttention(Attention):
         super().__init__(embed_dim, num_heads)
         self.rope = rope
 
-    def query_key_value(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def query_key_value(self, tokens: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, D) -> query, key, value (B, h, N, d) each."""
         qkv = rearrange(self.qkv(tokens), "B N (three h d) -> three B h N d", three=3, h=self.num_heads)
         query_key, value = qkv.split([2, 1])
-        query, key = self.rope(query_key)
+        query, key = self.rope(query_key, positions)
         return query, key, value.squeeze(0).contiguous()  # a view would keep all of qkv for the backward pass

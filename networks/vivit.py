@@ -29,6 +29,7 @@ from networks.layers import (
     scale_head,
 )
 from networks.pos_embed import add_pos_embed
+from networks.run_length import Packing, changed_patches, check_rlt_threshold, run_packed_blocks
 from networks.vivit_attention import FactorizedBlock, FactorizedDotProductAttention
 
 ATTENTION = ("joint", "factorized_encoder", "factorized_attention", "factorized_dot_product")
@@ -49,7 +50,8 @@ class ViViT(nn.Module):
     pooling="cls" takes the class token of each encoder, "mean" the mean of its other tokens, "fc_norm" that mean before
     the norm; the parameters are the same. pos_embed="sincos": fixed position embeddings. `dropout` applies before the
     head. Stochastic depth drops clips, in the factorized encoder single frames. `norm_eps` is that of the blocks, the
-    final norms have 1e-6. `checkpoint_blocks` of `blocks` are recomputed in the backward pass.
+    final norms have 1e-6. `checkpoint_blocks` of `blocks` are recomputed in the backward pass. With a `rlt_threshold`
+    (model 1) patches that change by less, in units of the normalized input, are left out: run-length tokenization.
     """
 
     pos_embed: Tensor
@@ -79,18 +81,20 @@ class ViViT(nn.Module):
         norm_eps: float = NORM_EPS,
         in_chans: int = 3,
         checkpoint_blocks: int = 0,
+        rlt_threshold: float = 0.0,
         head_scale: float = 1.0,
     ):
         super().__init__()
         self.kwargs = jsonable_kwargs(locals())
         check_positive(depth=depth, temporal_depth=temporal_depth)
+        check_rlt_threshold(rlt_threshold, attention == "joint")
         check_choice("attention", attention, ATTENTION)
         check_pooling(pooling, cls_token)
         if attention in ("factorized_attention", "factorized_dot_product") and cls_token:
             raise ValueError(f"attention={attention!r} has no class token: it needs cls_token=False")
         self.attention, self.pooling = attention, pooling
         self.has_cls_token = cls_token
-        self.checkpoint_blocks = checkpoint_blocks
+        self.checkpoint_blocks, self.rlt_threshold = checkpoint_blocks, rlt_threshold
 
         tubelet = (tubelet_size, patch_size, patch_size)
         self.patch_embed = TubeletEmbed(num_frames, image_size, tubelet, embed_dim, in_chans)
@@ -183,10 +187,22 @@ class ViViT(nn.Module):
     def forward_features(self, video: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, D)."""
         tokens = self.patch_embed(video)
+        if self.rlt_threshold:
+            return self.encode_changed(video, rearrange(tokens, "B t n D -> B (t n) D"))
         if self.attention != "factorized_encoder":
             return self.encode(rearrange(tokens, "B t n D -> B (t n) D"))
         frames = self.encode_time(self.encode_frames(tokens))
         return pool_tokens(frames, self.temporal_norm, self.pooling, self.has_cls_token)
+
+    def encode_changed(self, video: Tensor, tokens: Tensor) -> Tensor:
+        """(B, C, T, H, W), (B, N, D) -> (B, D), from the tokens that change by rlt_threshold or more."""
+        keep = changed_patches(video, self.patch_embed.stride, self.rlt_threshold)
+        packing = Packing.of(keep, num_prefix_tokens=int(self.has_cls_token))
+        if packing.is_complete:  # bit for bit the same as without a threshold
+            return self.encode(tokens)
+        tokens = (prepend_token(self.cls_token, tokens) if self.has_cls_token else tokens) + self.pos_embed
+        clips = packing.split(run_packed_blocks(self.blocks, packing.pack(tokens), packing, self.checkpoint_blocks))
+        return torch.cat([pool_tokens(clip[None], self.norm, self.pooling, self.has_cls_token) for clip in clips])
 
     def forward_head(self, features: Tensor) -> Tensor:
         """(B, D) -> (B, num_classes), or the features themselves if num_classes is 0."""

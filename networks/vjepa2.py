@@ -28,6 +28,7 @@ from networks.layers import (
     scale_head,
 )
 from networks.rotary import RotaryAttention, RotaryEmbedding
+from networks.run_length import Packing, changed_patches, check_rlt_threshold, run_packed_blocks
 
 
 def rescale_blocks(blocks: nn.ModuleList) -> None:
@@ -44,7 +45,9 @@ class VJEPA2(nn.Module):
     pooling="attentive" classifies the feature of an attentive pooler of `pooler_depth` blocks, "mean" the mean of the
     normed tokens. rope_layout="tiled" and ref_grid_size=0 are those of V-JEPA 2, "interleaved" and 16 those of 2.1,
     which also adds a learned embedding to all tokens of a video (`modality_embed`). Stochastic depth drops clips.
-    `dropout` applies before the head. `checkpoint_blocks` of `blocks` are recomputed in the backward pass.
+    `dropout` applies before the head. `checkpoint_blocks` of `blocks` are recomputed in the backward pass. With a
+    `rlt_threshold` patches that change by less, in units of the normalized input, are left out: run-length
+    tokenization.
     """
 
     has_cls_token = False
@@ -73,16 +76,18 @@ class VJEPA2(nn.Module):
         norm_eps: float = NORM_EPS,
         in_chans: int = 3,
         checkpoint_blocks: int = 0,
+        rlt_threshold: float = 0.0,
         head_scale: float = 1.0,
     ):
         super().__init__()
         self.kwargs = jsonable_kwargs(locals())
+        check_rlt_threshold(rlt_threshold)
         check_positive(depth=depth, num_heads=num_heads, embed_dim=embed_dim)
         check_choice("pooling", pooling, ["attentive", "mean"])
         check_bool("modality_embed", modality_embed)
         if embed_dim % num_heads:
             raise ValueError(f"num_heads={num_heads} does not divide embed_dim={embed_dim}")
-        self.pooling, self.checkpoint_blocks = pooling, checkpoint_blocks
+        self.pooling, self.checkpoint_blocks, self.rlt_threshold = pooling, checkpoint_blocks, rlt_threshold
 
         tubelet = (tubelet_size, patch_size, patch_size)
         self.patch_embed = TubeletEmbed(num_frames, image_size, tubelet, embed_dim, in_chans)
@@ -124,17 +129,31 @@ class VJEPA2(nn.Module):
         """Return which tokens attend to each other."""
         return AttentionLayout("joint", self.patch_embed.grid, num_prefix_tokens=0)
 
+    def embed(self, video: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> (B, t h w, D)."""
+        tokens = rearrange(self.patch_embed(video), "B t n D -> B (t n) D")
+        return tokens + self.video_mod_embed if self.kwargs["modality_embed"] else tokens
+
     def forward_tokens(self, video: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, t h w, D) of `token_grid`, normed."""
-        tokens = rearrange(self.patch_embed(video), "B t n D -> B (t n) D")
-        if self.kwargs["modality_embed"]:
-            tokens = tokens + self.video_mod_embed
-        return self.norm(run_blocks(self.blocks, tokens, self.checkpoint_blocks))
+        return self.norm(run_blocks(self.blocks, self.embed(video), self.checkpoint_blocks))
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> (B, D)."""
+        return self.pooler(tokens) if self.pooling == "attentive" else reduce(tokens, "B N D -> B D", "mean")
 
     def forward_features(self, video: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, D)."""
-        tokens = self.forward_tokens(video)
-        return self.pooler(tokens) if self.pooling == "attentive" else reduce(tokens, "B N D -> B D", "mean")
+        if self.rlt_threshold:
+            packing = Packing.of(changed_patches(video, self.patch_embed.stride, self.rlt_threshold))
+            if not packing.is_complete:
+                return self.encode_changed(video, packing)
+        return self.pool(self.forward_tokens(video))
+
+    def encode_changed(self, video: Tensor, packing: Packing) -> Tensor:
+        """(B, C, T, H, W) -> (B, D), from the tokens that are kept."""
+        packed = run_packed_blocks(self.blocks, packing.pack(self.embed(video)), packing, self.checkpoint_blocks)
+        return torch.cat([self.pool(clip[None]) for clip in packing.split(self.norm(packed))])
 
     def forward_head(self, features: Tensor) -> Tensor:
         """(B, D) -> (B, num_classes), or the features themselves if num_classes is 0."""

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from configs.schema import Config
-from networks.probe import ProbeGrid
+from networks.probed_encoder import ProbeGrid
 from training.optimizers import build_optimizer
 from utils.files import write_csv
 

@@ -11,7 +11,7 @@ import torch
 from configs import loading
 from configs.schema import Config
 from networks import weights
-from networks.probe import ProbeGrid
+from networks.probed_encoder import ProbeGrid
 from pipelines.data.feature_shards import is_feature_folder
 from pipelines.feature_loader import FeatureLoader
 from pipelines.loader import EvalVideoLoader, VideoLoader

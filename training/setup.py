@@ -15,7 +15,7 @@ from torch import nn
 from configs.schema import NO_CUDA_GRAPHS, Config, Eval, Model, Task
 from networks import PRETRAINING, VARIANTS, build, weights
 from networks.maskfeat import MaskFeat
-from networks.probe import ProbeGrid
+from networks.probed_encoder import ProbeGrid
 from pipelines.data.feature_shards import is_feature_folder
 from pipelines.feature_loader import FeatureLoader
 from pipelines.loader import EvalVideoLoader, VideoLoader
