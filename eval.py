@@ -7,6 +7,7 @@
     python eval.py runs/NAME video=clip.mp4                       classify one video of any length, or a folder of them
     python eval.py runs/NAME eval.attention_map=last              also draw the attention in four videos
     python eval.py runs/NAME eval.perturbations=all               also test shuffled, reversed, corrupted ... clips
+    python eval.py runs/NAME eval.rlt_thresholds=0.1,0.2,0.4      also test with fewer tokens, and time the network
     python eval.py runs/NAME eval.features_path=test.npz          write features instead of a test
     python eval.py --compare runs/A runs/B ...                    compare tests of the same videos
     python eval.py --average runs/A runs/B ...                    mean and deviation over splits or seeds
@@ -32,9 +33,9 @@ from configs.schema import Config, Eval
 from evaluation.compare import average_runs, compare_runs
 from evaluation.evaluate import evaluate, evaluate_pretraining
 from evaluation.features import Features, extract_features
+from evaluation.further_tests import Tests, build_further_tests, report_further_tests
 from evaluation.html_report import Image, most_confident_errors, write_attention, write_html_report
 from evaluation.partial import PartialScores, eval_dir_name, eval_fingerprint
-from evaluation.perturbation_report import compare_perturbed, describe_perturbations, write_perturbations
 from evaluation.report import write_report
 from evaluation.scores import Scores
 from evaluation.video import classify_video, classify_videos, score_video
@@ -45,7 +46,6 @@ from pipelines.data.dataset import read_class_names
 from pipelines.data.feature_shards import is_feature_folder
 from pipelines.decode.image_folder import holds_images
 from pipelines.loader import EvalVideoLoader
-from pipelines.perturbations import list_perturbations
 from pipelines.sample_source import TooManyUnreadableVideos
 from pipelines.storage import videos_below
 from training.checkpoint_input import apply_input_spec
@@ -188,22 +188,16 @@ def run_multi_view_test(run: EvalRun, loader: EvalVideoLoader) -> str:
     fingerprint = eval_fingerprint(run.cfg, weights_file, videos)
     ranks = f"rank{run.world.rank}of{run.world.size}"
     partial_scores = PartialScores(output_dir / f"partial_scores_{fingerprint[:8]}_{ranks}.pt", fingerprint)
-    scores = evaluate(
-        run.network,
-        loader,
-        run.world,
-        run.dtype,
-        average=run.cfg.eval.average,
-        partial=partial_scores,
-        perturbations=list_perturbations(run.cfg.eval.perturbations),
-    )
-    text = write_test(run, loader, scores, output_dir) if run.world.is_main else ""
+    tests = build_further_tests(run.cfg, run.network)
+    options: dict[str, Any] = {"average": run.cfg.eval.average, "partial": partial_scores, "further_tests": tests}
+    scores = evaluate(run.network, loader, run.world, run.dtype, **options)
+    text = write_test(run, loader, scores, output_dir, tests) if run.world.is_main else ""
     for leftover in output_dir.glob(f"partial_scores_*_{ranks}.pt"):
         leftover.unlink(missing_ok=True)
     return text
 
 
-def write_test(run: EvalRun, loader: EvalVideoLoader, scores: Scores, output_dir: Path) -> str:
+def write_test(run: EvalRun, loader: EvalVideoLoader, scores: Scores, output_dir: Path, tests: Tests) -> str:
     """Write the report, the HTML page and, if asked for, attention.png; return the lines to print."""
     cfg, infos = run.cfg, loader.infos
     settings: dict[str, Any] = {
@@ -214,22 +208,17 @@ def write_test(run: EvalRun, loader: EvalVideoLoader, scores: Scores, output_dir
         "list": cfg.data.test or cfg.data.val,
         "shorter_than_clip": sum(map(loader.source.is_short, range(len(infos)))),
     }
-    results = compare_perturbed(scores, list_perturbations(cfg.eval.perturbations))
-    if results:
-        settings["perturbations"] = [result._asdict() for result in results]
-    report = write_report(output_dir, scores, loader.videos, run.classes, settings)
+    further = report_further_tests(tests, scores, output_dir)
+    report = write_report(output_dir, scores, loader.videos, run.classes, settings | further.summary)
     images: list[tuple[str, Image]] = [("Training", run.path / "curves.png"), ("Probes", run.path / "probes.png")]
-    lines = [report.text]
-    if results:
-        lines += describe_perturbations(results, scores.topk(1))
-        images.append(("Changed clips", write_perturbations(output_dir, results, scores.topk(1))))
     write_html_report(
         output_dir / "report.html",
         title=f"{run.path.name}: test {output_dir.name}",
         report=report,
-        images=[*images, ("Confusion", report.confusion_figure)],
+        images=[*images, *further.images, ("Confusion", report.confusion_figure)],
         errors=most_confident_errors(scores, infos, run.classes),
     )
+    lines = [report.text, *further.lines]
     if cfg.eval.attention_map:
         lines.append(f"written: {write_attention(run.network, cfg, infos, output_dir)}")
     lines.append(f"written: {output_dir}/{{report.html,summary.json,predictions.csv,per_class.csv,...}}")

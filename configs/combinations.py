@@ -79,6 +79,8 @@ def _check_eval(cfg: Config) -> None:
     _require(e.num_crops in (1, 3), "eval.num_crops", e.num_crops, "1 or 3")
     letterbox = cfg.data.crop == "letterbox"
     _require(not letterbox or e.num_crops == 1, "eval.num_crops", e.num_crops, "1 with data.crop=letterbox")
+    lowest = min(e.rlt_thresholds, default=0)
+    _require(lowest >= 0, "eval.rlt_thresholds", list(e.rlt_thresholds), "numbers of 0 or more")
     large = isinstance(e.short_side, str) or e.short_side >= size
     _require(large, "eval.short_side", e.short_side, f"image_size, 8/7, or at least data.image_size={size}")
 

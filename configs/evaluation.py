@@ -64,6 +64,9 @@ class Eval(Section):
         "also test clips that are changed after decoding; motion: one frame repeated, shuffled, reversed, half rate; "
         "corruptions: noise, blur, brightness, dropped frames and compression, each at five strengths",
     )
+    rlt_thresholds: tuple[float, ...] = option(
+        (), "also test at these thresholds of run-length tokenization (model.args.rlt_threshold), and time the network"
+    )
     features_path: str = option(
         "", "write features of the videos to this folder, .npz or .safetensors file instead of a test"
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial as partial_function
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,16 @@ from evaluation.partial import PartialScores
 from evaluation.scores import Scores
 from pipelines.batch_loader import BatchLoader
 from pipelines.feature_loader import FeatureLoader
-from pipelines.perturbations import Perturbation, perturb
 from training.figures import draw_hog
 from training.setup import build_task
 from training.tasks import MaskFeatTask, mean_loss
 from utils.device import autocast
 from utils.distributed import World
 from utils.timer import IntervalTimer
+
+# The function that gives the probabilities (B, K) of clips, clips (B, V, C, T, H, W), the seeds of their videos ->
+# classes (B, columns).
+FurtherTest = Callable[[Callable[[Tensor], Tensor], Tensor, Any], Tensor]
 
 
 class ScoreTable:
@@ -69,15 +73,16 @@ def evaluate(
     *,
     average: str = "probs",
     partial: PartialScores | None = None,
-    perturbations: Sequence[Perturbation] = (),
+    further_tests: Mapping[str, FurtherTest] | None = None,
 ) -> Scores:
     """Score every video of a validation or test loader once.
 
     The score is the mean probability over the views of a video, or the softmax of their mean logits. A network with
     `num_clips` is given as many clips of a video at once, evenly spread over those of the loader. With `partial` the
-    scores are saved every minute and when interrupted, and continued from there. Each of `perturbations` is a test of
-    clips that are changed after they were decoded.
+    scores are saved every minute and when interrupted, and continued from there. `further_tests` score the same decoded
+    clips in other ways.
     """
+    tests = further_tests or {}
     num_clips, pooled = loader.source.views.num_clips, getattr(network, "num_clips", 1)
     if num_clips % pooled:
         raise ValueError(f"eval.num_clips={num_clips}: expected a multiple of {pooled}, which the network pools")
@@ -103,11 +108,9 @@ def evaluate(
         for batch in progress(loader, "eval", world):
             video = batch.video if batch.video.ndim == 6 else batch.video[:, None]
             values = dict(zip(("probs", "correct"), score(video, batch.label), strict=True))
-            if perturbations:
-                given: dict[str, Any] = {"mean": loader.pipeline.mean, "std": loader.pipeline.std, "seeds": batch.seeds}
-                changed = (perturb(video, perturbation, **given) for perturbation in perturbations)
-                predicted = [score(clips, batch.label)[0].argmax(1) for clips in changed]
-                values["perturbed"] = torch.stack(predicted, dim=1).float()
+            for name, test in tests.items():
+                probs_of = partial_function(lambda label, clips: score(clips, label)[0], batch.label)
+                values[f"predicted.{name}"] = test(probs_of, video, batch.seeds).float()
             table.update(batch.sample_index, **values)
             position = loader.state_dict()
             if timer.due():
@@ -127,7 +130,7 @@ def evaluate(
         padded=len(loader) * loader.source.batch_size * world.size - len(loader.videos),
         correct=tables["correct"] > 0,
         pooled_clips=pooled,
-        perturbed=tables["perturbed"].long() if perturbations else None,
+        predicted={name: tables[f"predicted.{name}"].long() for name in tests},
     )
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from evaluation.scores import Scores, mcnemar, wilson_interval
-from pipelines.perturbations import Perturbation
+from pipelines.perturbations import Perturbation, Seeds, perturb
 from utils.files import write_csv
 
 LABELS = {
@@ -35,15 +37,25 @@ class PerturbedResult(NamedTuple):
     same_class: float  # share of the videos that are still classified as the same class, rightly or not
 
 
+class PerturbationTest:
+    """Score clips that are changed after they were decoded."""
+
+    def __init__(self, perturbations: Sequence[Perturbation], mean: Sequence[float], std: Sequence[float]):
+        self.perturbations, self.mean, self.std = perturbations, mean, std
+
+    def __call__(self, score: Callable[[Tensor], Tensor], video: Tensor, seeds: Seeds) -> Tensor:
+        """Return the classes (B, perturbations) of clips (B, V, C, T, H, W)."""
+        given: dict[str, Any] = {"seeds": seeds, "mean": self.mean, "std": self.std}
+        return torch.stack([score(perturb(video, p, **given)).argmax(1) for p in self.perturbations], dim=1)
+
+
 def compare_perturbed(scores: Scores, perturbations: Sequence[Perturbation]) -> list[PerturbedResult]:
     """Return a result for each perturbation of a test."""
-    if scores.perturbed is None:
-        return []
     n, normal = len(scores.label), scores.probs.argmax(1)
     right = (normal == scores.label) & scores.scored
     results = []
     for column, perturbation in enumerate(perturbations):
-        predicted = scores.perturbed[:, column]
+        predicted = scores.predicted["perturbations"][:, column]
         correct = (predicted == scores.label) & scores.scored
         only_normal, only_perturbed = int((right & ~correct).sum()), int((correct & ~right).sum())
         same = (predicted == normal)[scores.scored].double().mean().item()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ class Scores:
     padded: int  # slots of the last batches for which there was no video
     correct: Tensor  # (n, clips, 2) bool: whether the label is first, and among the first five, after so many scores
     pooled_clips: int = 1  # of each of these scores
-    perturbed: Tensor | None = None  # (n, perturbations) int64: the class with changed clips
+    predicted: dict[str, Tensor] = field(default_factory=dict)  # classes (n, columns) int64 in further tests
 
     def topk(self, k: int) -> float:
         """Return the fraction of all videos whose label is among the k best classes; unreadable videos are wrong."""

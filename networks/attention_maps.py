@@ -18,6 +18,7 @@ from networks.attentive_pooler import CrossAttention
 from networks.layers import Attention, AttentionLayout
 from networks.maskfeat import MaskFeat
 from networks.probed_encoder import ProbedEncoder
+from networks.run_length import all_tokens
 
 _MAX_ROLLOUT_TOKENS = 5000  # of a clip: roll-out multiplies (tokens, tokens) matrices
 
@@ -57,6 +58,7 @@ def attention_maps(network: nn.Module, video: Tensor, layers: Sequence[str] = ()
                 stack.callback(setattr, layer, "fused_attn", layer.fused_attn)
                 layer.fused_attn = False
             stack.callback(hook.remove)
+        stack.enter_context(all_tokens(network))
         network.forward_features(video)  # type: ignore[operator]  # network(video) may be compiled, without hooks
     return maps
 

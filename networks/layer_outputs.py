@@ -11,6 +11,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from networks.run_length import all_tokens
+
 PARTS = ("backbone", "encoder")  # inside which layers are found by their own names
 
 
@@ -28,6 +30,7 @@ def layer_outputs(network: nn.Module, video: Tensor, layers: Sequence[str]) -> l
     with ExitStack() as stack:
         for layer, module in zip(layers, modules, strict=True):
             stack.callback(module.register_forward_hook(partial(keep, layer)).remove)
+        stack.enter_context(all_tokens(network))
         network.forward_features(video)  # type: ignore[operator]  # not network(...), which may be compiled
     for layer in layers:
         if layer not in outputs:

@@ -35,6 +35,8 @@ class FrozenEncoder(nn.Module):
         args = {"num_frames": num_frames, "image_size": image_size, **encoder_args, "num_classes": 0, "pooling": "mean"}
         if encoder not in VARIANTS:
             raise ValueError(f"encoder={encoder!r}: expected one of {', '.join(VARIANTS)}")
+        if args.get("rlt_threshold"):
+            raise ValueError("rlt_threshold: expected 0 for a network that is probed, whose probes take all tokens")
         self.encoder: Any = VARIANTS[encoder](**args).requires_grad_(False).eval()
         with torch.device("meta"):  # to learn the shape of the tokens without computing them
             twin: Any = VARIANTS[encoder](**args).eval()

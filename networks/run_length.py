@@ -5,7 +5,8 @@ Shapes: B clips, C channels, T frames, H W pixels; N tokens of a clip, with pref
 M kept tokens of all clips; h heads, d dimension of one head.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -68,6 +69,19 @@ def changed_patches(video: Tensor, patch: Grid, threshold: float) -> Tensor:
     change = reduce(difference, "B C t (rows h) (columns w) -> B t rows columns", "mean", **size)
     first = change.new_full((len(change), 1, *change.shape[2:]), torch.inf)
     return rearrange(torch.cat([first, change], dim=1) >= threshold, "B t h w -> B (t h w)")
+
+
+@contextmanager
+def all_tokens(network: nn.Module) -> Iterator[None]:
+    """Let a network keep all tokens inside the block, for what needs them: hooks, attention maps."""
+    before: Any = getattr(network, "rlt_threshold", 0.0)
+    if before:
+        network.rlt_threshold = 0.0  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if before:
+            network.rlt_threshold = before
 
 
 @torch.compiler.disable  # lengths differ from batch to batch
