@@ -66,7 +66,6 @@ def _check_probe(cfg: Config) -> None:
     _require(not o.ema_decay, "optim.ema_decay", o.ema_decay, f"0 {because}")
     _require(o.layer_decay == 1, "optim.layer_decay", o.layer_decay, f"1 {because}")
     _require(o.weight_decay_end == "constant", "optim.weight_decay_end", o.weight_decay_end, f"constant {because}")
-    _require(bool(data.val), "data.val", "", f"a validation list {because}: it tells which probe is best")
     sharded = cfg.run.parallel == "fsdp"
     _require(not (sharded and p.halving_epochs), "probe.halving_epochs", p.halving_epochs, "0 with run.parallel=fsdp")
     whole = cfg.eval.num_clips % data.num_clips == 0

@@ -54,7 +54,7 @@ def report_further_tests(tests: Tests, scores: Scores, output_dir: Path) -> Furt
             report.images.append(("Changed clips", write_perturbations(output_dir, results, top1)))
         else:
             thresholds = test.results(scores)
-            report.summary[name] = [result._asdict() for result in thresholds]
+            report.summary[name] = [result.row() for result in thresholds]
             report.lines.extend(describe_thresholds(thresholds))
             report.images.append(("Fewer tokens", write_thresholds(output_dir, thresholds)))
     return report

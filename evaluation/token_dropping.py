@@ -17,17 +17,27 @@ from networks.run_length import changed_patches
 from utils.files import write_csv
 
 
-class ThresholdResult(NamedTuple):
-    """A test at one threshold; times are those of the network alone, on the main process."""
+class Timing(NamedTuple):
+    """The cost of the network at one threshold, on the main process."""
 
     threshold: float
     kept: float  # share of the patches
-    top1: float
-    p: float  # McNemar's exact one, beside a threshold of 0
     clips_per_s: float
     speedup: float  # over a threshold of 0: the median over the batches, and their quartiles
     low: float
     high: float
+
+
+class ThresholdResult(NamedTuple):
+    """A test at one threshold."""
+
+    timing: Timing
+    top1: float
+    p: float  # McNemar's exact one, beside a threshold of 0
+
+    def row(self) -> dict[str, float]:
+        """Return all figures by their names."""
+        return {**self.timing._asdict(), "top1": self.top1, "p": self.p}
 
 
 class ThresholdTest:
@@ -70,42 +80,44 @@ class ThresholdTest:
             torch.cuda.synchronize(video.device)
         return time.perf_counter()
 
+    def timings(self) -> list[Timing]:
+        """Return the cost at each threshold."""
+        unknown = [[np.nan] * len(self.thresholds)]  # of a test whose batches were all scored before
+        seconds, num_clips = np.array(self.seconds or unknown), np.array(self.num_clips or [1])
+        kept = np.average(self.kept or unknown, axis=0, weights=num_clips)
+        clips_per_s = np.median(num_clips[:, None] / seconds, axis=0)
+        low, median, high = np.percentile(seconds[:, :1] / seconds, [25, 50, 75], axis=0)
+        columns = (self.thresholds, kept, clips_per_s, median, low, high)
+        return [Timing(*map(float, values)) for values in zip(*columns, strict=True)]
+
     def results(self, scores: Scores) -> list[ThresholdResult]:
         """Return a result for each threshold of a test that has this one among its own."""
         predicted, label = scores.predicted["rlt"], scores.label
         right = [(predicted[:, column] == label) & scores.scored for column in range(len(self.thresholds))]
-        unknown = [[np.nan] * len(self.thresholds)]  # of a test whose batches were all scored before
-        seconds, num_clips = np.array(self.seconds or unknown), np.array(self.num_clips or [1])
-        kept = np.average(self.kept or unknown, axis=0, weights=num_clips)
-        rates = num_clips[:, None] / seconds
-        low, median, high = np.percentile(seconds[:, :1] / seconds, [25, 50, 75], axis=0)
         return [
             ThresholdResult(
-                threshold=threshold,
-                kept=float(kept[i]),
-                top1=right[i].double().mean().item(),
-                p=mcnemar(int((right[0] & ~right[i]).sum()), int((right[i] & ~right[0]).sum())),
-                clips_per_s=float(np.median(rates[:, i])),
-                speedup=float(median[i]),
-                low=float(low[i]),
-                high=float(high[i]),
+                timing,
+                top1=correct.double().mean().item(),
+                p=mcnemar(int((right[0] & ~correct).sum()), int((correct & ~right[0]).sum())),
             )
-            for i, threshold in enumerate(self.thresholds)
+            for timing, correct in zip(self.timings(), right, strict=True)
         ]
 
 
 def write_thresholds(output_dir: Path, results: Sequence[ThresholdResult]) -> Figure:
     """Write rlt.csv and rlt.png; return the figure."""
-    write_csv(output_dir / "rlt.csv", ThresholdResult._fields, ([f"{value:.4g}" for value in r] for r in results))
+    rows = [result.row() for result in results]
+    write_csv(output_dir / "rlt.csv", rows[0], ([f"{value:.4g}" for value in row.values()] for row in rows))
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    thresholds = [r.threshold for r in results]
+    timings = [result.timing for result in results]
+    thresholds = [t.threshold for t in timings]
     left.plot(thresholds, [100 * r.top1 for r in results], marker="o")
-    left.plot(thresholds, [100 * r.kept for r in results], marker="o", color="gray", label="patches kept, %")
+    left.plot(thresholds, [100 * t.kept for t in timings], marker="o", color="gray", label="patches kept, %")
     left.set(xlabel="threshold", ylabel="top-1, %", ylim=(0, 102))
     left.legend()
-    errors = [[r.speedup - r.low for r in results], [r.high - r.speedup for r in results]]
-    right.errorbar(thresholds, [r.speedup for r in results], yerr=errors, marker="o", capsize=3)
+    errors = [[t.speedup - t.low for t in timings], [t.high - t.speedup for t in timings]]
+    right.errorbar(thresholds, [t.speedup for t in timings], yerr=errors, marker="o", capsize=3)
     right.axhline(1, color="gray", linewidth=1)
     right.set(xlabel="threshold", ylabel="clips/s of the network, over threshold 0", ylim=(0, None))
     for axes in (left, right):
@@ -117,7 +129,15 @@ def write_thresholds(output_dir: Path, results: Sequence[ThresholdResult]) -> Fi
 def describe_thresholds(results: Sequence[ThresholdResult]) -> list[str]:
     """Return a line for each threshold."""
     return [
-        f"rlt_threshold {r.threshold:<6g} {100 * r.kept:5.1f} % of the patches  top-1 {100 * r.top1:6.2f} % "
-        f"(McNemar's p {r.p:.4f})  {r.clips_per_s:.1f} clips/s, {r.speedup:.2f} times ({r.low:.2f}-{r.high:.2f})"
+        f"rlt_threshold {r.timing.threshold:<6g} top-1 {100 * r.top1:6.2f} % (McNemar's p {r.p:.4f})  "
+        f"{describe_timing(r.timing)}"
         for r in results
     ]
+
+
+def describe_timing(timing: Timing) -> str:
+    """Describe the cost at a threshold."""
+    return (
+        f"{100 * timing.kept:5.1f} % of the patches, {timing.clips_per_s:.3g} clips/s of the network, "
+        f"{timing.speedup:.2f} times ({timing.low:.2f}-{timing.high:.2f})"
+    )

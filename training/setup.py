@@ -47,6 +47,8 @@ def build_loaders(
     data = cfg.data
     if not data.train:
         raise ValueError("data.train: expected a training list, or a folder with one folder per class")
+    if cfg.task.name == "probe" and not data.val:
+        raise ValueError("data.val=: expected a validation list with task.name=probe: it tells which probe is best")
     shared: dict[str, Any] = {"device": device, "dtype": clip_dtype(dtype), "world": world, "seed": cfg.run.seed}
     if is_feature_folder(data.train):
         return build_feature_loaders(cfg, **shared)

@@ -258,6 +258,38 @@ def tune_rows(result: Result) -> Rows:
     return rows
 
 
+def probes_rows(result: Result) -> Rows:
+    """Return one row: a step of one probe and of many, on clips and on stored features."""
+    settings, ratios = result["settings"], result["cost_over_one"]
+    depth = f", {settings['depth']} blocks" if settings["depth"] else ""
+    return [
+        {
+            "encoder": f"{settings['network']}{depth}",
+            "probes": f"{settings['num_probes']} {settings['kind']}",
+            "precision": result["precision"],
+            "one probe, s per step": format_median(result["seconds"]["one"]),
+            "all / one (quartiles)": format_quartiles(ratios["many"]),
+            "poolers of transformers / one": format_quartiles(ratios.get("transformers")),
+            "clips / stored features (quartiles)": format_quartiles(result["speedup_of_features"]),
+        }
+    ]
+
+
+def run_length_rows(result: Result) -> Rows:
+    """Return a row for each threshold."""
+    return [
+        {
+            "files": result["files"],
+            "network": result["settings"]["network"],
+            "threshold": f"{row['threshold']:g}",
+            "patches kept": f"{100 * row['kept']:.0f} %",
+            "clips/s": format_number(row["clips_per_s"]),
+            "over the dense network (quartiles)": f"{row['speedup']:.2f} ({row['low']:.2f}-{row['high']:.2f})",
+        }
+        for row in result["thresholds"]
+    ]
+
+
 ROWS: dict[str, Callable[[Result], Rows]] = {
     "loading": loading_rows,
     "epoch_time": epoch_time_rows,
@@ -268,4 +300,6 @@ ROWS: dict[str, Callable[[Result], Rows]] = {
     "index": index_rows,
     "own_loop": own_loop_rows,
     "tune": tune_rows,
+    "probes": probes_rows,
+    "run_length": run_length_rows,
 }

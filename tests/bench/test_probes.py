@@ -1,0 +1,34 @@
+"""The benchmarks of probes and of run-length tokenization run, and their rows say what was measured."""
+
+from __future__ import annotations
+
+import json
+
+from bench import probes, run_length
+from bench.report.rows import ROWS
+
+
+def test_probes_dry_run_measures_all_cases(tmp_path, capsys):
+    out = tmp_path / "probes.json"
+    for kind in ("attentive", "linear"):
+        assert probes.main(["--dry-run", f"kind={kind}", "device=cpu", f"out={out}"]) == 0
+        result = json.loads(out.read_text())
+        cases = {"one", "many", "features"} | ({"transformers"} if kind == "attentive" else set())
+        assert set(result["seconds"]) == cases and result["tokens"] == 2 * 4 * 4
+        (row,) = ROWS["probes"](result)
+        assert row["encoder"] == "vjepa2_tiny, 1 blocks" and row["probes"] == f"3 {kind}"
+        assert all(row[key] for key in row if kind == "attentive" or "transformers" not in key)
+    assert "over one probe" in capsys.readouterr().out
+
+
+def test_run_length_dry_run_measures_each_threshold(tmp_path, capsys):
+    out = tmp_path / "run_length.json"
+    assert run_length.main(["--dry-run", "device=cpu", f"out={out}"]) == 0
+    result = json.loads(out.read_text())
+    rows = ROWS["run_length"](result)
+    assert [row["threshold"] for row in rows] == ["0", "0.05", "0.1", "0.2", "0.4"] and rows[0][
+        "patches kept"
+    ] == "100 %"
+    assert rows[0]["files"] == "square.mp4" and result["thresholds"][-1]["kept"] < 0.8
+    assert run_length.main(["--dry-run", "network=mvit_v2_tiny", f"out={out}"]) == 2
+    assert "MViT has none" in capsys.readouterr().err
