@@ -47,7 +47,8 @@ class ThresholdTest:
     """
 
     def __init__(self, network: nn.Module, thresholds: Sequence[float]):
-        if not hasattr(network, "rlt_threshold"):
+        kwargs: Any = getattr(network, "kwargs", {})
+        if not hasattr(network, "rlt_threshold") or kwargs.get("attention", "joint") != "joint":
             name = type(network).__name__
             raise ValueError(f"eval.rlt_thresholds: {name} has none; expected ViViT (joint), VideoMAE or V-JEPA 2")
         self.network: Any = network

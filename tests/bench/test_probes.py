@@ -30,5 +30,5 @@ def test_run_length_dry_run_measures_each_threshold(tmp_path, capsys):
         "patches kept"
     ] == "100 %"
     assert rows[0]["files"] == "square.mp4" and result["thresholds"][-1]["kept"] < 0.8
-    assert run_length.main(["--dry-run", "network=mvit_v2_tiny", f"out={out}"]) == 2
-    assert "MViT has none" in capsys.readouterr().err
+    assert run_length.main(["--dry-run", "network=vivit_fdp_tiny", f"out={out}"]) == 2
+    assert "eval.rlt_thresholds: ViViT has none; expected ViViT (joint)" in capsys.readouterr().err
