@@ -117,7 +117,7 @@ def draw_perturbations(results: Sequence[PerturbedResult], top1: float) -> Figur
         panel.set_yticks(positions, [label(r.name) for r in motion])
         panel.invert_yaxis()
         panel.set(xlabel="top-1, %", xlim=(0, 102), title="Motion")
-        panel.legend(loc="lower right")
+        panel.legend(loc="center right")
     if corruptions:
         panel = axes.pop(0)
         for name in corruptions:
