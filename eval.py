@@ -49,8 +49,9 @@ from pipelines.loader import EvalVideoLoader
 from pipelines.sample_source import TooManyUnreadableVideos
 from pipelines.storage import videos_below
 from training.checkpoint_input import apply_input_spec
+from training.feature_input import describe_features
 from training.run_dir import run_path
-from training.setup import build_network, describe_features, init_from_pretrained
+from training.setup import build_network, init_from_pretrained
 from utils.cli import run_command
 from utils.device import choose_device, choose_dtype, clip_dtype
 from utils.distributed import World
@@ -121,6 +122,8 @@ def load_run(source: Path, overrides: Sequence[str]) -> EvalRun:
 def build_recipe(source: Path, overrides: Sequence[str]) -> tuple[Config, Path, nn.Module, list[str]]:
     """Build the network of a recipe from a checkpoint, complete; also return where its results go."""
     cfg = loading.load_config(source, overrides)
+    if cfg.task.name == "probe" and cfg.eval.feature_layer:
+        raise ValueError(f"eval.feature_layer={cfg.eval.feature_layer}: expected probe.layers, for features of a probe")
     if cfg.task.name == "probe" and not cfg.eval.features_path:
         raise ValueError(f"{source}: a probe is trained first: python train.py {source}; then give its run folder")
     if not cfg.model.pretrained:
@@ -161,7 +164,7 @@ def build_test_loader(run: EvalRun) -> EvalVideoLoader:
     if not path:
         raise ValueError(f"data.{'test' if is_test else 'val'}: expected a list")
     test = run.cfg.eval
-    if isinstance(run.network, ProbeGrid):  # features to train probes on: the views of their validation
+    if isinstance(run.network, ProbeGrid):  # features to train probes on: the center crop of as many clips
         test = test.model_copy(update={"num_clips": data.num_clips, "num_crops": 1})
     elif not is_test:
         test = Eval(num_clips=1, num_crops=1, batch_size=data.batch_size)
@@ -230,6 +233,9 @@ def classify(run: EvalRun, path: Path) -> str:
     cfg = run.cfg
     if cfg.task.name == "maskfeat":
         raise ValueError("video=: the run is a pre-training, which has no classes")
+    num_clips = getattr(run.network, "num_clips", 1)
+    if num_clips > 1 and run.world.is_main:
+        print(f"the probe was trained on {num_clips} clips of a video at once; here it scores each clip by itself")
     score = partial(score_video, run.network, data=cfg.data, test=cfg.eval, device=run.device, dtype=run.dtype)
     output_dir = run.path / "video"
     videos = videos_below(path) if path.is_dir() else []

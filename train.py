@@ -171,12 +171,15 @@ def save_figures(t: Training, last: LastBatch) -> None:
         t.run_dir.save_figure("clips", draw_hog(batch, out, mean, std), t.step)
         return
     network, logits = t.state.network, out["logits"]
+    shows_attention = not is_sharded(network)  # which would need all processes for its forward pass
     if isinstance(network, ProbeGrid):  # the first probe that is still trained, and the first clip of each video
         network, logits = network.select(network.active[0]), logits[0]
         batch = batch if batch.video.ndim == 5 else batch._replace(video=batch.video[:, 0])
+        # Without a pooler it would be the encoder's own attention, whose weights may not fit in memory.
+        shows_attention = shows_attention and network.attention_layout is not None
     figure, titles = draw_predictions(batch, logits, t.classes, mean, std)
     t.run_dir.save_figure("clips", figure, t.step)
-    if not is_sharded(t.state.network):  # a sharded network would need all processes for its forward pass
+    if shows_attention:
         attention = draw_attention(network, batch.video[:3], titles[:3], mean, std)
         t.run_dir.save_figure("attention", attention, t.step)
 
@@ -190,15 +193,16 @@ def finish(t: Training, stop: GracefulStop) -> int:
             t.run_dir.log(f"stopped by {stop.signal.name} at step {t.step}; the same command continues from here")
         else:
             t.run_dir.log(summarize_run(read_metrics(path)))
-            t.run_dir.log(
-                f"  {path / 'best'}  network: model.safetensors, config.json\n"
-                f"  {path / 'curves.png'}  loss and accuracy\n"
-                f"  {path / 'clips.png'}  clips and predictions; attention.png\n"
-                f"  {path / 'metrics.jsonl'}  every figure\n"
-                f"  {path / 'tb'}  TensorBoard: tensorboard --logdir {path}"
-            )
-            if isinstance(t.state.network, ProbeGrid):
-                t.run_dir.log(f"  {path / 'probes.csv'}  the best validation of each probe; probes.png")
+            files = {
+                "best": "network: model.safetensors, config.json",
+                "curves.png": "loss and accuracy",
+                "clips.png": "clips and predictions; attention.png",
+                "probes.csv": "the best validation of each probe; probes.png",
+                "metrics.jsonl": "every figure",
+                "tb": f"TensorBoard: tensorboard --logdir {path}",
+            }
+            there = {name: text for name, text in files.items() if (path / name).exists()}
+            t.run_dir.log("\n".join(f"  {path / name}  {text}" for name, text in there.items()))
         if t.train_loader.bad_videos:
             count = len(t.train_loader.bad_videos)
             t.run_dir.log(f"{count} videos could not be read and were replaced: see bad_videos.csv")

@@ -39,7 +39,7 @@ from bench.harness.runner import check_minimum, run_bench
 from bench.hog import time_call
 from configs.schema import Data
 from networks.probed_encoder import ProbeGrid
-from pipelines.data.feature_shards import Labeled, ShardWriter
+from pipelines.data.feature_shards import LabeledVideo, ShardWriter
 from pipelines.feature_loader import FeatureLoader
 from training.probe_grid import ProbeSetting, build_probe_optimizers
 from training.tasks import ClassifyByProbes
@@ -141,7 +141,7 @@ def feature_batches(grid: ProbeGrid, video: Tensor, folder: Path) -> Callable[[]
     with torch.no_grad():
         tokens = grid.forward_tokens(video).float().cpu().numpy()
     count = 4 * len(video)
-    writer = ShardWriter(folder, {}, [Labeled(f"{n}.mp4", 0) for n in range(count)], ["a"])
+    writer = ShardWriter(folder, {}, [LabeledVideo(f"{n}.mp4", 0) for n in range(count)], ["a"])
     writer.add(np.arange(count), np.concatenate([tokens] * 4), count)
     dtype = torch.float32 if video.device.type == "cpu" else torch.float16
     data = Data(batch_size=len(video))

@@ -32,7 +32,7 @@ import torch
 import networks
 from bench.harness.runner import check_minimum, run_bench
 from configs.schema import Eval
-from evaluation.token_dropping import ThresholdTest, describe_timing
+from evaluation.run_length_report import ThresholdTest, describe_timing
 from pipelines.decode.encoder import encode_video
 from pipelines.loader import EvalVideoLoader
 from utils.device import autocast, choose_device, choose_dtype, clip_dtype

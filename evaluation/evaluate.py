@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial as partial_function
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,55 @@ class ScoreTable:
         return {name: tensor.cpu() for name, tensor in self.tensors.items()}
 
 
+@dataclass(frozen=True)
+class ViewScorer:
+    """Score videos by all their views; `num_clips` of them differ in time.
+
+    A network that pools several clips is given as many at once, evenly spread over those of a video. Raises ValueError
+    if num_clips is no multiple of them.
+    """
+
+    network: nn.Module
+    num_clips: int
+    dtype: torch.dtype
+    average: str
+
+    def __post_init__(self) -> None:
+        if self.num_clips % self.pooled:
+            raise ValueError(
+                f"eval.num_clips={self.num_clips}: expected a multiple of {self.pooled}, which the network pools"
+            )
+
+    @property
+    def pooled(self) -> int:
+        """Return how many clips the network is given at once."""
+        return getattr(self.network, "num_clips", 1)
+
+    def after_clips(self, video: Tensor) -> Tensor:
+        """(B, V, C, T, H, W) -> (B, clips, K): the mean over the first views, of so many clips."""
+        clips = rearrange(video, "B (L groups) C T H W -> (B groups) L C T H W", L=self.pooled)
+        with autocast(video.device, self.dtype):
+            logits = self.network(clips if self.pooled > 1 else clips.squeeze(1)).float()
+        views = F.softmax(logits, dim=-1) if self.average == "probs" else logits
+        clips_of_video = self.num_clips // self.pooled
+        means = reduce(views, "(B L crops) K -> B L K", "mean", B=len(video), L=clips_of_video)
+        return means.cumsum(1) / torch.arange(1, clips_of_video + 1, device=video.device)[:, None]
+
+    def probs(self, after_clips: Tensor) -> Tensor:
+        """(B, clips, K) -> (B, K): the probabilities after the last clip."""
+        return after_clips[:, -1] if self.average == "probs" else F.softmax(after_clips[:, -1], dim=-1)
+
+    def __call__(self, video: Tensor) -> Tensor:
+        """(B, V, C, T, H, W) -> probabilities (B, K)."""
+        return self.probs(self.after_clips(video))
+
+
+def is_correct(after_clips: Tensor, label: Tensor) -> Tensor:
+    """(B, clips, K), (B,) -> (B, clips, 2) float: whether the label is first, and among the first five."""
+    best = after_clips.topk(min(5, after_clips.shape[-1])).indices == label[:, None, None]
+    return torch.stack([best[..., 0], best.any(-1)], dim=-1).float()
+
+
 @torch.inference_mode()
 def evaluate(
     network: nn.Module,
@@ -77,15 +126,11 @@ def evaluate(
 ) -> Scores:
     """Score every video of a validation or test loader once.
 
-    The score is the mean probability over the views of a video, or the softmax of their mean logits. A network with
-    `num_clips` is given as many clips of a video at once, evenly spread over those of the loader. With `partial` the
-    scores are saved every minute and when interrupted, and continued from there. `further_tests` score the same decoded
-    clips in other ways.
+    The score is the mean probability over the views of a video, or the softmax of their mean logits (ViewScorer). With
+    `partial` the scores are saved every minute and when interrupted, and continued from there. `further_tests` score
+    the same decoded clips in other ways.
     """
-    tests = further_tests or {}
-    num_clips, pooled = loader.source.views.num_clips, getattr(network, "num_clips", 1)
-    if num_clips % pooled:
-        raise ValueError(f"eval.num_clips={num_clips}: expected a multiple of {pooled}, which the network pools")
+    scorer, tests = ViewScorer(network, loader.source.views.num_clips, dtype, average), further_tests or {}
     was_training = network.training
     network.eval()
     state = partial.load() if partial else {}
@@ -94,12 +139,6 @@ def evaluate(
         loader.load_state_dict(state["loader"])
     timer, position = IntervalTimer(1), loader.state_dict()  # the loader is a batch ahead while one is scored
 
-    def score(video: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        clips = rearrange(video, "B (L groups) C T H W -> (B groups) L C T H W", L=pooled)
-        with autocast(loader.device, dtype):
-            logits = network(clips if pooled > 1 else clips.squeeze(1)).float()
-        return _score_views(logits, label, num_clips // pooled, average)
-
     def save() -> None:
         if partial and table.tensors:
             partial.save({"tables": table.state_dict(), "loader": position})
@@ -107,10 +146,10 @@ def evaluate(
     try:
         for batch in progress(loader, "eval", world):
             video = batch.video if batch.video.ndim == 6 else batch.video[:, None]
-            values = dict(zip(("probs", "correct"), score(video, batch.label), strict=True))
+            after = scorer.after_clips(video)
+            values = {"probs": scorer.probs(after), "correct": is_correct(after, batch.label)}
             for name, test in tests.items():
-                probs_of = partial_function(lambda label, clips: score(clips, label)[0], batch.label)
-                values[f"predicted.{name}"] = test(probs_of, video, batch.seeds).float()
+                values[f"predicted.{name}"] = test(scorer, video, batch.seeds).float()
             table.update(batch.sample_index, **values)
             position = loader.state_dict()
             if timer.due():
@@ -129,20 +168,9 @@ def evaluate(
         failed=failed,
         padded=len(loader) * loader.source.batch_size * world.size - len(loader.videos),
         correct=tables["correct"] > 0,
-        pooled_clips=pooled,
+        pooled_clips=scorer.pooled,
         predicted={name: tables[f"predicted.{name}"].long() for name in tests},
     )
-
-
-def _score_views(logits: Tensor, label: Tensor, num_clips: int, average: str) -> tuple[Tensor, Tensor]:
-    """Average the logits ((B V), K) of all views: probabilities (B, K), and correct (B, clips, 2) as in Scores."""
-    views = F.softmax(logits, dim=-1) if average == "probs" else logits
-    clips = reduce(views, "(B L crops) K -> B L K", "mean", B=len(label), L=num_clips)
-    count = torch.arange(1, num_clips + 1, device=logits.device)[:, None]
-    after = clips.cumsum(1) / count  # the mean over the first clips
-    best = after.topk(min(5, after.shape[-1])).indices == label[:, None, None]
-    correct = torch.stack([best[..., 0], best.any(-1)], dim=-1).float()
-    return after[:, -1] if average == "probs" else F.softmax(after[:, -1], dim=-1), correct
 
 
 def progress(loader: BatchLoader | FeatureLoader, description: str, world: World) -> tqdm:

@@ -16,6 +16,7 @@ import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from configs.schema import Eval
 from evaluation.evaluate import progress
 from networks.layer_outputs import find_layer, layer_outputs, tokens_of_clips
 from pipelines.batch_loader import Batch
-from pipelines.data.feature_shards import FeatureShards, Labeled, ShardWriter, is_feature_folder
+from pipelines.data.feature_shards import FeatureShards, LabeledVideo, ShardWriter, is_feature_folder
 from pipelines.loader import EvalVideoLoader
 from utils.device import autocast
 from utils.distributed import World
@@ -50,11 +51,18 @@ class Features:
         """Return the features of some videos."""
         return Features(self.features[list(rows)], self.label[list(rows)], [self.video[row] for row in rows])
 
-    def mean(self) -> Features:
-        """Return the mean of the tokens of each video; features that are no tokens as they are."""
-        if self.features.ndim == 2:
-            return self
-        return Features(reduce(self.features, "n N D -> n D", "mean"), self.label, self.video)
+    @staticmethod
+    def load_mean(path: Path) -> Features:
+        """Read the mean of the tokens of each video, of a folder shard by shard; vectors as they are.
+
+        Raises ValueError as load().
+        """
+        if not is_feature_folder(path):
+            whole = Features.load(path)
+            return Features(mean_token(whole.features), whole.label, whole.video)
+        shards = FeatureShards(path)
+        features = torch.cat([mean_token(torch.from_numpy(part)) for part in shards.shards()])
+        return Features(features, torch.from_numpy(shards.label), shards.name)
 
     @staticmethod
     def check_path(path: Path) -> None:
@@ -77,7 +85,7 @@ class Features:
         """Read what save() wrote, or a folder. Raises ValueError for a path that is missing or has no features."""
         if is_feature_folder(path):
             shards = FeatureShards(path)
-            features = torch.from_numpy(shards.rows(range(len(shards)))).float()
+            features = torch.cat([torch.from_numpy(part).float() for part in shards.shards()])
             return Features(features, torch.from_numpy(shards.label), shards.name)
         try:
             if path.suffix == ".safetensors":
@@ -90,6 +98,11 @@ class Features:
         except (OSError, EOFError, ValueError, KeyError, SafetensorError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path}: not readable as features: {error}") from None
         return Features(torch.from_numpy(features).float(), torch.from_numpy(label).long(), video)
+
+
+def mean_token(features: Tensor) -> Tensor:
+    """(n, N, D) -> (n, D) float32; (n, D) as they are."""
+    return reduce(features.float(), "n N D -> n D", "mean") if features.ndim == 3 else features.float()
 
 
 def feature_extractor(network: nn.Module, layer: str = "", pool: str = "mean") -> Callable[[Tensor], Tensor]:
@@ -118,15 +131,21 @@ def feature_extractor(network: nn.Module, layer: str = "", pool: str = "mean") -
 
 @torch.inference_mode()
 def extract(
-    extract_clips: Callable[[Tensor], Tensor], batches: Iterable[Batch], device: torch.device, dtype: torch.dtype
+    extract_clips: Callable[[Tensor], Tensor],
+    batches: Iterable[Batch],
+    device: torch.device,
+    dtype: torch.dtype,
+    pooled: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield for each batch the sample indices (B,), negative for padding, and features (B, ...) float32, on the host.
 
     The features of a video (B, V, C, T, H, W) are the mean over its views, or the tokens (N, D) of all views in a row.
+    A network that pools several clips is given `pooled` of them at once, as in a test.
     """
     for batch in batches:
+        clips = rearrange(batch.video, "B (L groups) C T H W -> (B groups) L C T H W", L=pooled)
         with autocast(device, dtype):
-            views = extract_clips(rearrange(batch.video, "B V C T H W -> (B V) C T H W")).float()
+            views = extract_clips(clips if pooled > 1 else clips.squeeze(1)).float()
         if views.ndim == 2:
             features = reduce(views, "(B V) D -> B D", "mean", B=len(batch.video))
         else:
@@ -147,9 +166,13 @@ def extract_features(
     `description` says how a folder of features is made.
     """
     extract_clips = feature_extractor(network.eval(), test.feature_layer, test.feature_pool)
+    pooled: int = getattr(network, "num_clips", 1)  # type: ignore[assignment]
+    if loader.source.views.num_clips % pooled:
+        raise ValueError(f"eval.num_clips: expected a multiple of {pooled}, which the network pools")
     if not Path(test.features_path).suffix:
-        return extract_to_folder(Path(test.features_path), extract_clips, loader, world, dtype, description)
-    batches = extract(extract_clips, progress(loader, "features", world), loader.device, dtype)
+        extract_batches = partial(extract, extract_clips, device=loader.device, dtype=dtype, pooled=pooled)
+        return extract_to_folder(Path(test.features_path), extract_batches, loader, world, description)
+    batches = extract(extract_clips, progress(loader, "features", world), loader.device, dtype, pooled)
     own_index, own_features = (torch.cat(part) for part in zip(*batches, strict=True))
     index, features = (torch.cat(part) for part in zip(*world.gather((own_index, own_features)), strict=True))
     order = index.argsort()[(index < 0).sum() :]
@@ -161,16 +184,15 @@ def extract_features(
     return f"{len(videos)} of {len(loader.videos)} videos, {shape} features\nwritten: {test.features_path}"
 
 
-def extract_to_folder(  # noqa: PLR0913  # what extract_features() is given
+def extract_to_folder(
     folder: Path,
-    extract_clips: Callable[[Tensor], Tensor],
+    extract_batches: Callable[[Iterable[Batch]], Iterator[tuple[Tensor, Tensor]]],
     loader: EvalVideoLoader,
     world: World,
-    dtype: torch.dtype,
     description: Mapping[str, Any],
 ) -> str:
     """Write shards of features, after those that are there already; return the lines to print."""
-    videos = [Labeled(video.name, video.label) for video in loader.videos]
+    videos = [LabeledVideo(video.name, video.label) for video in loader.videos]
 
     def open_writer() -> ShardWriter | str:
         try:
@@ -186,10 +208,12 @@ def extract_to_folder(  # noqa: PLR0913  # what extract_features() is given
     if start < len(videos):
         first_batch = start // per_batch
         loader.load_state_dict({"epoch": 0, "seen": first_batch * per_batch})
-        batches = extract(extract_clips, progress(loader, "features", world), loader.device, dtype)
-        for batch_index, own in enumerate(batches, first_batch):
-            index, features = (torch.cat(part) for part in zip(*world.gather(own), strict=True))
+        for batch_index, (own_index, own) in enumerate(
+            extract_batches(progress(loader, "features", world)), first_batch
+        ):
+            parts = world.gather_to_main((own_index, own.half() if own.abs().max() < 65504 else own))
             if isinstance(writer, ShardWriter):
+                index, features = (torch.cat(part) for part in zip(*parts, strict=True))
                 read = index >= 0
                 writer.add(index[read].numpy(), features[read].numpy(), (batch_index + 1) * per_batch)
     world.gather(None)  # the last shard is written

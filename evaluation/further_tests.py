@@ -16,8 +16,8 @@ from evaluation.perturbation_report import (
     describe_perturbations,
     write_perturbations,
 )
+from evaluation.run_length_report import ThresholdTest, describe_thresholds, write_thresholds
 from evaluation.scores import Scores
-from evaluation.token_dropping import ThresholdTest, describe_thresholds, write_thresholds
 from pipelines.perturbations import list_perturbations
 
 Tests = dict[str, PerturbationTest | ThresholdTest]
@@ -46,6 +46,8 @@ def report_further_tests(tests: Tests, scores: Scores, output_dir: Path) -> Furt
     """Write the tables and figures of all further tests."""
     report, top1 = FurtherReport({}, [], []), scores.topk(1)
     output_dir.mkdir(parents=True, exist_ok=True)
+    for name in ("perturbations.csv", "perturbations.png", "rlt.csv", "rlt.png"):  # of an earlier test
+        (output_dir / name).unlink(missing_ok=True)
     for name, test in tests.items():
         if isinstance(test, PerturbationTest):
             results = compare_perturbed(scores, test.perturbations)

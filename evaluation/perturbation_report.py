@@ -14,7 +14,7 @@ from evaluation.scores import Scores, mcnemar, wilson_interval
 from pipelines.perturbations import Perturbation, Seeds, perturb
 from utils.files import write_csv
 
-LABELS = {
+PHRASES = {
     "one_frame": "one frame repeated",
     "shuffled": "frames shuffled",
     "reversed": "frames reversed",
@@ -80,22 +80,22 @@ def write_perturbations(output_dir: Path, results: Sequence[PerturbedResult], to
 def describe_perturbations(results: Sequence[PerturbedResult], top1: float) -> list[str]:
     """Return a line for each change of motion, and one for each corruption with its five strengths."""
     lines = []
-    width = max(len(label(r.name)) for r in results)
+    width = max(len(phrase(r.name)) for r in results)
     for result in (r for r in results if not r.strength):
         change = 100 * (result.top1 - top1)
         lines.append(
-            f"{label(result.name):{width}}  {100 * result.top1:6.2f} % ({change:+.2f}, McNemar's p {result.p:.4f}); "
+            f"{phrase(result.name):{width}}  {100 * result.top1:6.2f} % ({change:+.2f}, McNemar's p {result.p:.4f}); "
             f"{100 * result.same_class:.1f} % classified as before"
         )
     for name in dict.fromkeys(r.name for r in results if r.strength):
         values = "  ".join(f"{100 * r.top1:6.2f}" for r in results if r.name == name)
-        lines.append(f"{label(name):{width}}  {values} % at strengths 1 to 5")
+        lines.append(f"{phrase(name):{width}}  {values} % at strengths 1 to 5")
     return lines
 
 
-def label(name: str) -> str:
+def phrase(name: str) -> str:
     """Return the words for a perturbation."""
-    return LABELS.get(name, name)
+    return PHRASES.get(name, name)
 
 
 def draw_perturbations(results: Sequence[PerturbedResult], top1: float) -> Figure:
@@ -114,7 +114,7 @@ def draw_perturbations(results: Sequence[PerturbedResult], top1: float) -> Figur
         )
         panel.barh(positions, values, xerr=[below, above], color="tab:blue", ecolor="gray", capsize=3)
         panel.axvline(100 * top1, color="tab:orange", label="as it is")
-        panel.set_yticks(positions, [label(r.name) for r in motion])
+        panel.set_yticks(positions, [phrase(r.name) for r in motion])
         panel.invert_yaxis()
         panel.set(xlabel="top-1, %", xlim=(0, 102), title="Motion")
         panel.legend(loc="center right")
@@ -122,7 +122,7 @@ def draw_perturbations(results: Sequence[PerturbedResult], top1: float) -> Figur
         panel = axes.pop(0)
         for name in corruptions:
             values = [100 * top1, *(100 * r.top1 for r in results if r.name == name)]
-            panel.plot(range(6), values, marker="o", markersize=3, label=label(name))
+            panel.plot(range(6), values, marker="o", markersize=3, label=phrase(name))
         panel.set(xlabel="strength (0: as it is)", ylabel="top-1, %", ylim=(0, 102), title="Corruptions")
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)

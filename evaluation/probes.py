@@ -80,7 +80,7 @@ def load_pair(paths: Sequence[str]) -> tuple[Features, Features]:
 
     Raises ValueError if they do not fit each other.
     """
-    train, test = (Features.load(Path(path)).mean() for path in paths)
+    train, test = (Features.load_mean(Path(path)) for path in paths)
     if train.features.shape[1] != test.features.shape[1]:
         raise ValueError(f"{paths[1]}: {test.features.shape[1]} features, {paths[0]} has {train.features.shape[1]}")
     return train, test
@@ -108,8 +108,8 @@ def few_shot_line(train: Features, test: Features, num_classes: int, shots: int,
             accuracies.setdefault(name, []).append(top1(scores, test.label))
     parts = []
     for name, values in accuracies.items():
-        spread = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        parts.append(f"{name} {statistics.mean(values):.2f}{spread} %")
+        deviation = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        parts.append(f"{name} {statistics.mean(values):.2f}{deviation} %")
     return f"{shots} per class, {s.seeds} seed{'s' * (s.seeds > 1)}: {', '.join(parts)}"
 
 

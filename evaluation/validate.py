@@ -55,9 +55,9 @@ def score_probes(t: Training, grid: ProbeGrid) -> tuple[dict[int, ProbeResult], 
     top1, top5, loss = results[best]
     others = sorted(100 * result.top1 for result in results.values())
     text = f"top-1 {100 * top1:.2f} %  top-5 {100 * top5:.2f} %  loss {loss:.4f}"
-    spread = f"; {len(others)} probes: {others[0]:.2f} to {others[-1]:.2f} %" if len(others) > 1 else ""
+    range_text = f"; {len(others)} probes: {others[0]:.2f} to {others[-1]:.2f} %" if len(others) > 1 else ""
     name = probe_settings(t.cfg)[best].name
-    t.run_dir.log(f"epoch {t.train_loader.epoch}  val: {name} {text}{spread}  coverage: {coverage}")
+    t.run_dir.log(f"epoch {t.train_loader.epoch}  val: {name} {text}{range_text}  coverage: {coverage}")
     return results, {"loss": loss, "top1": top1, "top5": top5, "probe": best}
 
 

@@ -23,6 +23,12 @@ def build(name: str, **kwargs: Any) -> nn.Module:
     """
     variants = VARIANTS | PRETRAINING | PROBING
     if name not in variants:
-        nearest = difflib.get_close_matches(name, variants, n=1, cutoff=0.0)[0]
-        raise ValueError(f"unknown network {name!r}: did you mean {nearest!r}? Expected one of {', '.join(variants)}")
+        raise unknown_network(name)
     return variants[name](**kwargs)
+
+
+def unknown_network(name: str) -> ValueError:
+    """Return the error for a name that is none, with the nearest one."""
+    variants = VARIANTS | PRETRAINING
+    nearest = difflib.get_close_matches(name, variants, n=1, cutoff=0.0)[0]
+    return ValueError(f"unknown network {name!r}: did you mean {nearest!r}? Expected one of {', '.join(variants)}")

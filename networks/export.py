@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from networks import weights
+from networks.run_length import all_tokens
 from utils.cli import run_command
 
 TOLERANCE = 1e-4  # largest difference of logits that is accepted
@@ -33,20 +34,27 @@ def export(network: nn.Module, path: Path) -> float:
     """
     if path.suffix not in (".pt2", ".onnx"):
         raise ValueError(f"{path}: expected a name that ends in .pt2 or .onnx")
-    shape: tuple[int, ...] = network.patch_embed.input_shape  # type: ignore[union-attr,assignment]
+    shape = input_shape(network)
     generator = torch.Generator().manual_seed(0)
     videos = {n: torch.randn(n, *shape, generator=generator) for n in (1, 2, 3)}
     dynamic_shapes = ({0: torch.export.Dim("batch", min=1, max=65536)},)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), all_tokens(network):
         warnings.simplefilter("ignore")  # torch's own exporter raises several
         if path.suffix == ".pt2":
             torch.export.save(torch.export.export(network, (videos[2],), dynamic_shapes=dynamic_shapes), path)
             exported: Callable[[Tensor], Tensor] = torch.export.load(path).module()
         else:
             exported = _export_onnx(network, path, videos[2], dynamic_shapes)
-    with torch.inference_mode():
+    with torch.inference_mode(), all_tokens(network):
         return max((exported(video) - network(video)).abs().max().item() for video in videos.values())
+
+
+def input_shape(network: nn.Module) -> tuple[int, ...]:
+    """Return (C, T, H, W), or (L, C, T, H, W) of a network that pools L clips of a video."""
+    shape: tuple[int, ...] = network.patch_embed.input_shape  # type: ignore[union-attr,assignment]
+    num_clips: int = getattr(network, "num_clips", 1)  # type: ignore[assignment]
+    return (num_clips, *shape) if num_clips > 1 else shape
 
 
 def _export_onnx(network: nn.Module, path: Path, video: Tensor, dynamic_shapes: tuple) -> Callable[[Tensor], Tensor]:
@@ -79,10 +87,11 @@ def export_run(argv: Sequence[str]) -> int:
     source, path = map(Path, argv)
     network, config = weights.load_network(source / "best" if (source / "best").is_dir() else source)
     difference = export(network, path)
-    channels, frames, height, width = network.patch_embed.input_shape  # type: ignore[union-attr,misc]
+    if getattr(network, "rlt_threshold", 0):
+        print("run-length tokenization is not exported: the file has the network with all tokens")
     num_outputs = len(config.get("id2label", {}))
     config |= {
-        "shape": {"video": ["batch", channels, frames, height, width], "logits": ["batch", num_outputs]},
+        "shape": {"video": ["batch", *input_shape(network)], "logits": ["batch", num_outputs]},
         "max_logit_difference": difference,
     }
     json_path = path.with_suffix(".json")

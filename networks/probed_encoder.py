@@ -55,6 +55,11 @@ class FrozenEncoder(nn.Module):
         return torch.cat([norm(tokens) for tokens in outputs], dim=1)
 
     @property
+    def has_cls_token(self) -> bool:
+        """Return whether the encoder has a class token."""
+        return getattr(self.encoder, "has_cls_token", True)
+
+    @property
     def encoder_heads(self) -> int:
         """Return the number of attention heads of the encoder's last block."""
         return self.blocks[-1].attn.num_heads
@@ -84,7 +89,7 @@ class FrozenEncoder(nn.Module):
         if video.ndim == 3:
             return video
         tokens = self._extract(self.encoder, video.flatten(0, 1) if video.ndim == 6 else video)
-        return rearrange(tokens, "(B L) N D -> B (L N) D", B=len(video))
+        return rearrange(tokens, "(B L) N D -> B (L N) D", B=video.shape[0])
 
     def forward_features(self, video: Tensor) -> Tensor:
         """(B, [L,] C, T, H, W) -> (B, D): the mean of the tokens."""

@@ -94,7 +94,7 @@ def run_packed_blocks(
     depth, which drops whole items of a batch.
     """
     for index, block in enumerate(blocks):
-        if block.training and not isinstance(block.drop_path, nn.Identity):
+        if block.training and getattr(block.drop_path, "drop_prob", False):
             raise ValueError("rlt_threshold: training with it needs drop_path=0")
         if index < checkpoint_blocks and torch.is_grad_enabled():
             packed = checkpoint(_packed_block, block, packed, packing, use_reentrant=False)

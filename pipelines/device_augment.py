@@ -64,12 +64,13 @@ def build_transforms(data: Data, num_classes: int) -> list[Callable[[Batch], Bat
     return [transform for transform in (augment, mixing) if transform]
 
 
-def blur(video: torch.Tensor, sigma: np.ndarray) -> torch.Tensor:
+def blur(video: torch.Tensor, sigma: np.ndarray, kernel_size: int = 0) -> torch.Tensor:
     """Blur the frames of each clip (B, C, T, H, W) by its sigma (B,) in pixels; 0 leaves a clip as it is.
 
-    The kernel is a tenth of the frame's size, as in SimCLR. It is made on the host: kornia's gaussian_blur2d checks
-    that sigma is positive, for which a GPU would be waited for."""
-    size = 2 * max(min(video.shape[-2:]) // 20, 1) + 1
+    The kernel is a tenth of the frame's size, as in SimCLR, unless `kernel_size` says otherwise. It is made on the
+    host: kornia's gaussian_blur2d checks that sigma is positive, for which a GPU would be waited for.
+    """
+    size = kernel_size or 2 * max(min(video.shape[-2:]) // 20, 1) + 1
     kernel = get_gaussian_kernel1d(size, torch.from_numpy(sigma.astype(np.float32))[:, None])  # (B, size)
     kernel = to_device(kernel.numpy(), video.device)
     frames = rearrange(video, "B C T H W -> B (C T) H W")

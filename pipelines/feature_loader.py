@@ -14,7 +14,7 @@ import torch
 from configs.schema import Data
 from pipelines.batch_loader import Batch
 from pipelines.data.dataset import few_per_class
-from pipelines.data.feature_shards import FeatureShards, Labeled
+from pipelines.data.feature_shards import FeatureShards, LabeledVideo
 from pipelines.sampling import order
 from utils.device import to_device
 from utils.distributed import World
@@ -45,17 +45,17 @@ class FeatureLoader:
         self.world = world or World()
         self.batch_size, self.epoch, self.batch_index = data.batch_size, 0, 0
         limit = data.max_per_class if train else data.eval_max_per_class
-        self.rows = few_per_class(self.shards.label.tolist(), limit, data.few_shot_seed if train else "first")
-        if not train and not limit:  # a line that has no row was not readable
-            row_of = {int(line): row for row, line in enumerate(self.shards.line)}
-            self.rows = [row_of.get(line, -1) for line in range(self.shards.num_videos)]
+        lines = few_per_class(self.shards.labels, limit, data.few_shot_seed if train else "first")
+        row_of = {int(line): row for row, line in enumerate(self.shards.line)}
+        rows = [row_of.get(line, -1) for line in lines]  # -1: the video could not be read
+        self.rows = [row for row in rows if row >= 0] if train else rows
         self.grad_accum_steps = order.grad_accum_steps(global_batch_size, self.batch_size, self.world.size)
         if not len(self):
             clips = self.batch_size * self.world.size * self.grad_accum_steps
             raise ValueError(f"{folder}: {len(self.rows)} videos do not fill one step of {clips}")
         if self.world.is_main:
             kind = "x".join(map(str, self.shards.shape))
-            print(f"{folder}: {kind} features of {len(self.shards)} of {self.shards.num_videos} videos", flush=True)
+            print(f"{folder}: {kind} features of {len(self.shards)} of {len(self.shards.labels)} videos", flush=True)
 
     @property
     def classes(self) -> list[str]:
@@ -63,11 +63,11 @@ class FeatureLoader:
         return self.shards.classes
 
     @property
-    def videos(self) -> list[Labeled]:
-        """The videos, in the order of sample_index."""
-        missing = Labeled("", -1)
+    def videos(self) -> list[LabeledVideo]:
+        """The videos, in the order of sample_index; those that could not be read have no name."""
         shards = self.shards
-        return [Labeled(shards.name[row], int(shards.label[row])) if row >= 0 else missing for row in self.rows]
+        known = [LabeledVideo(name, label) for name, label in zip(shards.name, shards.label.tolist(), strict=True)]
+        return [known[row] if row >= 0 else LabeledVideo("", -1) for row in self.rows]
 
     def __len__(self) -> int:
         """Count the batches per epoch."""

@@ -8,6 +8,7 @@ Every draw depends on (seed, epoch, sample_index) alone.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from utils.device import to_device
 
 NOISE = (0.08, 0.12, 0.18, 0.26, 0.38)  # standard deviation, in units of 0 to 1
 BLUR = (1.0, 2.0, 3.0, 4.0, 6.0)  # sigma in pixels of a frame of 224x224
-BRIGHTNESS = (0.1, 0.2, 0.3, 0.4, 0.5)  # added, in units of 0 to 1
+BRIGHTNESS = (0.1, 0.2, 0.3, 0.4, 0.5)  # added to the value of HSV, in units of 0 to 1
 DROPPED = (1 / 8, 2 / 8, 3 / 8, 4 / 8, 5 / 8)  # of the frames; each shows the last frame before it that is there
 CRF = (30, 36, 42, 47, 51)  # of x264; 23 is its default, 51 its worst quality
 MOTION = ("one_frame", "shuffled", "reversed", "half_rate")
@@ -67,9 +68,10 @@ def perturb(
     elif name == "blur":
         clips = rearrange(pixels, "B V C T H W -> (B V) C T H W")
         sigma = np.full(len(clips), BLUR[level] * min(clips.shape[-2:]) / 224)
-        pixels = rearrange(blur(clips, sigma), "(B V) C T H W -> B V C T H W", B=len(video))
+        kernel_size = 2 * math.ceil(3 * sigma[0]) + 1
+        pixels = rearrange(blur(clips, sigma, kernel_size), "(B V) C T H W -> B V C T H W", B=len(video))
     elif name == "brightness":
-        pixels = pixels + BRIGHTNESS[level]
+        pixels = brighten(pixels, BRIGHTNESS[level])
     else:
         pixels = compress(pixels, CRF[level])
     return ((pixels.clamp(0, 1) - means) / stds).to(video.dtype)
@@ -89,6 +91,13 @@ def frame_order(name: str, level: int, num_frames: int, rng: np.random.Generator
     # The same generator at every strength: what is dropped at one is dropped at the next.
     times[rng.permutation(np.arange(1, num_frames))[: round(DROPPED[level] * num_frames)]] = 0
     return np.maximum.accumulate(times)
+
+
+def brighten(pixels: Tensor, amount: float) -> Tensor:
+    """Add to the value of the color model HSV, which is the largest of the three channels of (B, V, C, T, H, W)."""
+    value = pixels.amax(2, keepdim=True)
+    brighter = (value + amount).clamp(max=1)
+    return torch.where(value > 0, pixels * brighter / value.clamp(min=1e-6), brighter.expand_as(pixels))
 
 
 def add_noise(pixels: Tensor, std: float, seeds: Seeds) -> Tensor:

@@ -37,7 +37,8 @@ def draw_before_and_after(cfg: Config, num_clips: int) -> Figure:
     loaders = [VideoLoader(data.train, data, device="cpu", seed=cfg.run.seed, **keys) for keys in (plain, {})]
     before, after = (next(iter(loader)) for loader in loaders)
     classes = loaders[0].classes
-    video = torch.stack([before.video[:num_clips], after.video[:num_clips]], dim=1).flatten(0, 1)
+    first = [batch.video if data.num_clips == 1 else batch.video[:, 0] for batch in (before, after)]  # clips of each
+    video = torch.stack([video[:num_clips] for video in first], dim=1).flatten(0, 1)
     titles = []
     for index in after.class_index[:num_clips].tolist():
         titles += [f"{classes[index]}: the frames", "what the network gets"]

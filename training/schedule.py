@@ -36,7 +36,7 @@ class Schedule:
             o.epochs * self.steps_per_epoch,
             round(o.warmup_epochs * self.steps_per_epoch),
             peak,
-            min_lr=o.min_lr * peak / o.lr if o.lr else 0.0,
+            min_lr=min(o.min_lr * peak / o.lr, peak) if o.lr else 0.0,  # min(): rounding may exceed the peak
             schedule=o.schedule,
             milestones=[epoch * self.steps_per_epoch for epoch in o.milestones],
             gamma=o.gamma,

@@ -171,10 +171,15 @@ def resume(t: Training, checkpoint: Checkpoint) -> None:
 def stop_probes(t: Training) -> None:
     """Stop the probes that the validations so far have ruled out. All processes call it together."""
     grid, halving_epochs = t.state.network, t.cfg.probe.halving_epochs
-    if not isinstance(grid, ProbeGrid) or not halving_epochs or t.train_loader.epoch == t.cfg.optim.epochs:
+    if not isinstance(grid, ProbeGrid) or not halving_epochs:
         return
-    settings = probe_settings(t.cfg)
-    active = t.world.broadcast(lambda: active_probes(read_metrics(t.run_dir.path), settings, halving_epochs))
+    settings, last_epoch = probe_settings(t.cfg), t.cfg.optim.epochs
+
+    def find_active() -> list[int]:  # the last validation stops none, as no epoch follows it
+        rows = [row for row in read_metrics(t.run_dir.path) if row.get("epoch", 0) < last_epoch]
+        return active_probes(rows, settings, halving_epochs)
+
+    active = t.world.broadcast(find_active)
     stopped = [index for index in grid.active if index not in active]
     if not stopped:
         return

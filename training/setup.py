@@ -1,7 +1,6 @@
 """Build from a configuration what training needs: loaders, network with its first weights, task, training state."""
 
 import difflib
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +12,13 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from configs.schema import NO_CUDA_GRAPHS, Config, Eval, Model, Task
-from networks import PRETRAINING, VARIANTS, build, weights
+from networks import PRETRAINING, VARIANTS, build, unknown_network, weights
 from networks.maskfeat import MaskFeat
 from networks.probed_encoder import ProbeGrid
 from pipelines.data.feature_shards import is_feature_folder
 from pipelines.feature_loader import FeatureLoader
 from pipelines.loader import EvalVideoLoader, VideoLoader
+from training.feature_input import build_feature_loaders
 from training.optimizers import build_optimizer
 from training.parallel import distribute
 from training.probe_grid import ProbeSetting, build_probe_optimizers, probe_grid_args, probe_settings
@@ -59,46 +59,6 @@ def build_loaders(
     return train_loader, EvalVideoLoader(data.val, data, center, classes=train_loader.classes, **shared)
 
 
-def build_feature_loaders(cfg: Config, **shared: Any) -> tuple[FeatureLoader, FeatureLoader]:
-    """Build the loaders of two folders of features.
-
-    Raises ValueError unless they are those that the probes of the configuration would see.
-    """
-    data = cfg.data
-    if cfg.task.name != "probe":
-        raise ValueError(f"data.train={data.train}: features are for task.name=probe")
-    if not is_feature_folder(data.val):
-        raise ValueError(f"data.val={data.val}: expected a folder of features, as data.train={data.train} is one")
-    size = cfg.optim.global_batch_size
-    train = FeatureLoader(data.train, data, train=True, global_batch_size=size, **shared)
-    val = FeatureLoader(data.val, data, train=False, **shared)
-    wanted = json.loads(json.dumps(describe_features(cfg)))
-    for loader in (train, val):
-        for key, value in loader.shards.description.items():
-            if key != "eval.feature_pool" and wanted.get(key) != value:
-                raise ValueError(
-                    f"{loader.shards.folder}: its features are those of {key}={value}, not {wanted.get(key)}"
-                )
-    if train.classes != val.classes or train.shards.shape != val.shards.shape:
-        raise ValueError(f"data.val={data.val}: has other classes or features than data.train={data.train}")
-    return train, val
-
-
-def describe_features(cfg: Config, run_path: Path | None = None) -> dict[str, Any]:
-    """Return what the features of a video depend on: of a probe's encoder, or of the network of a run."""
-    keys = ["num_frames", "frame_stride", "fps", "sampling", "short_clip", "snap_to_keyframes", "image_size", "crop"]
-    description = {f"data.{key}": getattr(cfg.data, key) for key in (*keys, "mean", "std")}
-    description |= {"eval.short_side": cfg.eval.short_side, "eval.clip_placement": cfg.eval.clip_placement}
-    if cfg.task.name == "probe" and not (run_path and (run_path / "best").exists()):
-        m = cfg.model
-        own: dict[str, Any] = {"model.name": m.name, "model.args": m.args, "model.pretrained": m.pretrained}
-        own |= {"probe.layers": list(cfg.probe.layers), "data.num_clips": cfg.data.num_clips}
-    else:
-        views = {f"eval.{key}": getattr(cfg.eval, key) for key in ("num_clips", "num_crops", "feature_layer")}
-        own = {"run": str(run_path), **views}
-    return {**own, **description, "eval.feature_pool": cfg.eval.feature_pool}
-
-
 def build_network(cfg: Config, num_classes: int) -> nn.Module:
     """Build the network for the frames and size of the data. Raises ValueError for arguments that it does not take."""
     sizes: dict[str, Any] = {"num_frames": cfg.data.num_frames, "image_size": cfg.data.image_size}
@@ -114,6 +74,8 @@ def build_network(cfg: Config, num_classes: int) -> nn.Module:
             f"model.name={cfg.model.name} is not for task.name={cfg.task.name}: expected one of {', '.join(variants)}"
         )
     try:
+        if cfg.task.name == "probe" and cfg.model.name not in VARIANTS:
+            raise unknown_network(cfg.model.name)
         if cfg.task.name == "probe":
             return build("probe_grid", **probe_grid_args(cfg), **sizes)
         return build(cfg.model.name, **sizes | cfg.model.args)
@@ -207,6 +169,8 @@ def build_state(
     sharded = cfg.run.parallel == "fsdp"
     if sharded and dtype is torch.float16:
         raise ValueError("run.precision=fp16: expected bf16 or fp32 with run.parallel=fsdp")
+    if sharded and getattr(network, "rlt_threshold", False):
+        raise ValueError("model.args.rlt_threshold: expected 0 with run.parallel=fsdp")
     if isinstance(network, ProbeGrid) and dtype is torch.float16:
         raise ValueError(
             "run.precision=fp16: expected bf16 or fp32 with task.name=probe, as probes would share a scale"

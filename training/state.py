@@ -44,8 +44,10 @@ class TrainState:
         """
         norms = []
         for optimizer in self.optimizers:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            if all(parameter.grad is None for parameter in parameters):  # of a probe that is trained no longer
+                continue
             self.scaler.unscale_(optimizer)
-            parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
             norm = parallel.full_tensor(clip_gradients(parameters, clip_grad_norm, per_param))
             self._step(optimizer, norm)
             optimizer.zero_grad()

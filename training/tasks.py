@@ -68,7 +68,8 @@ class ClassifyByProbes(Classify):
         """
         logits = network(batch.video)
         losses = torch.stack([self.loss(part, batch.label) for part in logits])
-        return {"loss": losses.sum(), "mean_loss": losses.detach().nanmean(), "logits": logits}
+        finite = losses.detach().where(losses.isfinite(), torch.nan)
+        return {"loss": losses.sum(), "mean_loss": finite.nanmean(), "logits": logits}
 
 
 class MaskFeatTask:

@@ -56,6 +56,16 @@ class World:
         torch.distributed.all_gather_object(values, value)
         return values
 
+    def gather_to_main(self, value: T) -> list[T]:
+        """Return the values of all ranks on the main one, and nothing on the others."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed  # here, because decode workers import this module and must stay free of torch
+
+        values: list[T] | None = [value] * self.size if self.is_main else None
+        torch.distributed.gather_object(value, values)
+        return values or []
+
 
 def current_world() -> World:
     """Return this process's place in torch.distributed; if that is not initialized, the world of a single process.

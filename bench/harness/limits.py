@@ -80,7 +80,9 @@ def _training_step(cfg: Config, num_classes: int, device: torch.device) -> Calla
     data = cfg.data
 
     def make_step(clips: int) -> Callable[[], None]:
-        shape = (clips, 3, data.num_frames, data.image_size, data.image_size)
+        shape: tuple[int, ...] = (clips, 3, data.num_frames, data.image_size, data.image_size)
+        if data.num_clips > 1:
+            shape = (clips, data.num_clips, *shape[1:])
         video = torch.randn(shape, device=device).to(clip_dtype(dtype))
         index = torch.arange(clips, device=device)
         batch = Batch(video, index % num_classes, index, tuple((0, 0, number) for number in range(clips)))

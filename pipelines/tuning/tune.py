@@ -158,6 +158,7 @@ def read_training_list(data: Data) -> Dataset:
         class_names=data.class_names,
         class_subset=data.class_subset,
         max_per_class=data.max_per_class,
+        few_shot_seed=data.few_shot_seed,
     )
 
 

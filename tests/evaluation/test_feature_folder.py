@@ -9,10 +9,12 @@ import pytest
 import torch
 
 import eval as eval_command
+from configs.schema import Data
 from evaluation import features as features_module
 from evaluation.features import Features
 from pipelines.data import feature_shards
-from pipelines.data.feature_shards import FeatureShards, Labeled, ShardWriter
+from pipelines.data.feature_shards import FeatureShards, LabeledVideo, ShardWriter
+from pipelines.feature_loader import FeatureLoader
 from tests.helpers.runs import has_same_weights, losses, metrics, run, torchrun_command, train
 
 ENCODER = ["model.name=vjepa2_tiny", "model.args={patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2}"]
@@ -57,7 +59,7 @@ def test_folder_has_the_features_of_a_file_in_half_precision(recipe, tmp_path, m
     assert actual.video == expected.video and torch.equal(actual.label, expected.label)
     assert torch.equal(actual.features, expected.features.half().float()) and actual.features.shape == (12, 64, 32)
     shards = FeatureShards(folder)
-    assert shards.num_videos == 13 and shards.line.tolist() == [0, *range(2, 13)] and len(shards.classes) == 6
+    assert len(shards.labels) == 13 and shards.line.tolist() == [0, *range(2, 13)] and len(shards.classes) == 6
     assert np.array_equal(shards.rows([11, 0]), expected.features[[11, 0]].numpy().astype(np.float16))
 
 
@@ -66,8 +68,8 @@ def test_interrupted_folder_continues_and_is_the_same(recipe, tmp_path, monkeypa
     whole = content(extract(recipe, tmp_path / "whole"))
     write, written = ShardWriter._write_shard, []
 
-    def interrupt(self):
-        write(self)
+    def interrupt(self, shape):
+        write(self, shape)
         written.append(self.start)
         if len(written) == 2:
             raise KeyboardInterrupt
@@ -80,7 +82,9 @@ def test_interrupted_folder_continues_and_is_the_same(recipe, tmp_path, monkeypa
     capsys.readouterr()
     extracted = []
     extract_batches = features_module.extract
-    monkeypatch.setattr(features_module, "extract", lambda *a: (extracted.append(b) or b for b in extract_batches(*a)))
+    monkeypatch.setattr(
+        features_module, "extract", lambda *a, **k: (extracted.append(b) or b for b in extract_batches(*a, **k))
+    )
     assert content(extract(recipe, tmp_path / "part", "eval.batch_size=4")) == whole
     assert "12 of 13 videos, 6 of them before, 64x32 features" in capsys.readouterr().out
     assert sum(len(index) for index, _ in extracted) == 12, "batches from line 4 on, padded to 16"
@@ -101,7 +105,7 @@ def test_folder_of_two_processes_equals_that_of_one(recipe, tmp_path):
     [
         (["data.frame_stride=3"], "has features made with data.frame_stride=2, now it is 3; choose another folder"),
         (["eval.feature_pool=mean"], "has features made with eval.feature_pool=tokens, now it is mean"),
-        (["data.eval_max_per_class=1"], "has features of another list (num_videos differ)"),
+        (["data.eval_max_per_class=1"], "has features of another list of videos"),
         (["model.pretrained="], "a recipe has no weights: give model.pretrained=CHECKPOINT"),
         (["eval.features_path=x.txt"], "expected a folder, or a name that ends in .npz or .safetensors"),
     ],
@@ -113,9 +117,37 @@ def test_other_features_are_not_mixed(recipe, tmp_path, capsys, overrides, messa
 
 
 def test_value_too_large_for_half_precision_is_refused(tmp_path):
-    writer = ShardWriter(tmp_path / "x", {}, [Labeled("a.mp4", 0)], ["a"])
-    with pytest.raises(ValueError, match=r"x: a feature of 1e\+05 does not fit half precision"):
+    writer = ShardWriter(tmp_path / "x", {}, [LabeledVideo("a.mp4", 0)], ["a"])
+    with pytest.raises(ValueError, match="x: a feature does not fit half precision"):
         writer.add(np.array([0]), np.array([[1e5]], np.float32), 1)
+
+
+def test_folder_of_another_list_of_the_same_length_or_of_other_weights_is_refused(recipe, tmp_path, capsys):
+    folder, video_list = extract(recipe, tmp_path / "tokens"), tmp_path / "data" / "list.txt"
+    (tmp_path / "data" / "reversed.txt").write_text("\n".join(video_list.read_text().splitlines()[::-1]) + "\n")
+    extract(recipe, folder, f"data.test={tmp_path}/data/reversed.txt", status=2)
+    assert "has features of another list of videos; choose another folder" in capsys.readouterr().err
+    weights_file = tmp_path / "encoder" / "best" / "model.safetensors"
+    content_before = weights_file.read_bytes()
+    weights_file.write_bytes(content_before[:-1] + bytes([content_before[-1] ^ 1]))
+    extract(recipe, folder, status=2)
+    assert "has features made with weights=" in capsys.readouterr().err
+    extract(recipe, folder, "eval.feature_layer=blocks.0", status=2)
+    assert "eval.feature_layer=blocks.0: expected probe.layers" in capsys.readouterr().err
+    extract(recipe, tmp_path / "cls", "eval.feature_pool=cls", "eval.feature_layer=", status=0)
+
+
+def test_videos_that_cannot_be_read_may_come_first(recipe, tmp_path):
+    for index in (0, 2, 3):
+        (tmp_path / "data" / f"{index}.mp4").unlink()
+    folder = extract(recipe, tmp_path / "tokens", "eval.batch_size=1")
+    assert FeatureShards(folder).line.tolist() == list(range(4, 13))
+
+
+def test_manifest_without_its_keys_is_refused(tmp_path):
+    (tmp_path / "features.json").write_text('{"classes": []}')
+    with pytest.raises(ValueError, match=r"features\.json: it lacks description, labels, list, per_shard, shape"):
+        FeatureShards(tmp_path)
 
 
 # --- probes from features ---------------------------------------------------------------------------------------------
@@ -139,6 +171,19 @@ def test_probes_learn_from_features_what_they_learn_from_clips(recipe, tmp_path)
     assert metrics(slow, "val")[0]["top1"] <= 12 / 13, "the video that cannot be read counts as wrong"
 
 
+def test_first_videos_of_each_class_are_those_of_the_list(recipe, tmp_path):
+    """Video 1, the first of its class, cannot be read: it counts as wrong, and no other takes its place."""
+    loader = FeatureLoader(
+        str(extract(recipe, tmp_path / "tokens")),
+        Data(batch_size=4, eval_max_per_class=1),
+        train=False,
+        device=torch.device("cpu"),
+    )
+    batches = [(batch.sample_index.tolist(), batch.label.tolist()) for batch in loader]
+    assert batches[0] == ([0, -1, 2, 3], [0, 0, 2, 3]) and batches[1][0] == [4, 5, -1, -1]
+    assert len(loader.videos) == 6 and loader.videos[1].label == -1
+
+
 def test_features_resume_bit_for_bit(recipe, tmp_path):
     folder = extract(recipe, tmp_path / "tokens")
     arguments = [str(recipe), f"data.train={folder}", f"data.val={folder}", f"run.output_dir={tmp_path}"]
@@ -156,6 +201,10 @@ def test_features_resume_bit_for_bit(recipe, tmp_path):
     ("overrides", "message"),
     [
         (["data.num_clips=1"], "its features are those of data.num_clips=2, not 1"),
+        (
+            ["data.train=MEAN", "data.val=MEAN"],
+            "probe.kinds=attentive,linear needs eval.feature_pool=tokens",
+        ),
         (["model.pretrained=runs/other"], "its features are those of model.pretrained="),
         (["data.val=LIST"], "expected a folder of features, as data.train="),
         (["task.name=classify", "data.num_clips=1"], "features are for task.name=probe"),
@@ -165,6 +214,10 @@ def test_features_resume_bit_for_bit(recipe, tmp_path):
 def test_features_that_do_not_fit_are_refused(recipe, tmp_path, arguments, capsys, overrides, message):
     folder = extract(recipe, tmp_path / "tokens")
     fitting = [str(recipe), f"data.train={folder}", f"data.val={folder}", f"run.output_dir={tmp_path}"]
+    if "data.train=MEAN" in overrides:
+        mean = extract(recipe, tmp_path / "mean", "eval.feature_pool=mean")
+        overrides = [override.replace("MEAN", str(mean)) for override in overrides]
+        train(fitting, "linear", *overrides, "probe.kinds=linear,linear_bn")
     overrides = [override.replace("LIST", str(tmp_path / "data" / "list.txt")) for override in overrides]
     if "model.pretrained=runs/other" in overrides:
         overrides = [f"model.pretrained={tmp_path}/encoder/best"]

@@ -9,9 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from configs import loading
 from networks import build
+from networks.export import export
+from networks.layer_outputs import layer_outputs
 from networks.run_length import changed_patches
 from tests.helpers.networks import EVERY, SMALL, random_video, randomize
+from training.setup import build_state, freeze
 
 KINDS = {
     "vivit": ("vivit_tiny", SMALL),
@@ -129,3 +133,23 @@ def test_threshold_needs_joint_attention(kind):
     name, kwargs = EVERY[kind]
     with pytest.raises(ValueError, match="rlt_threshold=0.1: expected 0, as it needs joint attention"):
         build(name, **kwargs | {"rlt_threshold": 0.1})
+
+
+def test_frozen_drop_path_is_none_and_hooks_see_all_tokens(tmp_path):
+    network = make("vjepa2", rlt_threshold=1e-3, drop_path=0.2).train()
+    freeze(network, "blocks.0-1")
+    network(partly_still_video())
+    dense = make("vjepa2").eval()
+    video = partly_still_video()
+    outputs, expected = (layer_outputs(n.eval(), video, ["blocks.0"])[0] for n in (network, dense))
+    assert outputs.shape == expected.shape and network.rlt_threshold == 1e-3
+    export(network, tmp_path / "net.pt2")
+    exported = torch.export.load(tmp_path / "net.pt2").module()
+    torch.testing.assert_close(exported(video), dense(video), atol=1e-5, rtol=1e-4)
+
+
+def test_sharded_networks_have_no_run_length_tokenization():
+    overrides = ["run.parallel=fsdp", "model.name=vivit_tiny", "model.args.rlt_threshold=0.1"]
+    cfg = loading.load_config(None, overrides)
+    with pytest.raises(ValueError, match="rlt_threshold: expected 0 with run.parallel=fsdp"):
+        build_state(cfg, make("vivit", rlt_threshold=0.1), 1, torch.float32, 1)

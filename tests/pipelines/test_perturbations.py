@@ -75,10 +75,24 @@ def test_motion_changes_no_pixel():
 
 def test_brightness_and_noise_have_the_documented_size():
     clips, std = torch.zeros(2, 2, 3, 8, 32, 32), torch.tensor(GIVEN["std"]).view(3, 1, 1, 1)
-    brighter = perturb(clips, Perturbation("brightness", 2), **GIVEN) * std
-    torch.testing.assert_close(brighter, torch.full_like(clips, 0.2))
+    mean = torch.tensor(GIVEN["mean"]).view(3, 1, 1, 1)
+    brighter = perturb(clips, Perturbation("brightness", 2), **GIVEN) * std + mean
+    torch.testing.assert_close(brighter, (mean * 0.7 / 0.5).expand_as(clips))  # the value of HSV is 0.5 before
+    black = perturb(clips - mean / std, Perturbation("brightness", 2), **GIVEN) * std + mean
+    torch.testing.assert_close(black, torch.full_like(clips, 0.2))
     noisy = perturb(clips, Perturbation("noise", 1), **GIVEN) * std
     assert noisy.std().item() == pytest.approx(0.08, rel=0.02) and abs(noisy.mean().item()) < 1e-3
+
+
+def test_blur_has_the_documented_sigma():
+    """The response to a point, along a row, has the standard deviation of the kernel."""
+    clips = torch.zeros(2, 1, 3, 1, 224, 224)
+    clips[..., 112, 112] = 1.0
+    still = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "seeds": GIVEN["seeds"]}
+    for strength, sigma in ((1, 1.0), (4, 4.0), (5, 6.0)):
+        row = perturb(clips, Perturbation("blur", strength), **still)[0, 0, 0, 0].sum(0)
+        position = torch.arange(224.0) - 112
+        assert ((row * position**2).sum() / row.sum()).sqrt().item() == pytest.approx(sigma, rel=0.03)
 
 
 def test_odd_frames_cannot_be_compressed():

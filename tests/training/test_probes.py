@@ -7,8 +7,14 @@ import json
 import pytest
 import torch
 
+import eval as eval_command
 import train as train_command
+from configs.schema import Optim
+from evaluation.features import Features
 from networks import weights
+from networks.export import main as export
+from pipelines.loader import EvalVideoLoader
+from pipelines.preview import main as preview
 from tests.helpers.runs import (
     evaluate,
     has_same_weights,
@@ -21,6 +27,7 @@ from tests.helpers.runs import (
     train,
 )
 from training.probe_grid import ProbeResult, ProbeSetting, active_probes, metrics_row, rank_probes
+from training.schedule import Schedule
 
 PROBE = [
     "task.name=probe",
@@ -103,6 +110,37 @@ def test_resumed_grid_continues_bit_for_bit_and_keeps_its_probes_stopped(argumen
     assert len(stopped) == 6 and all(int(row["best_epoch"]) <= 2 for row in stopped)
 
 
+@pytest.mark.parametrize("clip_mode", ["global", "per_param"])
+def test_probes_that_were_stopped_take_no_step(arguments, clip_mode):
+    run_dir = train(arguments, "a", *GRID, "probe.halving_epochs=1", f"optim.clip_mode={clip_mode}")
+    stopped = [sum(key.startswith("top1/") for key in row) for row in metrics(run_dir, "probes")]
+    assert stopped == [12, 6, 3, 2]
+    assert all(row["skipped_steps"] == 0 and row["grad_norm"] > 0 for row in metrics(run_dir, "train"))
+
+
+def test_run_stopped_before_its_last_validation_keeps_its_probes_stopped(arguments, monkeypatch):
+    halving = [*GRID, "probe.halving_epochs=1"]
+    whole = train(arguments, "whole", *halving)
+    validate = train_command.validate
+
+    def interrupt(t):
+        if t.train_loader.epoch == 4:
+            raise KeyboardInterrupt
+        validate(t)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_command, "validate", interrupt)
+        train(arguments, "a", *halving, status=130)
+    assert metrics(train(arguments, "a", *halving), "probes") == metrics(whole, "probes")
+
+
+def test_probes_of_one_lr_are_scheduled_although_rounding_exceeds_it():
+    optim = Optim(lr=5e-3, min_lr=5e-3, warmup_epochs=0, epochs=2)
+    schedule = Schedule(optim, steps_per_epoch=3, clips_per_step=4)
+    for lr in (1e-4, 3e-4, 7e-4, 1e-3, 3e-3):
+        assert schedule.scheduled_lr(0, lr) == pytest.approx(lr)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_grid_in_two_processes_equals_one(arguments, tmp_path, parallel):
@@ -133,6 +171,32 @@ def test_test_of_a_probe_pools_clips_that_are_spread_over_the_video(arguments):
     evaluate(run_dir, "eval.num_clips=3", status=2)
 
 
+def test_probe_of_several_clips_gives_features_is_exported_and_previewed(arguments, tmp_path, capsys):
+    run_dir = train(arguments, "a", *GRID, "optim.epochs=1", "optim.warmup_epochs=0", "eval.num_clips=4")
+    evaluate(run_dir, f"eval.features_path={tmp_path}/features.npz", "eval.num_crops=1")
+    network, _ = weights.load_network(run_dir / "best")
+    loader = EvalVideoLoader(
+        str(tmp_path / "data" / "list.txt"),
+        num_clips=4,
+        num_crops=1,
+        batch_size=1,
+        num_frames=4,
+        frame_stride=2,
+        image_size=32,
+        num_workers=0,
+        device="cpu",
+    )
+    video = next(iter(loader)).video
+    with torch.no_grad():
+        expected = network.forward_features(torch.stack([video[0, [0, 2]], video[0, [1, 3]]])).mean(0)
+    torch.testing.assert_close(Features.load(tmp_path / "features.npz").features[0], expected, atol=1e-5, rtol=1e-4)
+    assert export([str(run_dir), str(tmp_path / "net.pt2")]) == 0
+    assert json.loads((tmp_path / "net.json").read_text())["shape"]["video"] == ["batch", 2, 3, 4, 32, 32]
+    assert eval_command.main([str(run_dir), f"video={tmp_path}/data/0.mp4"]) == 0
+    assert "the probe was trained on 2 clips of a video at once" in capsys.readouterr().out
+    assert preview([str(tmp_path / "data" / "list.txt"), "data.num_clips=2", f"out={tmp_path}/x.png"]) == 0
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -146,6 +210,8 @@ def test_test_of_a_probe_pools_clips_that_are_spread_over_the_video(arguments):
         (["eval.num_clips=3"], "eval.num_clips=3: expected a multiple of data.num_clips=2"),
         (["task.name=classify"], "data.num_clips=2: expected 1 with task.name=classify"),
         (["model.name=maskfeat_tiny"], "model.name=maskfeat_tiny is not for task.name=probe"),
+        (["model.name=vjepa2_tin"], "unknown network 'vjepa2_tin': did you mean 'vjepa2_tiny'?"),
+        (["run.precision=fp16"], "run.precision=fp16: expected bf16 or fp32 with task.name=probe"),
     ],
 )
 def test_error_in_a_grid_is_one_line(arguments, capsys, overrides, message):

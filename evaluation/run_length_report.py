@@ -1,7 +1,11 @@
-"""Tests at several thresholds of run-length tokenization: what accuracy do fewer tokens cost, and what do they save?"""
+"""Tests at several thresholds of run-length tokenization: what accuracy do fewer tokens cost, and what do they save?
+
+Of a test that was interrupted, the times are those of the batches since it was resumed.
+"""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,9 +39,10 @@ class ThresholdResult(NamedTuple):
     top1: float
     p: float  # McNemar's exact one, beside a threshold of 0
 
-    def row(self) -> dict[str, float]:
-        """Return all figures by their names."""
-        return {**self.timing._asdict(), "top1": self.top1, "p": self.p}
+    def row(self) -> dict[str, float | None]:
+        """Return all figures by their names; None for a time that was not measured, as JSON has no nan."""
+        figures = {**self.timing._asdict(), "top1": self.top1, "p": self.p}
+        return {name: None if math.isnan(value) else value for name, value in figures.items()}
 
 
 class ThresholdTest:
@@ -108,7 +113,11 @@ class ThresholdTest:
 def write_thresholds(output_dir: Path, results: Sequence[ThresholdResult]) -> Figure:
     """Write rlt.csv and rlt.png; return the figure."""
     rows = [result.row() for result in results]
-    write_csv(output_dir / "rlt.csv", rows[0], ([f"{value:.4g}" for value in row.values()] for row in rows))
+    write_csv(
+        output_dir / "rlt.csv",
+        rows[0],
+        (["" if value is None else f"{value:.4g}" for value in row.values()] for row in rows),
+    )
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     timings = [result.timing for result in results]
