@@ -92,8 +92,7 @@ class ViViT(nn.Module):
         check_pooling(pooling, cls_token)
         if attention in ("factorized_attention", "factorized_dot_product") and cls_token:
             raise ValueError(f"attention={attention!r} has no class token: it needs cls_token=False")
-        self.attention, self.pooling = attention, pooling
-        self.has_cls_token = cls_token
+        self.attention, self.pooling, self.has_cls_token = attention, pooling, cls_token
         self.checkpoint_blocks, self.rlt_threshold = checkpoint_blocks, rlt_threshold
 
         tubelet = (tubelet_size, patch_size, patch_size)
@@ -116,8 +115,7 @@ class ViViT(nn.Module):
             self.temporal_blocks = self._make_blocks(temporal_depth)
             self.temporal_norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
 
-        self.dropout = nn.Dropout(dropout)
-        self.head = make_head(embed_dim, num_classes)
+        self.dropout, self.head = nn.Dropout(dropout), make_head(embed_dim, num_classes)
         self.apply(init_linear)
         scale_head(self.head, head_scale)
 

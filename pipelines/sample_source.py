@@ -195,12 +195,9 @@ class SampleSource:
         if v.sampling == "tsn":
             stride = count / v.num_frames
             if v.train:
-                clips = [temporal.random_segments(count, v.num_frames, rng) for _ in range(v.num_clips)]
-                frames = np.stack(clips)
+                frames = np.stack([temporal.random_segments(count, v.num_frames, rng) for _ in range(v.num_clips)])
             else:
                 frames = temporal.uniform_segments(count, v.num_frames, v.num_clips)
-        elif v.train and v.num_clips == 1:
-            frames = temporal.random_clip(count, v.num_frames, stride, v.short_clip, rng)[None]
         elif v.train:
             frames = temporal.random_clips(count, v.num_frames, stride, v.num_clips, v.short_clip, rng)
         else:

@@ -19,8 +19,7 @@ def random_clip(
     video_frames: int, num_frames: int, frame_stride: float, pad_policy: str, rng: np.random.Generator
 ) -> np.ndarray:
     """Draw a clip whose start is uniform over all starts at which it fits: (num_frames,) int64."""
-    start = int(rng.integers(_last_start(video_frames, num_frames, frame_stride) + 1))
-    return _clip(start, video_frames, num_frames, frame_stride, pad_policy)
+    return random_clips(video_frames, num_frames, frame_stride, 1, pad_policy, rng)[0]
 
 
 def random_clips(
@@ -33,7 +32,7 @@ def random_clips(
 ) -> np.ndarray:
     """Draw one clip from each of num_clips equal parts of the starts at which a clip fits: (num_clips, num_frames).
 
-    A video too short for as many different clips has some of them twice.
+    In its part a start is uniform. A video too short for as many different clips has some of them twice.
     """
     starts = _last_start(video_frames, num_frames, frame_stride) + 1
     edges = starts * np.arange(num_clips + 1) // num_clips
