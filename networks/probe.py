@@ -2,8 +2,8 @@
 
 An attentive probe pools the tokens by a learned query (Bardes et al., "V-JEPA", 2024, section 4.3), after blocks of
 self-attention in V-JEPA 2 (Assran et al., 2025, section 5). A linear probe classifies the mean of the tokens, behind a
-batch norm as in MAE (He et al., 2022, appendix A.1) or without. Many probes on the same tokens cost little more than
-one.
+batch norm as in MAE (He et al., 2022, appendix A.1) or without. Many linear probes, or attentive ones of one block, on
+the same tokens cost little more than one.
 
 Shapes: B videos, L clips per video, C channels, T frames, H W pixels; N tokens of all clips, D their dimension, P
 probes, K classes.
