@@ -37,8 +37,12 @@ def test_tokens_of_every_network_are_classified_and_do_not_depend_on_other_video
         torch.testing.assert_close(grid.forward_tokens(video[:, 0]), tokens[:, :first], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("layers", [[], ["blocks.1"]])
-@pytest.mark.parametrize("kind", EVERY)
+LAYERED = ("vivit joint", "frames", "hiera")
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers"), [*((kind, []) for kind in EVERY), *((kind, ["blocks.1"]) for kind in LAYERED)]
+)
 def test_attention_of_every_probe_can_be_shown(kind, layers):
     grid = randomize(make_grid(kind, layers=layers), seed=0)
     video = random_video(2, 3, 4, 32, 32)

@@ -56,6 +56,7 @@ def test_rotated_videos_of_several_clips_are_mirrored_alike(video, tmp_path, dec
     assert torch.equal(mirrored, straight.flip(-1))
 
 
+@pytest.mark.slow
 def test_augmentation_and_erasing_are_the_same_in_all_clips(clips_folder, tmp_path, decoder):
     """A video shorter than a clip has only one, several times: what is done to them must be the same."""
     path = clips_folder(tmp_path, 4, frames=2)
