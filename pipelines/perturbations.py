@@ -28,6 +28,8 @@ BLUR = (1.0, 2.0, 3.0, 4.0, 6.0)  # sigma in pixels of a frame of 224x224
 BRIGHTNESS = (0.1, 0.2, 0.3, 0.4, 0.5)  # added to the value of HSV, in units of 0 to 1
 DROPPED = (1 / 8, 2 / 8, 3 / 8, 4 / 8, 5 / 8)  # of the frames; each shows the last frame before it that is there
 CRF = (30, 36, 42, 47, 51)  # of x264; 23 is its default, 51 its worst quality
+# With its lookahead, x264 gives other bits of the same frames about once in a thousand times.
+_X264 = {"x264-params": "force-cfr=1:mbtree=0:rc-lookahead=0"}
 MOTION = ("one_frame", "shuffled", "reversed", "half_rate")
 CORRUPTIONS = ("noise", "blur", "brightness", "dropped_frames", "compression")
 
@@ -124,7 +126,7 @@ def compress(pixels: Tensor, crf: int) -> Tensor:
 def reencode(frames: np.ndarray, crf: int) -> np.ndarray:
     """Encode frames (T, H, W, 3) uint8 as one group of pictures of H.264 and decode them again."""
     file = io.BytesIO()
-    encode_video(file, list(frames), 25, "h264", gop=len(frames), crf=crf)
+    encode_video(file, list(frames), 25, "h264", gop=len(frames), crf=crf, options=_X264)
     file.seek(0)
     container: Any = av.open(file)
     with container:
