@@ -52,19 +52,6 @@ class Features:
         return Features(self.features[list(rows)], self.label[list(rows)], [self.video[row] for row in rows])
 
     @staticmethod
-    def load_mean(path: Path) -> Features:
-        """Read the mean of the tokens of each video, of a folder shard by shard; vectors as they are.
-
-        Raises ValueError as load().
-        """
-        if not is_feature_folder(path):
-            whole = Features.load(path)
-            return Features(mean_token(whole.features), whole.label, whole.video)
-        shards = FeatureShards(path)
-        features = torch.cat([mean_token(torch.from_numpy(part)) for part in shards.shards()])
-        return Features(features, torch.from_numpy(shards.label), shards.name)
-
-    @staticmethod
     def check_path(path: Path) -> None:
         """Raise ValueError for a file name that save() cannot write; a name without suffix is a folder."""
         if path.suffix and path.suffix not in SUFFIXES:
@@ -81,12 +68,16 @@ class Features:
             save_file(arrays, path, {"video": json.dumps(self.video)})
 
     @staticmethod
-    def load(path: Path) -> Features:
-        """Read what save() wrote, or a folder. Raises ValueError for a path that is missing or has no features."""
+    def load(path: Path, mean: bool = False) -> Features:
+        """Read what save() wrote, or a folder; with `mean` the mean of the tokens of each video, vectors as they are.
+
+        Raises ValueError for a path that is missing or has no features.
+        """
+        convert = mean_token if mean else Tensor.float
         if is_feature_folder(path):
             shards = FeatureShards(path)
-            features = torch.cat([torch.from_numpy(part).float() for part in shards.shards()])
-            return Features(features, torch.from_numpy(shards.label), shards.name)
+            converted = torch.cat([convert(torch.from_numpy(part)) for part in shards.shards()])
+            return Features(converted, torch.from_numpy(shards.label), shards.name)
         try:
             if path.suffix == ".safetensors":
                 with safe_open(path, "np") as file:
@@ -97,7 +88,7 @@ class Features:
                     features, label, video = arrays["features"], arrays["label"], arrays["video"].tolist()
         except (OSError, EOFError, ValueError, KeyError, SafetensorError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path}: not readable as features: {error}") from None
-        return Features(torch.from_numpy(features).float(), torch.from_numpy(label).long(), video)
+        return Features(convert(torch.from_numpy(features)), torch.from_numpy(label).long(), video)
 
 
 def mean_token(features: Tensor) -> Tensor:
@@ -111,9 +102,11 @@ def feature_extractor(network: nn.Module, layer: str = "", pool: str = "mean") -
     Without `layer` they are the input of the head, or with `pool=tokens` the tokens that the network ends with. With
     it, `pool` reduces the tokens that the layer puts out: `mean`; `cls`, the class token (of frames that are encoded
     one by one, the mean of theirs); `tokens`, all of them (B, N, D). Raises ValueError that lists the layers for an
-    unknown one, and for the class token of a network without one.
+    unknown one, for the class token of a network without one, and for a class token without a layer.
     """
-    if pool == "cls" and layer and not getattr(network, "has_cls_token", True):
+    if pool == "cls" and not layer:
+        raise ValueError("eval.feature_pool=cls: expected eval.feature_layer, the layer whose class token is taken")
+    if pool == "cls" and not getattr(network, "has_cls_token", True):
         raise ValueError("eval.feature_pool=cls: the network has no class token")
     if not layer:
         return network.forward_tokens if pool == "tokens" else network.forward_features  # type: ignore[return-value]

@@ -80,7 +80,7 @@ def load_pair(paths: Sequence[str]) -> tuple[Features, Features]:
 
     Raises ValueError if they do not fit each other.
     """
-    train, test = (Features.load_mean(Path(path)) for path in paths)
+    train, test = (Features.load(Path(path), mean=True) for path in paths)
     if train.features.shape[1] != test.features.shape[1]:
         raise ValueError(f"{paths[1]}: {test.features.shape[1]} features, {paths[0]} has {train.features.shape[1]}")
     return train, test

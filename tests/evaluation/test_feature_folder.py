@@ -131,7 +131,8 @@ def test_folder_of_another_list_of_the_same_length_or_of_other_weights_is_refuse
     assert "has features made with weights=" in capsys.readouterr().err
     extract(recipe, folder, "eval.feature_layer=blocks.0", status=2)
     assert "eval.feature_layer=blocks.0: expected probe.layers" in capsys.readouterr().err
-    extract(recipe, tmp_path / "cls", "eval.feature_pool=cls", "eval.feature_layer=", status=0)
+    extract(recipe, tmp_path / "cls", "eval.feature_pool=cls", status=2)
+    assert "eval.feature_pool=cls: expected eval.feature_layer" in capsys.readouterr().err
 
 
 def test_videos_that_cannot_be_read_may_come_first(recipe, tmp_path):
