@@ -19,7 +19,6 @@ round run one after another, and ratios are within a round. Clips are in memory:
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +34,7 @@ from torch import Tensor, nn
 
 import networks
 from bench.harness.result_file import format_iqr, summarize
-from bench.harness.runner import check_minimum, run_bench
+from bench.harness.runner import check_minimum, run_bench, set_up_torch
 from bench.hog import time_call
 from configs.schema import Data
 from networks.probed_encoder import ProbeGrid
@@ -43,7 +42,7 @@ from pipelines.data.feature_shards import LabeledVideo, ShardWriter
 from pipelines.feature_loader import FeatureLoader
 from training.probe_grid import ProbeSetting, build_probe_optimizers
 from training.tasks import ClassifyByProbes
-from utils.device import autocast, choose_device, choose_dtype
+from utils.device import autocast
 
 NUM_CLASSES = 400
 
@@ -157,9 +156,7 @@ def feature_batches(grid: ProbeGrid, video: Tensor, folder: Path) -> Callable[[]
 
 def measure_all(settings: Settings) -> dict[str, Any]:
     """Measure all cases, round by round."""
-    device = choose_device(settings.device)
-    dtype = choose_dtype(settings.precision, device)
-    torch.set_num_threads(settings.cpu_threads or len(os.sched_getaffinity(0)))
+    device, dtype = set_up_torch(settings)
     grids = {number: build_grid(settings, number, device) for number in {1, settings.num_probes}}
     grid = grids[settings.num_probes]
     shape = grid.patch_embed.input_shape

@@ -18,7 +18,6 @@ thresholds of a batch are measured one after another, and ratios are within a ba
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -30,12 +29,12 @@ import numpy as np
 import torch
 
 import networks
-from bench.harness.runner import check_minimum, run_bench
+from bench.harness.runner import check_minimum, run_bench, set_up_torch
 from configs.schema import Eval
 from evaluation.run_length_report import ThresholdTest, describe_timing
 from pipelines.decode.encoder import encode_video
 from pipelines.loader import EvalVideoLoader
-from utils.device import autocast, choose_device, choose_dtype, clip_dtype
+from utils.device import autocast, clip_dtype
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,7 @@ def write_moving_square(path: Path) -> str:
 
 def measure(settings: Settings, files: Sequence[str]) -> dict[str, Any]:
     """Measure all thresholds; the first pass over the clips only warms up."""
-    device = choose_device(settings.device)
-    dtype = choose_dtype(settings.precision, device)
-    torch.set_num_threads(settings.cpu_threads or len(os.sched_getaffinity(0)))
+    device, dtype = set_up_torch(settings)
     sizes = {"num_frames": settings.num_frames, "image_size": settings.image_size}
     args = sizes | ({"depth": settings.depth} if settings.depth else {})
     network = networks.build(settings.network, num_classes=400, **args).to(device).eval()

@@ -25,7 +25,6 @@ recomputation not.
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -39,11 +38,11 @@ from torch import Tensor, nn
 import networks
 from bench.baselines.networks import build_baseline
 from bench.harness.result_file import format_iqr, summarize
-from bench.harness.runner import check_choices, check_minimum, run_bench
+from bench.harness.runner import check_choices, check_minimum, run_bench, set_up_torch
 from bench.hog import time_call
 from networks.flops import count_flops, count_parameters
 from training.optimizers import build_optimizer
-from utils.device import autocast, choose_device, choose_dtype
+from utils.device import autocast
 
 CASES = ("clipline", "clipline_compiled", "clipline_checkpoint", "baseline", "baseline_compiled")
 NETWORKS = (
@@ -127,9 +126,7 @@ def build_on_meta(name: str, settings: Settings) -> nn.Module:
 
 def measure_all(settings: Settings) -> dict[str, Any]:
     """Measure all networks and batch sizes; those that do not fit in memory are left out."""
-    device = choose_device(settings.device)
-    dtype = choose_dtype(settings.precision, device)
-    torch.set_num_threads(settings.cpu_threads or len(os.sched_getaffinity(0)))
+    device, dtype = set_up_torch(settings)
     rate = matrix_rate(device, dtype)
     results = []
     for name in settings.networks:

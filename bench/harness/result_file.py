@@ -16,7 +16,7 @@ from utils.environment import environment
 from utils.files import atomic_write_text
 
 _LINE_WIDTH = 120
-_PATHS_OF_THIS_MACHINE = ("out", "cache")  # settings that change no figure
+_CHANGE_NO_FIGURE = ("out", "cache")  # settings that are left out
 
 
 def result_metadata(bench: str, settings: Any, packages: Sequence[str]) -> dict[str, Any]:
@@ -28,8 +28,15 @@ def result_metadata(bench: str, settings: Any, packages: Sequence[str]) -> dict[
         "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         "environment": environment(),
         "packages": {name: metadata.version(name) for name in packages if name in installed},
-        "settings": {key: value for key, value in values.items() if key not in _PATHS_OF_THIS_MACHINE},
+        "settings": {key: without_folders(value) for key, value in values.items() if key not in _CHANGE_NO_FIGURE},
     }
+
+
+def without_folders(value: Any) -> Any:
+    """Return the value of a setting; of absolute paths in it, which are those of one machine, only the names."""
+    if isinstance(value, list | tuple):
+        return [without_folders(part) for part in value]
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
 def cpu_description(result: Mapping[str, Any]) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from bench.harness.result_file import result_metadata, write_result
 from bench.harness.system import Usage, cpu_used_by_others
 from utils.cli import parse_args, run_command
+from utils.device import choose_device, choose_dtype
 
 SettingsT = TypeVar("SettingsT")
 Measurement = dict[str, Any] | Iterator[dict[str, Any]]
@@ -63,6 +67,13 @@ def _measure_into_file(
         write_result(out, result | {"unfinished": True})
     result["cores_used_by_others"] = cpu_used_by_others(before, Usage.now())
     write_result(out, result)
+
+
+def set_up_torch(settings: Any) -> tuple[torch.device, torch.dtype]:
+    """Return what device= and precision= ask for, and give torch cpu_threads= threads (0: one per core)."""
+    device = choose_device(settings.device)
+    torch.set_num_threads(settings.cpu_threads or len(os.sched_getaffinity(0)))
+    return device, choose_dtype(settings.precision, device)
 
 
 def check_choices(settings: Any, **choices: Iterable[str]) -> None:

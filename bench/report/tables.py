@@ -53,7 +53,7 @@ def circumstances(result: Result) -> str:
         **extra,
     }
     num_rounds = result["settings"].get("rounds")
-    statistic = f"medians of {num_rounds} rounds (quartiles); " if num_rounds else ""
+    statistic = f"medians of {num_rounds} round{'s' * (num_rounds > 1)} (quartiles); " if num_rounds else ""
     overrides = [word.removeprefix("model.") for word in result.get("network", ()) if word.startswith("model.")]
     network = f"network {' '.join(overrides)}; " if overrides else ""
     packages = ", ".join(f"{key} {value}" for key, value in versions.items() if value)

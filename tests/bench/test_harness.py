@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench.harness import system, videos
-from bench.harness.result_file import summarize
+from bench.harness.result_file import summarize, without_folders
 from bench.harness.system import cpu_used_by_others
 from bench.harness.videos import VideoSettings, encoder_arguments
 from pipelines.decode.video_info import read_video_info
@@ -19,6 +19,11 @@ from pipelines.decode.video_info import read_video_info
 def test_summarize_keeps_the_digits_of_small_figures() -> None:
     assert summarize([0.0244, 0.0246])["median"] == 0.0245
     assert summarize([1, 2, 3, 4, 5]) == {"median": 3, "p25": 2, "p75": 4, "samples": [1, 2, 3, 4, 5]}
+
+
+def test_settings_in_a_result_have_no_folders_of_this_machine() -> None:
+    assert without_folders(("/tmp/videos/a.mp4", "b/c.mp4")) == ["a.mp4", "b/c.mp4"]
+    assert without_folders(3) == 3 and without_folders("auto") == "auto"
 
 
 def test_cpu_used_by_others_excludes_own_processes() -> None:
