@@ -69,7 +69,7 @@ def train(cfg: Config, given: Collection[str] = ()) -> int:
     else:
         t.run_dir.reset(t.cfg)
         if report:
-            t.run_dir.log(f"weights of {cfg.model.pretrained or 'the network'}\n{report}")
+            t.run_dir.log(report)
     total_steps = t.step + steps_left(t)
     if t.step < total_steps or not checkpoint:
         t.run_dir.write_config(t.cfg)

@@ -24,7 +24,7 @@ Tests = dict[str, PerturbationTest | ThresholdTest]
 
 
 class FurtherReport(NamedTuple):
-    """What further tests add to a report: entries of summary.json, lines to print, titled figures."""
+    """Hold what further tests add to a report: entries of summary.json, lines to print, titled figures."""
 
     summary: dict[str, Any]
     lines: list[str]

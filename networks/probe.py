@@ -88,15 +88,10 @@ class AttentiveProbe(nn.Module):
         return self.pooler(tokens) if self.takes == "tokens" else self.pooler.pool_standardized(tokens)
 
 
-def check_kind(kind: str) -> None:
-    """Raise ValueError unless `kind` is one of KINDS."""
-    if not re.fullmatch(r"attentive(_[1-9]\d*)?|linear(_bn)?", kind):
-        raise ValueError(f"probe {kind!r}: expected {KINDS}")
-
-
 def make_probe(kind: str, embed_dim: int, num_classes: int, num_heads: int) -> LinearProbe | AttentiveProbe:
     """Build a probe of one of KINDS. Raises ValueError for another one."""
-    check_kind(kind)
+    if not re.fullmatch(r"attentive(_[1-9]\d*)?|linear(_bn)?", kind):
+        raise ValueError(f"probe {kind!r}: expected {KINDS}")
     if kind.startswith("linear"):
         return LinearProbe(embed_dim, num_classes, batch_norm=kind == "linear_bn")
     return AttentiveProbe(embed_dim, num_classes, num_heads, depth=int(kind.partition("_")[2] or 1))

@@ -62,7 +62,7 @@ class Training:
 
 
 def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Training, Checkpoint | None, str]:
-    """Build everything for training; also return the checkpoint to resume from and the report on pretrained weights.
+    """Build everything for training; also return the checkpoint to resume from and the report on the weights.
 
     `given` are keys, data.num_workers, that data.tune leaves alone.
     """
@@ -96,9 +96,10 @@ def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Trai
         freeze(network, cfg.model.freeze)
     report = ""
     if source:
-        report = "\n".join([init_from_pretrained(network, source, cfg.model, classes), *input_lines])
+        parts = [f"weights of {cfg.model.pretrained}", init_from_pretrained(network, source, cfg.model, classes)]
+        report = "\n".join([*parts, *input_lines])
     elif cfg.task.name == "probe":
-        report = "none: the encoder is random; a trained one is given by model.pretrained"
+        report = "the encoder has random weights; model.pretrained=CHECKPOINT gives it trained ones"
     accumulate = train_loader.grad_accum_steps
     training = Training(
         cfg=cfg,

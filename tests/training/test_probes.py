@@ -54,6 +54,7 @@ def probe_state(run_dir, index: int) -> dict[str, torch.Tensor]:
 def test_best_probe_of_a_grid_equals_the_same_probe_alone_bit_for_bit(arguments):
     grid = train(arguments, "grid", *GRID, "optim.lr=5e-3")
     rows = metrics(grid, "val")
+    assert "the encoder has random weights; model.pretrained=CHECKPOINT gives" in (grid / "log.txt").read_text()
     best = max(rows, key=lambda row: (row["top1"], -row["loss"]))
     settings = [
         (k, lr, wd) for k in ("attentive", "linear_bn", "attentive_2") for lr in (1e-2, 1e-3) for wd in (0, 0.4)
