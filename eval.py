@@ -95,7 +95,7 @@ def evaluate_list(run: EvalRun) -> str:
     if cfg.eval.features_path:
         Features.check_path(Path(cfg.eval.features_path))
     loader = build_test_loader(run)
-    if cfg.task.name == "maskfeat":
+    if cfg.task.is_pretraining:
         output_dir = run.path / "eval" / "pretraining"
         return evaluate_pretraining(cfg, run.network, loader, run.world, output_dir, run.dtype)
     if cfg.eval.features_path:
@@ -159,7 +159,7 @@ def load_run_dir(source: Path, overrides: Sequence[str]) -> tuple[Config, Config
 
 def build_test_loader(run: EvalRun) -> EvalVideoLoader:
     """Read the test list, or of a pre-training the validation list (one center view), and build its loader."""
-    data, is_test = run.cfg.data, run.cfg.task.name != "maskfeat"
+    data, is_test = run.cfg.data, not run.cfg.task.is_pretraining
     path = data.test or data.val if is_test else data.val
     if not path:
         raise ValueError(f"data.{'test' if is_test else 'val'}: expected a list")
@@ -231,7 +231,7 @@ def write_test(run: EvalRun, loader: EvalVideoLoader, scores: Scores, output_dir
 def classify(run: EvalRun, path: Path) -> str:
     """Classify one video, or all videos of a folder; return the lines to print."""
     cfg = run.cfg
-    if cfg.task.name == "maskfeat":
+    if cfg.task.is_pretraining:
         raise ValueError("video=: the run is a pre-training, which has no classes")
     num_clips = getattr(run.network, "num_clips", 1)
     if num_clips > 1 and run.world.is_main:

@@ -27,16 +27,16 @@ from networks.probed_encoder import ProbeGrid
 from pipelines.batch_loader import Batch
 from pipelines.sample_source import TooManyUnreadableVideos
 from pipelines.sampling.order import torch_seed
-from training.figures import draw_attention, draw_hog, draw_predictions
+from training.figures import draw_attention, draw_predictions, draw_pretraining
 from training.history import read_metrics, summarize_run
 from training.metrics import StepMetrics, log_line
 from training.parallel import is_sharded, sync_gradients
+from training.pretraining_tasks import PretrainingTask
 from training.probe_grid import describe_probes, probe_settings
 from training.profiler import profile_steps
 from training.session import Training, resume, save_checkpoint, set_up, steps_left
 from training.setup import describe_network, describe_step
 from training.signals import GracefulStop
-from training.tasks import MaskFeatTask
 from utils.cli import USER_ERROR, run_command
 from utils.device import autocast
 from utils.distributed import World
@@ -158,17 +158,17 @@ def log_metrics(t: Training, row: dict[str, float], epoch: int, total_steps: int
 
 
 def figure_interval(t: Training) -> int:
-    """Return how many epochs lie between two figures: five or so in all, or as MaskFeat's configuration says."""
-    return t.cfg.task.figure_epochs if isinstance(t.task, MaskFeatTask) else max(1, t.cfg.optim.epochs // 5)
+    """Return how many epochs lie between two figures: five or so in all, of a pre-training task.figure_epochs."""
+    return t.cfg.task.figure_epochs if isinstance(t.task, PretrainingTask) else max(1, t.cfg.optim.epochs // 5)
 
 
 def save_figures(t: Training, last: LastBatch) -> None:
-    """Write clips.png, the last batch with predictions, and attention.png, what the network looked at."""
+    """Write clips.png, the last batch with predictions, and attention.png, what a classifier looked at."""
     (batch, out), mean, std = last, t.cfg.data.mean, t.cfg.data.std
     if batch.video.ndim == 3:  # features: there are no frames to show
         return
-    if "prediction" in out:
-        t.run_dir.save_figure("clips", draw_hog(batch, out, mean, std), t.step)
+    if isinstance(t.task, PretrainingTask):
+        t.run_dir.save_figure("clips", draw_pretraining(t.task, batch, out, mean, std), t.step)
         return
     network, logits = t.state.network, out["logits"]
     shows_attention = not is_sharded(network)  # which would need all processes for its forward pass

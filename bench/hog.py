@@ -32,7 +32,7 @@ import networks
 from bench.harness.result_file import format_iqr, summarize
 from bench.harness.runner import check_minimum, run_bench
 from networks.hog import hog
-from training.tasks import MaskFeatTask
+from training.pretraining_tasks import MaskFeatTask
 from utils.device import autocast, choose_device, choose_dtype
 
 

@@ -36,7 +36,7 @@ def _check_data(cfg: Config) -> None:
     _require(fits, "data.short_side_range", data.short_side_range, expected)
     _require(min(data.std) > 0, "data.std", data.std, "numbers above 0")
     mixing = [key for key in ("mixup", "cutmix", "random_erasing") if getattr(data, key)]
-    allowed = cfg.task.name != "maskfeat" or not mixing
+    allowed = not cfg.task.is_pretraining or not mixing
     _require(allowed, "data." + "|".join(mixing), "on", f"0 with task.name={cfg.task.name}")
 
 

@@ -21,9 +21,9 @@ from evaluation.partial import PartialScores
 from evaluation.scores import Scores
 from pipelines.batch_loader import BatchLoader
 from pipelines.feature_loader import FeatureLoader
-from training.figures import draw_hog
+from training.figures import draw_pretraining
+from training.pretraining_tasks import PretrainingTask, mean_loss
 from training.setup import build_task
-from training.tasks import MaskFeatTask, mean_loss
 from utils.device import autocast
 from utils.distributed import World
 from utils.timer import IntervalTimer
@@ -189,17 +189,18 @@ def progress(loader: BatchLoader | FeatureLoader, description: str, world: World
 def evaluate_pretraining(
     cfg: Config, network: nn.Module, loader: BatchLoader, world: World, output_dir: Path, dtype: torch.dtype
 ) -> str:
-    """Write MaskFeat's loss and predictions, summary.json and predictions.png; return the lines to print."""
-    task = build_task(cfg.task, network)
-    assert isinstance(task, MaskFeatTask)
+    """Write the loss and the predictions of a pre-training, summary.json and predictions.png; return the lines to
+    print."""
+    task = build_task(cfg.task, cfg.data, network)
+    assert isinstance(task, PretrainingTask)
     loss, baseline, (batch, out) = mean_loss(network, task, loader, loader.device, dtype)
     if world.is_main:
-        figure = draw_hog(batch, out, cfg.data.mean, cfg.data.std)
+        figure = draw_pretraining(task, batch, out, cfg.data.mean, cfg.data.std)
         output_dir.mkdir(parents=True, exist_ok=True)
         figure.savefig(output_dir / "predictions.png", dpi=90)
         with SummaryWriter(str(output_dir.parent.parent / "tb")) as tensorboard:
             tensorboard.add_figure("predictions", figure)
-        summary = {"videos": len(loader.videos), "loss": loss, "mean_hog_loss": baseline}
+        summary = {"videos": len(loader.videos), "loss": loss, "mean_target_loss": baseline}
         (output_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     written = f"written: {output_dir}/{{predictions.png,summary.json}}"
-    return f"loss {loss:.4f}, loss of predicting the mean HOG {baseline:.4f}\n{written}"
+    return f"loss {loss:.4f}, loss of predicting the mean target {baseline:.4f}\n{written}"

@@ -9,11 +9,11 @@ from networks.probed_encoder import ProbeGrid, select_state
 from pipelines.loader import EvalVideoLoader
 from training.history import is_best, read_metrics
 from training.parallel import network_state
+from training.pretraining_tasks import PretrainingTask, mean_loss
 from training.probe_grid import ROW_KIND as PROBES
 from training.probe_grid import ProbeResult, best_probe, metrics_row, probe_settings
 from training.session import Training, stop_probes
 from training.setup import model_card
-from training.tasks import MaskFeatTask, mean_loss
 
 
 def validate(t: Training) -> None:
@@ -62,13 +62,13 @@ def score_probes(t: Training, grid: ProbeGrid) -> tuple[dict[int, ProbeResult], 
 
 
 def score_validation(t: Training) -> dict[str, float]:
-    """Return loss and accuracy, or MaskFeat's loss and baseline, over the validation list."""
+    """Return loss and accuracy, or of a pre-training loss and baseline, over the validation list."""
     assert isinstance(t.val_loader, EvalVideoLoader)
     epoch = t.train_loader.epoch
-    if isinstance(t.task, MaskFeatTask):
+    if isinstance(t.task, PretrainingTask):
         loss, baseline, _ = mean_loss(t.state.eval_model, t.task, t.val_loader, t.device, t.dtype)
         t.val_loader.release_memory()
-        t.run_dir.log(f"epoch {epoch}  val: loss {loss:.4f}  mean HOG {baseline:.4f}")
+        t.run_dir.log(f"epoch {epoch}  val: loss {loss:.4f}  mean target {baseline:.4f}")
         return {"loss": loss, "baseline": baseline}
     scores = evaluate(t.state.eval_model, t.val_loader, t.world, t.dtype, average=t.cfg.eval.average)
     top1, top5 = scores.topk(1), scores.topk(5)

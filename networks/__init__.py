@@ -6,14 +6,45 @@ from typing import Any
 
 from torch import nn
 
+from networks.hiera_mae import mae_hiera_b, mae_hiera_b_plus, mae_hiera_h, mae_hiera_l, mae_hiera_tiny
 from networks.maskfeat import maskfeat_mvit_v1_b, maskfeat_mvit_v2_s, maskfeat_tiny
 from networks.probed_encoder import probe_grid, probed_encoder
 from networks.variants import VARIANTS as VARIANTS
+from networks.videomae import (
+    pretrain_videomae_b,
+    pretrain_videomae_g,
+    pretrain_videomae_h,
+    pretrain_videomae_l,
+    pretrain_videomae_s,
+    pretrain_videomae_tiny,
+)
 
-PRETRAINING: dict[str, Callable[..., nn.Module]] = {
-    variant.__name__: variant for variant in (maskfeat_mvit_v1_b, maskfeat_mvit_v2_s, maskfeat_tiny)
+Variants = dict[str, Callable[..., nn.Module]]
+
+
+def _by_name(*variants: Callable[..., nn.Module]) -> Variants:
+    return {variant.__name__: variant for variant in variants}
+
+
+# The networks of each task without labels.
+PRETRAINING_TASKS: dict[str, Variants] = {
+    "maskfeat": _by_name(maskfeat_mvit_v1_b, maskfeat_mvit_v2_s, maskfeat_tiny),
+    "mae": _by_name(
+        pretrain_videomae_tiny,
+        pretrain_videomae_s,
+        pretrain_videomae_b,
+        pretrain_videomae_l,
+        pretrain_videomae_h,
+        pretrain_videomae_g,
+        mae_hiera_tiny,
+        mae_hiera_b,
+        mae_hiera_b_plus,
+        mae_hiera_l,
+        mae_hiera_h,
+    ),
 }
-PROBING: dict[str, Callable[..., nn.Module]] = {variant.__name__: variant for variant in (probe_grid, probed_encoder)}
+PRETRAINING: Variants = {name: build for variants in PRETRAINING_TASKS.values() for name, build in variants.items()}
+PROBING = _by_name(probe_grid, probed_encoder)
 
 
 def build(name: str, **kwargs: Any) -> nn.Module:

@@ -8,14 +8,16 @@ from typing import Any
 
 from networks.frame_encoder import FrameEncoder
 from networks.hiera import Hiera
+from networks.hiera_mae import HieraMAE
 from networks.maskfeat import MaskFeat
 from networks.mvit import MViT
 from networks.timesformer import TimeSformer
+from networks.videomae import VideoMAE
 from networks.videoprism import VideoPrism
 from networks.vivit import ViViT
 from networks.vjepa2 import VJEPA2
 
-NETWORKS = (TimeSformer, ViViT, MViT, Hiera, VJEPA2, VideoPrism, FrameEncoder, MaskFeat)
+NETWORKS = (TimeSformer, ViViT, MViT, Hiera, VJEPA2, VideoPrism, FrameEncoder, MaskFeat, VideoMAE, HieraMAE)
 ARGUMENTS = {name for network in NETWORKS for name in inspect.signature(network).parameters}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from networks.attentive_pooler import CrossAttention
 from networks.layers import Attention, AttentionLayout
-from networks.maskfeat import MaskFeat
+from networks.pretraining import PretrainingNetwork
 from networks.probed_encoder import ProbedEncoder
 from networks.run_length import all_tokens
 
@@ -83,7 +83,7 @@ def attention_saliency(network: nn.Module, video: Tensor, rollout: bool = False)
     network = _shown_network(getattr(network, "module", network), rollout)
     if isinstance(network, ProbedEncoder):
         return _pooler_saliency(network, video, network.attention_layout)
-    backbone: Any = network.backbone if isinstance(network, MaskFeat) else network
+    backbone: Any = network.backbone if isinstance(network, PretrainingNetwork) else network
     layout: AttentionLayout = backbone.attention_layout
     if rollout:
         _check_rollout(layout)

@@ -7,7 +7,7 @@ dimension d. A mask unit is a box of tokens that becomes one token in the last s
 
 Tokens are in the order (s1 s2 ... u): the place of a token within the stride of the first pooling, within that of the
 second, ..., then the mask unit, row by row. So each pooling is a maximum over the first part of the tokens, and mask
-units need no rearrangement between the blocks. In the last stage only u is left, (t h w).
+units, visible ones or all, need no rearrangement between the blocks. After the last pooling only u is left, (t h w).
 """
 
 import math
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -33,7 +34,9 @@ from networks.layers import (
     AttentionLayout,
     Block,
     TubeletEmbed,
+    attend,
     drop_path_rates,
+    gather_tokens,
     init_linear,
     make_head,
     pool_tokens,
@@ -43,14 +46,23 @@ from networks.layers import (
 
 
 class MaskUnitAttention(Attention):
-    """Attention within each of `num_units` mask units (1: over all tokens), from `embed_dim` to `out_dim`.
+    """Attention within mask units of `unit_size` tokens (0: over all tokens), from `embed_dim` to `out_dim`.
 
     The queries of `pool` tokens become one by their maximum.
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, out_dim: int, num_units: int = 1, pool: int = 1):
+    def __init__(self, embed_dim: int, num_heads: int, out_dim: int, unit_size: int = 0, pool: int = 1):
         super().__init__(embed_dim, num_heads, out_dim)
-        self.num_units, self.pool = num_units, pool
+        self.unit_size, self.pool = unit_size, pool
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N', D)."""
+        query, key, value = self.query_key_value(tokens)
+        return self.proj(self.merge_units(attend(query, key, value, self.scale), len(tokens)))
+
+    def merge_units(self, mixed: Tensor, batch_size: int) -> Tensor:
+        """(B units, heads, N' / units, d) -> (B, N', D)."""
+        return rearrange(mixed, "(B units) heads n d -> B (n units) (heads d)", B=batch_size)
 
     def query_key_value(self, tokens: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, D) -> query (B units, heads, N' / units, d), key, value (B units, heads, N / units, d)."""
@@ -59,13 +71,9 @@ class MaskUnitAttention(Attention):
             "B (n units) (three heads d) -> three (B units) heads n d",
             three=3,
             heads=self.num_heads,
-            units=self.num_units,
+            units=tokens.shape[1] // self.unit_size if self.unit_size else 1,
         )
         return max_pool(query, self.pool), key, value
-
-    def merge_heads(self, mixed: Tensor) -> Tensor:
-        """(B units, heads, N' / units, d) -> (B, N', D)."""
-        return rearrange(mixed, "(B units) heads n d -> B (n units) (heads d)", units=self.num_units)
 
 
 def max_pool(tokens: Tensor, pool: int) -> Tensor:
@@ -95,10 +103,10 @@ class Hiera(nn.Module):
     """Hierarchical vision transformer: from stage to stage fewer tokens, of twice the dimension and twice the heads.
 
     `depths` and `mask_unit_attn`, whether a stage attends within mask units, have one entry per stage. The first block
-    of a stage pools by `q_stride` and still attends as the stage before it. `embed_dim` and `num_heads` are those of
-    the first stage. pooling="fc_norm" classifies the norm of the mean of the tokens, as published, "mean" the mean of
-    the normed tokens. `dropout` applies before the head; `checkpoint_blocks` blocks are recomputed in the backward
-    pass.
+    of a stage pools by `q_stride` and still attends as the stage before it; with `q_pool`, only those of so many stages
+    after the first do, as in pre-training. `embed_dim` and `num_heads` are those of the first stage. pooling="fc_norm"
+    classifies the norm of the mean of the tokens, as published, "mean" the mean of the normed tokens. `dropout` applies
+    before the head; `checkpoint_blocks` blocks are recomputed in the backward pass.
     """
 
     has_cls_token = False
@@ -114,6 +122,7 @@ class Hiera(nn.Module):
         embed_dim: int = 96,
         num_heads: int = 1,
         q_stride: Sequence[int] = (1, 2, 2),
+        q_pool: int | None = None,
         mask_unit_attn: Sequence[bool] = (True, True, False, False),
         patch_kernel: Sequence[int] = (3, 7, 7),
         patch_stride: Sequence[int] = (2, 4, 4),
@@ -136,7 +145,8 @@ class Hiera(nn.Module):
         kernel = check_odd("patch_kernel", to_3tuple("patch_kernel", patch_kernel))
         self.patch_embed = TubeletEmbed(num_frames, image_size, stride, embed_dim, in_chans, kernel)
         self.q_stride = to_3tuple("q_stride", q_stride)
-        self.num_pools = len(depths) - 1
+        self.num_strides = len(depths) - 1  # of a mask unit, which would be one token if all of them were pooled
+        self.q_pool = self.num_strides if q_pool is None else q_pool
         self.unit_grid = self._divide_into_units()
         t, h, w = self.patch_embed.grid
         self.pos_embed_spatial = nn.Parameter(torch.empty(1, h * w, embed_dim))
@@ -144,7 +154,7 @@ class Hiera(nn.Module):
         for table in (self.pos_embed_spatial, self.pos_embed_temporal):
             nn.init.trunc_normal_(table, std=0.02)
         self.blocks = nn.ModuleList(self._make_blocks())
-        out_dim = embed_dim * 2**self.num_pools
+        out_dim = embed_dim * 2**self.num_strides
         self.norm = nn.LayerNorm(out_dim, eps=NORM_EPS)
         self.dropout = nn.Dropout(dropout)
         self.head = make_head(out_dim, num_classes)
@@ -162,10 +172,13 @@ class Hiera(nn.Module):
             check_bool("mask_unit_attn", flag)
         if flags[-1]:
             raise ValueError(f"mask_unit_attn={flags}: the last stage attends to all tokens, so expected false")
+        q_pool = self.kwargs["q_pool"]
+        if q_pool is not None and q_pool not in range(1, len(depths)):
+            raise ValueError(f"q_pool={q_pool!r}: expected a whole number from 1 to {len(depths) - 1}")
 
     def _divide_into_units(self) -> Grid:
         """Return the grid of mask units. Raises ValueError if they do not fill that of the tokens."""
-        unit = [stride**self.num_pools for stride in self.q_stride]
+        unit = self.unit_shape(0)
         grid = self.patch_embed.grid
         if any(tokens % size for tokens, size in zip(grid, unit, strict=True)):
             frames, height, width = (n * s for n, s in zip(unit, self.kwargs["patch_stride"], strict=True))
@@ -178,40 +191,86 @@ class Hiera(nn.Module):
         """Yield the blocks of all stages."""
         args = self.kwargs
         rates = iter(drop_path_rates(args["drop_path"], sum(args["depths"])))
-        num_units, in_dim = math.prod(self.unit_grid), args["embed_dim"]
+        in_dim = args["embed_dim"]
         for stage, depth in enumerate(args["depths"]):
             dim, num_heads = args["embed_dim"] * 2**stage, args["num_heads"] * 2**stage
             for index in range(depth):
-                pools = stage > 0 and index == 0
-                in_units = args["mask_unit_attn"][stage - 1 if pools else stage]
-                pool = math.prod(self.q_stride) if pools else 1
-                attn = MaskUnitAttention(in_dim, num_heads, dim, num_units if in_units else 1, pool)
+                source = stage - 1 if stage and not index else stage  # the stage whose tokens come in
+                in_units = args["mask_unit_attn"][source]
+                unit_size = math.prod(self.unit_shape(source)) if in_units else 0
+                pool = math.prod(self.unit_shape(source)) // math.prod(self.unit_shape(stage))
+                attn = MaskUnitAttention(in_dim, num_heads, dim, unit_size, pool)
                 yield HieraBlock(attn, mlp_ratio=args["mlp_ratio"], drop_path=next(rates), gelu=args["gelu"])
                 in_dim = dim
+
+    def unit_shape(self, stage: int) -> Grid:
+        """Return the frames, rows and columns of tokens that a mask unit has after a stage, counted from 0."""
+        t, h, w = (stride ** (self.num_strides - min(stage, self.q_pool)) for stride in self.q_stride)
+        return t, h, w
 
     @property
     def token_grid(self) -> Grid:
         """Return (t, h, w) of the tokens after the last block."""
-        return self.unit_grid
+        shape = self.unit_shape(self.num_strides)
+        t, h, w = (units * size for units, size in zip(self.unit_grid, shape, strict=True))
+        return t, h, w
 
     @property
     def attention_layout(self) -> AttentionLayout:
-        """Return which tokens attend to each other."""
+        """Return which tokens attend to each other. Raises ValueError with q_pool: its tokens are in another order."""
+        if self.q_pool < self.num_strides:
+            raise ValueError(f"q_pool={self.q_pool}: expected none for maps of the attention")
         return AttentionLayout("pooled", self.unit_grid, num_prefix_tokens=0)
 
     def unroll(self, patches: Tensor) -> Tensor:
         """(B, t, n, D) -> (B, N, D) in the order of the tokens, (s1 s2 ... u)."""
-        steps = range(1, self.num_pools + 1)
+        steps = range(1, self.num_strides + 1)
         t, h, w = (f"{axis} " + " ".join(f"{axis}{step}" for step in reversed(steps)) for axis in "thw")
         order = " ".join(f"t{step} h{step} w{step}" for step in steps)
         sizes = {f"{axis}{step}": size for step in steps for axis, size in zip("thw", self.q_stride, strict=True)}
         _, height, width = self.unit_grid
         return rearrange(patches, f"B ({t}) ({h} {w}) D -> B ({order} t h w) D", h=height, w=width, **sizes)
 
+    def reroll(self, tokens: Tensor, stage: int) -> Tensor:
+        """(B, N, D) after a stage -> (B, units, t, h, w, D), each mask unit with its tokens in their places."""
+        steps = range(min(stage, self.q_pool) + 1, self.num_strides + 1)
+        order = " ".join(f"t{step} h{step} w{step}" for step in steps)
+        t, h, w = (" ".join(f"{axis}{step}" for step in reversed(steps)) for axis in "thw")
+        sizes = {f"{axis}{step}": size for step in steps for axis, size in zip("thw", self.q_stride, strict=True)}
+        return rearrange(tokens, f"B ({order} units) D -> B units ({t}) ({h}) ({w}) D", **sizes)
+
+    def from_units(self, units: Tensor) -> Tensor:
+        """(B, units, a, b, c, D) -> (B, t h w, D): the tokens of all mask units, frame by frame and row by row."""
+        t, h, _ = self.unit_grid
+        return rearrange(units, "B (t h w) a b c D -> B (t a h b w c) D", t=t, h=h)
+
+    def embed(self, video: Tensor, visible: Tensor | None = None) -> Tensor:
+        """(B, C, T, H, W) -> (B, N, D), of all mask units or of the visible ones, (B, units) int64.
+
+        The pixels of the others are set to zero, as the patches overlap.
+        """
+        pos_embed = self.pos_embed_spatial[:, None] + self.pos_embed_temporal[:, :, None]
+        if visible is None:
+            return self.unroll(self.patch_embed(video) + pos_embed)
+        t, h, w = self.unit_grid
+        keep = video.new_zeros(len(video), t * h * w).scatter(1, visible, 1)
+        keep = F.interpolate(rearrange(keep, "B (t h w) -> B 1 t h w", t=t, h=h), size=video.shape[2:])
+        tokens = self.unroll(self.patch_embed(video * keep) + pos_embed)
+        tokens = rearrange(tokens, "B (s units) D -> B units (s D)", units=t * h * w)
+        return rearrange(gather_tokens(tokens, visible), "B units (s D) -> B (s units) D", D=pos_embed.shape[-1])
+
+    def stage_outputs(self, video: Tensor, visible: Tensor | None = None) -> list[Tensor]:
+        """(B, C, T, H, W), (B, units) int64 -> (B, N', D') of each stage, not normed, of the visible mask units."""
+        tokens, outputs, start = self.embed(video, visible), [], 0
+        for depth in self.kwargs["depths"]:
+            tokens = run_blocks(self.blocks[start : start + depth], tokens, self.checkpoint_blocks - start)
+            outputs.append(tokens)
+            start += depth
+        return outputs
+
     def encode(self, video: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, t h w, D) of `token_grid`, not normed."""
-        pos_embed = self.pos_embed_spatial[:, None] + self.pos_embed_temporal[:, :, None]
-        return run_blocks(self.blocks, self.unroll(self.patch_embed(video) + pos_embed), self.checkpoint_blocks)
+        return self.from_units(self.reroll(self.stage_outputs(video)[-1], self.num_strides))
 
     def forward_tokens(self, video: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, t h w, D) of `token_grid`, normed."""

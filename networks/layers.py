@@ -79,6 +79,14 @@ def init_linear(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def init_xavier(module: nn.Module) -> None:
+    """Initialize a Linear as masked autoencoders do (Xavier's uniform weights, zero bias); for `network.apply`."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 class TubeletEmbed(nn.Module):
     """Cut a clip into tubelets of `stride` = (frames, rows, columns) in pixels and project each to a token.
 
@@ -131,6 +139,13 @@ class TubeletEmbed(nn.Module):
         """(B, C, T, H, W) -> (B, t, n, D), patches row by row."""
         check_input_shape(video, self.input_shape)
         return rearrange(self.proj(video), "B D t h w -> B t (h w) D")
+
+    def embed_at(self, video: Tensor, positions: Tensor) -> Tensor:
+        """(B, C, T, H, W), positions (B, n) int64 -> (B, n, D): these tubelets only, which must not overlap."""
+        check_input_shape(video, self.input_shape)
+        t, h, w = self.stride
+        tubelets = rearrange(video, "B C (t a) (h b) (w c) -> B (t h w) (C a b c)", a=t, b=h, c=w)
+        return F.linear(gather_tokens(tubelets, positions), self.proj.weight.flatten(1), self.proj.bias)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -238,6 +253,12 @@ def run_blocks(blocks: Iterable[nn.Module], tokens: Tensor, checkpoint_blocks: i
 def prepend_token(token: Tensor, tokens: Tensor) -> Tensor:
     """(1, 1, D) learned token, (B, N, D) -> (B, 1 + N, D)."""
     return torch.cat([token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+
+
+def gather_tokens(tokens: Tensor, positions: Tensor) -> Tensor:
+    """(B, N, D) or (1, N, D), positions (B, n) int64 -> (B, n, D)."""
+    tokens = tokens.expand(len(positions), -1, -1)
+    return tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 def apply_mask_token(patches: Tensor, mask: Tensor | None, mask_token: Tensor | None) -> Tensor:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from networks.argument_checks import Grid, check_positive, jsonable_kwargs
 from networks.hog import target_dim
-from networks.layers import TubeletEmbed, init_linear
+from networks.layers import init_linear
 from networks.mvit import MViT, mvit_v1_b, mvit_v1_tiny, mvit_v2_b, mvit_v2_s, mvit_v2_tiny
+from networks.pretraining import PretrainingNetwork
 from networks.vivit import ViViT, vivit_b, vivit_fsa_b, vivit_tiny
 
 BACKBONES = {
@@ -22,7 +23,7 @@ BACKBONES = {
 }
 
 
-class MaskFeat(nn.Module):
+class MaskFeat(PretrainingNetwork):
     """A backbone without head whose masked patches are replaced by a token, and a linear layer on its normed tokens.
 
     `backbone` is the name of a variant, `backbone_args` its arguments. MViT's last stage should not pool its queries
@@ -30,6 +31,9 @@ class MaskFeat(nn.Module):
     (2 in the paper: 8x7x7 cells for 8x14x14 tokens). Predicted are the HOG of the first `target_frames` frames of each
     token. Raises ValueError if cells or tokens do not divide a frame, or if `target_frames` exceeds a token's frames.
     """
+
+    backbone: MViT | ViViT
+    default_mask, default_mask_ratio = "cube", 0.4
 
     def __init__(
         self,
@@ -67,16 +71,6 @@ class MaskFeat(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.predict = nn.Linear(network.norm.normalized_shape[0], self.target_dim)
         init_linear(self.predict)
-
-    @property
-    def patch_embed(self) -> TubeletEmbed:
-        """Return the backbone's patch embedding."""
-        return self.backbone.patch_embed
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """Return the backbone's blocks."""
-        return self.backbone.blocks
 
     def upsample_mask(self, mask: Tensor, grid: Grid) -> Tensor:
         """(B, t, h, w) bool of `mask_grid` -> (B, t', h' w') bool of a finer grid: each cell is repeated."""

@@ -104,6 +104,34 @@ def middle_frames(mask: np.ndarray, frames_per_cell: int) -> np.ndarray:
     return middle
 
 
+def running_cell_masks(grid: Sequence[int], ratio: float, seeds: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return (B, t, h, w) bool: 2x2 cells with int(4 ratio) hidden patches that move on by one from frame to frame
+    (VideoMAE v2, section 3.2).
+
+    All cells are alike; where they start is drawn from a clip's seed. Raises ValueError for grids of odd height or
+    width, and for a ratio that hides no patch of a cell or all of them.
+    """
+    t, h, w = grid
+    num_hidden = int(4 * ratio)
+    if h % 2 or w % 2:
+        raise ValueError(f"decoder_mask_ratio: running cells of 2x2 do not divide the {h}x{w} patches of a frame")
+    if num_hidden not in (1, 2, 3):
+        raise ValueError(f"decoder_mask_ratio={ratio}: expected 0.25 to below 1, for running cells of 2x2 patches")
+    masks = []
+    for seed in seeds:
+        start = int(np.random.default_rng([*seed, random_streams.DECODER_MASK]).integers(4))
+        order = (np.arange(4) + np.arange(start + 1, start + 1 + t)[:, None]) % 4  # (t, 4)
+        masks.append(np.tile((order < num_hidden).reshape(t, 2, 2), (1, h // 2, w // 2)))
+    return np.stack(masks)
+
+
+def upsample_mask(mask: np.ndarray, grid: Sequence[int]) -> np.ndarray:
+    """(B, t, h, w) -> (B, t', h', w') of a finer grid: each cell is repeated."""
+    for axis, size in enumerate(grid, 1):
+        mask = mask.repeat(size // mask.shape[axis], axis)
+    return mask
+
+
 def draw_masks(mask_type: str, grid: Sequence[int], ratio: float, seeds: Sequence[Sequence[int]]) -> np.ndarray:
     """Return (B, t, h, w) bool: one mask per clip, which depends on the clip's seed (seed, epoch, sample) alone.
 

@@ -8,14 +8,9 @@ from networks.frame_encoder import clip_b, dinov2_b, dinov3_b, frame_encoder_tin
 from networks.hiera import hiera_b, hiera_b_plus, hiera_h, hiera_l, hiera_tiny
 from networks.mvit import mvit_v1_b, mvit_v1_tiny, mvit_v2_b, mvit_v2_l, mvit_v2_s, mvit_v2_tiny
 from networks.timesformer import timesformer_b, timesformer_hr, timesformer_l, timesformer_s, timesformer_tiny
+from networks.videomae import videomae_b, videomae_g, videomae_h, videomae_l, videomae_s, videomae_tiny
 from networks.videoprism import videoprism_b, videoprism_l, videoprism_tiny
 from networks.vivit import (
-    videomae_b,
-    videomae_g,
-    videomae_h,
-    videomae_l,
-    videomae_s,
-    videomae_tiny,
     vivit_b,
     vivit_fdp_b,
     vivit_fdp_tiny,

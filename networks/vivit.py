@@ -1,5 +1,4 @@
-"""ViViT (Arnab et al., "ViViT: A Video Vision Transformer", 2021), models 1 to 4 of section 3.3, and VideoMAE's encoder
-(Tong et al., 2022), which is model 1 without a class token and with fixed position embeddings.
+"""ViViT (Arnab et al., "ViViT: A Video Vision Transformer", 2021), models 1 to 4 of section 3.3.
 
 Shapes: B batch, C channels, T frames, H W pixels; t = T / tubelet_size frames of tubelets, n patches per frame,
 N tokens, D embedding dimension.
@@ -21,6 +20,7 @@ from networks.layers import (
     TubeletEmbed,
     apply_mask_token,
     drop_path_rates,
+    gather_tokens,
     init_linear,
     make_head,
     pool_tokens,
@@ -170,6 +170,14 @@ class ViViT(nn.Module):
             tokens = self.norm(self.encode_tokens(rearrange(patches, "B t n D -> B (t n) D")))
         return tokens[:, 1:] if self.has_cls_token else tokens
 
+    def forward_visible(self, video: Tensor, visible: Tensor) -> Tensor:
+        """(B, C, T, H, W), positions (B, n) int64 -> (B, n, D): normed, from these patches alone.
+
+        For joint attention without a class token.
+        """
+        tokens = self.patch_embed.embed_at(video, visible) + gather_tokens(self.pos_embed, visible)
+        return self.norm(run_blocks(self.blocks, tokens, self.checkpoint_blocks))
+
     def encode_frames(self, patches: Tensor) -> Tensor:
         """(B, t, n, D) -> (B, t, D): the spatial encoder of model 2."""
         # t must be the fast axis in both patterns, or the frames of different clips would be mixed up
@@ -217,8 +225,6 @@ TINY: dict[str, Any] = dict(num_frames=8, image_size=64, patch_size=8, embed_dim
 FACTORIZED_ENCODER: dict[str, Any] = dict(attention="factorized_encoder", temporal_depth=4)
 FACTORIZED_ATTENTION: dict[str, Any] = dict(attention="factorized_attention", cls_token=False, pooling="mean")
 FACTORIZED_DOT_PRODUCT: dict[str, Any] = FACTORIZED_ATTENTION | dict(attention="factorized_dot_product")
-VIT_GIANT: dict[str, Any] = dict(patch_size=14, embed_dim=1408, depth=40, num_heads=16, mlp_ratio=48 / 11)
-VIDEOMAE: dict[str, Any] = dict(cls_token=False, pos_embed="sincos", pooling="fc_norm", gelu="exact")
 
 
 def vivit_tiny(num_classes: int, **overrides: Any) -> ViViT:
@@ -274,33 +280,3 @@ def vivit_fdp_tiny(num_classes: int, **overrides: Any) -> ViViT:
 def vivit_fdp_b(num_classes: int, **overrides: Any) -> ViViT:
     """Build ViViT-B/16x2 with factorized dot-product attention (model 4)."""
     return vivit_b(num_classes, **FACTORIZED_DOT_PRODUCT | overrides)
-
-
-def videomae_tiny(num_classes: int, **overrides: Any) -> ViViT:
-    """Build vivit_tiny as VideoMAE's encoder."""
-    return vivit_tiny(num_classes, **VIDEOMAE | overrides)
-
-
-def videomae_s(num_classes: int, **overrides: Any) -> ViViT:
-    """Build VideoMAE's ViT-S encoder for 16 frames."""
-    return vivit_s(num_classes, **VIDEOMAE | overrides)
-
-
-def videomae_b(num_classes: int, **overrides: Any) -> ViViT:
-    """Build VideoMAE's ViT-B encoder for 16 frames."""
-    return vivit_b(num_classes, **VIDEOMAE | overrides)
-
-
-def videomae_l(num_classes: int, **overrides: Any) -> ViViT:
-    """Build VideoMAE's ViT-L encoder for 16 frames."""
-    return vivit_l(num_classes, **VIDEOMAE | overrides)
-
-
-def videomae_h(num_classes: int, **overrides: Any) -> ViViT:
-    """Build VideoMAE's ViT-H encoder for 16 frames."""
-    return ViViT(num_classes, **VIDEOMAE | dict(embed_dim=1280, depth=32, num_heads=16) | overrides)
-
-
-def videomae_g(num_classes: int, **overrides: Any) -> ViViT:
-    """Build the ViT-g/14 encoder of VideoMAE v2 for 16 frames; its smaller encoders are those of VideoMAE."""
-    return ViViT(num_classes, **VIDEOMAE | VIT_GIANT | overrides)

@@ -1,19 +1,50 @@
-"""Draw what a network makes of clips: classes, MaskFeat's predictions, attention."""
+"""Draw what a network makes of clips: classes, what pre-training predicts, attention."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from einops import rearrange, reduce
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from networks.attention_maps import attention_saliency
 from networks.hog import draw_cells
+from networks.masking import upsample_mask
 from pipelines.batch_loader import Batch
-from training.tasks import SeededClips
+from training.pretraining_tasks import MAETask, PretrainingTask, SeededClips, one_view
 from utils.plotting import denormalize, draw_rows, draw_strips, overlay_heatmap
+
+
+def draw_pretraining(
+    task: PretrainingTask, batch: SeededClips, out: dict[str, Tensor], mean: Sequence[float], std: Sequence[float]
+) -> Figure:
+    """Draw some clips of a batch, what was hidden of them, and what the network predicted there."""
+    return draw_pixels(task, batch, out) if isinstance(task, MAETask) else draw_hog(batch, out, mean, std)
+
+
+def draw_pixels(task: MAETask, batch: SeededClips, out: dict[str, Tensor], num_clips: int = 4) -> Figure:
+    """Draw three strips of each clip: its frames, the visible part of them, and that with the predicted pixels."""
+    targets = task.targets
+    video = task.pixels(one_view(batch.video)[:num_clips])
+    patches = targets.patches(video)
+    position, prediction = out["predicted"][:num_clips], out["prediction"][:num_clips].float()
+    index = position[:, :, None, None].expand(-1, -1, *patches.shape[2:])
+    predicted = prediction.unflatten(2, patches.shape[2:])
+    if task.normalize:  # by the mean and the scale of the patch itself, which the network does not know
+        center, scale = targets.statistics(patches.gather(1, index))
+        predicted = predicted * scale + center
+    hidden = torch.from_numpy(upsample_mask(out["mask"][:num_clips].cpu().numpy(), targets.grid))
+    is_hidden = hidden.flatten(1)[..., None, None].to(video.device)
+    mean, std = (torch.tensor(values, device=video.device) for values in task.unit)
+    gray = ((0.5 - mean) / std).expand_as(patches)
+    reconstructed = torch.where(is_hidden, gray.scatter(1, index, predicted), patches)
+    versions = (patches, torch.where(is_hidden, gray, patches), reconstructed)
+    strips = [denormalize(targets.video(version), *task.unit) for version in versions]
+    rows = np.stack(strips, axis=1).reshape(-1, *strips[0].shape[1:])
+    return draw_strips(rows, ["input", "masked input", "reconstruction"] * len(video))
 
 
 def draw_hog(
@@ -23,8 +54,7 @@ def draw_hog(
 
     Of each clip the frame with most masked tokens is drawn.
     """
-    video = batch.video[:, 0] if batch.video.ndim == 6 else batch.video
-    frames = denormalize(video[:num_clips], mean, std)
+    frames = denormalize(one_view(batch.video)[:num_clips], mean, std)
     dim, (_, t, f) = out["target"].shape[-1], out["frames"].shape
     masked_tokens = reduce(out["mask"].float(), "B t h w -> B t 1", "sum") * out["frames"]
     side = round((dim // 27) ** 0.5)  # HOG cells along a token

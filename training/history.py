@@ -63,13 +63,13 @@ def summarize_run(rows: list[dict[str, Any]]) -> str:
 def draw_curves(folder: Path) -> Path:
     """Draw curves.png from metrics.jsonl: loss and top-1 accuracy over steps, training and validation.
 
-    For MaskFeat the second panel is the loss relative to that of predicting the mean HOG.
+    Of a pre-training the second panel is the loss relative to that of predicting the mean target.
     """
     rows = read_metrics(folder)
     figure = Figure(figsize=(10, 3.6))
     figure.subplots_adjust(left=0.06, right=0.98, bottom=0.15, top=0.9)
     has_top1 = any("top1" in row for row in rows)
-    score, title = ("top1", "top-1, %") if has_top1 else ("relative_loss", "loss / loss of the mean HOG, %")
+    score, title = ("top1", "top-1, %") if has_top1 else ("relative_loss", "loss / loss of the mean target, %")
     rows = [
         row | {"relative_loss": row["loss"] / row["baseline"]} if row.get("baseline") and row["loss"] else row
         for row in rows

@@ -141,7 +141,7 @@ def log_line(row: dict[str, float]) -> str:
     """Write a training row of metrics.jsonl for people."""
     skipped = f"  {row['skipped_steps']:.0f} steps skipped: gradients not finite" if row["skipped_steps"] else ""
     memory = f"  {row['gpu_gib']:.1f} GiB of torch, {row['gpu_used_gib']:.1f} in use" if "gpu_gib" in row else ""
-    score = f"top-1 {100 * row['top1']:.1f} %" if "top1" in row else f"mean HOG {row['baseline']:.4f}"
+    score = f"top-1 {100 * row['top1']:.1f} %" if "top1" in row else f"mean target {row['baseline']:.4f}"
     return (
         f"loss {row['loss']:.4f}  {score}  lr {row['lr']:.2e}  "
         f"{row['clips_per_s']:.1f} clips/s (data {100 * row['data_time_frac']:.0f} %, "

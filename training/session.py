@@ -19,6 +19,7 @@ from pipelines.tuning.tune import SECONDS, tune
 from training.checkpoint_input import apply_input_spec, keep_saved_input
 from training.history import read_metrics
 from training.parallel import distribute
+from training.pretraining_tasks import PretrainingTask
 from training.probe_grid import active_probes, probe_settings
 from training.run_dir import RunDir
 from training.schedule import Schedule
@@ -34,7 +35,7 @@ from training.setup import (
     load_resume_checkpoint,
 )
 from training.state import TrainState
-from training.tasks import Classify, MaskFeatTask
+from training.tasks import Classify
 from utils.device import choose_device, choose_dtype, clip_dtype
 from utils.distributed import World
 
@@ -50,7 +51,7 @@ class Training:
     train_loader: VideoLoader | FeatureLoader
     val_loader: EvalVideoLoader | FeatureLoader | None
     state: TrainState
-    task: Classify | MaskFeatTask
+    task: Classify | PretrainingTask
     schedule: Schedule
     run_dir: RunDir
     step: int = 0
@@ -109,7 +110,7 @@ def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Trai
         train_loader=train_loader,
         val_loader=val_loader,
         state=build_state(cfg, network.to(device), world.size, dtype, accumulate),
-        task=build_task(cfg.task, network, compiled=is_compiled(cfg, device)),
+        task=build_task(cfg.task, data, network, compiled=is_compiled(cfg, device)),
         schedule=Schedule(cfg.optim, len(train_loader) // accumulate, data.batch_size * world.size * accumulate),
         run_dir=RunDir(cfg.run, enabled=world.is_main),
     )

@@ -11,21 +11,25 @@ from timm.layers import DropPath
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from configs.schema import NO_CUDA_GRAPHS, Config, Eval, Model, Task
-from networks import PRETRAINING, VARIANTS, build, unknown_network, weights
+from configs.schema import NO_CUDA_GRAPHS, Config, Data, Eval, Model, Task
+from networks import PRETRAINING, PRETRAINING_TASKS, VARIANTS, build, unknown_network, weights
+from networks.hiera_mae import HieraMAE
 from networks.maskfeat import MaskFeat
+from networks.pretraining import PretrainingNetwork
 from networks.probed_encoder import ProbeGrid
+from networks.videomae import VideoMAE
 from pipelines.data.feature_shards import is_feature_folder
 from pipelines.feature_loader import FeatureLoader
 from pipelines.loader import EvalVideoLoader, VideoLoader
 from training.feature_input import build_feature_loaders
 from training.optimizers import build_optimizer
 from training.parallel import distribute
+from training.pretraining_tasks import MAETask, MaskFeatTask, PretrainingTask
 from training.probe_grid import ProbeSetting, build_probe_optimizers, probe_grid_args, probe_settings
 from training.run_dir import find_checkpoint
 from training.schedule import Schedule
 from training.state import TrainState
-from training.tasks import Classify, ClassifyByProbes, MaskFeatTask
+from training.tasks import Classify, ClassifyByProbes
 from utils.checkpoint_io import load_checkpoint
 from utils.device import clip_dtype
 from utils.distributed import World
@@ -62,13 +66,13 @@ def build_loaders(
 def build_network(cfg: Config, num_classes: int) -> nn.Module:
     """Build the network for the frames and size of the data. Raises ValueError for arguments that it does not take."""
     sizes: dict[str, Any] = {"num_frames": cfg.data.num_frames, "image_size": cfg.data.image_size}
-    if cfg.task.name != "maskfeat":
+    if not cfg.task.is_pretraining:
         sizes["num_classes"] = num_classes
     if cfg.task.name != "probe" and cfg.data.num_clips > 1:
         raise ValueError(
             f"data.num_clips={cfg.data.num_clips}: expected 1 with task.name={cfg.task.name}; only probes pool clips"
         )
-    variants = PRETRAINING if cfg.task.name == "maskfeat" else VARIANTS
+    variants = PRETRAINING_TASKS.get(cfg.task.name, VARIANTS)
     if cfg.model.name in (VARIANTS | PRETRAINING).keys() - variants.keys():
         raise ValueError(
             f"model.name={cfg.model.name} is not for task.name={cfg.task.name}: expected one of {', '.join(variants)}"
@@ -99,15 +103,21 @@ def init_from_pretrained(
     return report.text()
 
 
-def build_task(task: Task, network: nn.Module, compiled: bool = False) -> Classify | MaskFeatTask:
-    """Build the task, which turns a batch into a loss."""
+def build_task(task: Task, data: Data, network: nn.Module, compiled: bool = False) -> Classify | PretrainingTask:
+    """Build the task, which turns a batch into a loss. Raises ValueError for a network of another task."""
     if task.name == "probe":
         return ClassifyByProbes(task.label_smoothing)
     if task.name == "classify":
         return Classify(task.label_smoothing)
-    if not isinstance(network, MaskFeat):
-        raise ValueError("task.name=maskfeat: the network is a classifier")
-    return MaskFeatTask(network, task.mask, task.mask_ratio, task.hog_window, task.hog_gradient, compiled)
+    masks = task.mask, task.mask_ratio
+    if task.name == "maskfeat" and isinstance(network, MaskFeat):
+        hog: dict[str, Any] = {"window": task.hog_window, "gradient": task.hog_gradient}
+        return MaskFeatTask(network, *masks, **hog, compiled=compiled)
+    if task.name == "mae" and isinstance(network, VideoMAE | HieraMAE):
+        pixels: dict[str, Any] = {"normalize": task.norm_pix_loss, "mean": data.mean, "std": data.std}
+        return MAETask(network, *masks, decoder_ratio=task.decoder_mask_ratio, **pixels)
+    kind = "of another pre-training" if isinstance(network, PretrainingNetwork) else "a classifier"
+    raise ValueError(f"task.name={task.name}: the network is {kind}")
 
 
 def freeze(network: nn.Module, parts: str) -> None:

@@ -3,7 +3,7 @@
 Strict: every key of the source and of the network is mapped, reshaped, created or dropped, otherwise it is an error.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from networks.argument_checks import check_choice, to_3tuple
 from networks.hiera import Hiera
-from networks.maskfeat import MaskFeat
 from networks.mvit import MViT
+from networks.pretraining import PretrainingNetwork
 from networks.timesformer import TimeSformer
 from networks.videoprism import VideoPrism
 from networks.vivit import ViViT
@@ -50,6 +50,8 @@ COMPARED_ARGUMENTS = {
     "rope_layout",
     "tubelet_size",
 }
+# The layers by which networks for pre-training predict: each has one, which tells of which kind it is.
+PREDICTION_WEIGHTS = ("predict.weight", "decoder_pred.weight")
 INFLATION = ("central", "average")
 TEMPORAL = ("copy", "zero")
 HEAD = ("auto", "new")
@@ -80,11 +82,13 @@ def adapt(
     check_choice("temporal", temporal, TEMPORAL)
     check_choice("head", head, HEAD)
     grid = to_3tuple("source_grid", source_grid) if source_grid is not None else None
-    body = network.backbone if isinstance(network, MaskFeat) else network
+    body = network.backbone if isinstance(network, PretrainingNetwork) else network
     kind = type(network).__name__
     if source.format.architecture not in SOURCE_ARCHITECTURES[type(body)]:
         raise ValueError(f"a {source.format.name} checkpoint cannot fill a {kind}: it is of another architecture")
-    check_num_heads(source.kwargs.get("num_heads"), body.kwargs["num_heads"])  # type: ignore[index]
+    check_num_heads("num_heads", source.kwargs, body.kwargs)  # type: ignore[arg-type]
+    if "decoder_pred.weight" in source.state:
+        check_num_heads("decoder_num_heads", source.kwargs, network.kwargs)  # type: ignore[arg-type]
     target_state = {key.removeprefix("backbone."): tensor for key, tensor in network.state_dict().items()}
     resizer = Resizer(source, body, target_state, inflation=inflation, source_grid=grid)
     adapter = _Adapter(source, body, target_state, resizer, temporal=temporal, head=head)
@@ -97,11 +101,13 @@ def adapt(
     return dict(zip(network.state_dict(), adapter.state.values(), strict=True)), adapter.report
 
 
-def check_num_heads(source_heads: Any, target_heads: Any) -> None:
-    """Raise ValueError if the number of heads of a checkpoint is known and is not that of the network."""
+def check_num_heads(key: str, source_kwargs: Mapping[str, Any], target_kwargs: Mapping[str, Any]) -> None:
+    """Raise ValueError if both a checkpoint and the network have a number of heads, and these differ."""
+    source_heads = source_kwargs.get(key)
+    target_heads = target_kwargs.get(key, source_heads)
     if source_heads is not None and source_heads != target_heads:
         raise ValueError(
-            f"the checkpoint has num_heads={source_heads}, the network num_heads={target_heads}: the shapes are equal, "
+            f"the checkpoint has {key}={source_heads}, the network {key}={target_heads}: the shapes are equal, "
             "but the outputs are not"
         )
 
@@ -109,7 +115,7 @@ def check_num_heads(source_heads: Any, target_heads: Any) -> None:
 class _Adapter:
     """Fills the keys of the target one by one, and keeps the state, the report and the problems so far.
 
-    `target_state` are the tensors of `network` by key, with those of a MaskFeat around it.
+    `target_state` are the tensors of `network` by key, with those of a pre-training around it.
     """
 
     def __init__(
@@ -183,9 +189,9 @@ class _Adapter:
         unwanted = {}
         if "cls_token" not in target_state:
             unwanted["cls_token"] = "the network has no class token"
-        if "predict.weight" not in target_state:
-            reason = "mask token or HOG head of the pre-training"
-            unwanted |= dict.fromkeys(("mask_token", "predict.weight", "predict.bias"), reason)
+        own_parts = [key for key in self.source.state if is_of_pretraining(key)]
+        if not all(key in target_state for key in own_parts if key in PREDICTION_WEIGHTS):
+            unwanted |= dict.fromkeys(own_parts, "mask token, decoder or HOG head of the pre-training")
         return unwanted
 
     def unwanted_pooler(self) -> dict[str, str]:
@@ -253,8 +259,8 @@ class _Adapter:
             return self.unwanted.get(key, "the source has no head")
         if key in self.unwanted or first in self.source.format.missing_parts:
             return self.unwanted.get(key, "the source has none")
-        if first in ("mask_token", "predict"):
-            return "the source is not a MaskFeat pre-training"
+        if is_of_pretraining(key):
+            return "the source is not such a pre-training"
         if key == "cls_token" and self.source.format.architecture != "mvit":
             return "the source has no class token"
         return ""
@@ -289,8 +295,14 @@ class _Adapter:
 
 def family(key: str) -> str:
     """Return the group of parameters that a checkpoint contains completely or not at all: a head, a norm, the
-    attention over time of all blocks, position embeddings, or what MaskFeat adds."""
+    attention over time of all blocks, position embeddings, or what a pre-training adds."""
     parts = key.split(".")
     if parts[0] == "blocks":
         return "temporal" if parts[2].startswith("temporal_") else "blocks"
-    return "maskfeat" if parts[0] in ("mask_token", "predict") else parts[0]
+    return "pretraining" if is_of_pretraining(key) else parts[0]
+
+
+def is_of_pretraining(key: str) -> bool:
+    """Tell whether a parameter is what a pre-training adds to its backbone."""
+    part = key.split(".")[0]
+    return part in ("mask_token", "predict", "multi_scale_fusion_heads") or part.startswith("decoder_")

@@ -97,7 +97,7 @@ def find_unwanted_head(state: Mapping[str, Tensor], network: FrameEncoder, new_h
 def compare_encoders(config: SourceConfig, network: FrameEncoder) -> list[str]:
     """Return a note for each difference that shapes do not show. Raises ValueError if the numbers of heads differ."""
     own = parse_source_config(describe_timm_vit(network.backbone), {})
-    check_num_heads(config.kwargs.get("num_heads"), own.kwargs["num_heads"])
+    check_num_heads("num_heads", config.kwargs, own.kwargs)
     pairs = {
         "encoder": (config.encoder, network.kwargs["encoder"]),
         "encoder_args": (config.encoder_args, network.kwargs["encoder_args"] or {}),

@@ -47,6 +47,7 @@ def infer_architecture(renamed: RenamedWeights, overrides: Mapping[str, Any]) ->
         )
     state, known_kwargs = renamed.state, collect_known_kwargs(renamed, overrides)
     mask_cell = known_kwargs.pop("mask_cell", 2)
+    decoder_heads = known_kwargs.pop("decoder_num_heads", None)
     kwargs: dict[str, Any] = {
         "num_classes": len(state["head.weight"]) if "head.weight" in state else 0,
         "in_chans": patch_kernel_shape(state)[1],
@@ -54,6 +55,8 @@ def infer_architecture(renamed: RenamedWeights, overrides: Mapping[str, Any]) ->
     }
     name, inferred, assumed = infer(state, known_kwargs)
     kwargs |= inferred | {key: value for key, value in known_kwargs.items() if key in ARGUMENTS}
+    if "decoder_pred.weight" in state:
+        return wrap_in_autoencoder(state, Architecture(name, kwargs, assumed), decoder_heads)
     if {"mask_token", "predict.weight", "predict.bias"} & state.keys() and "head.weight" not in state:
         name, kwargs = wrap_in_maskfeat(state, name, kwargs, mask_cell)
     return Architecture(name, kwargs, assumed)
@@ -82,6 +85,27 @@ def wrap_in_maskfeat(
     if num_outputs % target_dim:
         raise ValueError(f"predict.weight has {num_outputs} outputs, expected a multiple of {target_dim}")
     return f"maskfeat_{backbone}", arguments | {"target_frames": num_outputs // target_dim}
+
+
+def wrap_in_autoencoder(state: Weights, encoder: Architecture, num_heads: int | None) -> Architecture:
+    """Return the masked autoencoder around an encoder. The heads of its decoder are assumed if they are not known."""
+    name, kwargs, assumed = encoder
+    is_hiera = name.startswith("hiera")
+    embed_dim = state["decoder_pred.weight"].shape[1]
+    default_heads = 16 if is_hiera else max(embed_dim // HEAD_DIM, 1)
+    sizes = {key: kwargs[key] for key in ("num_frames", "image_size")}
+    arguments = {
+        "backbone": name,
+        **sizes,
+        "backbone_args": {key: value for key, value in kwargs.items() if key not in {*sizes, "num_classes"}},
+        "decoder_embed_dim": embed_dim,
+        "decoder_depth": count_blocks(state, "decoder_blocks"),
+        "decoder_num_heads": num_heads or default_heads,
+        "decoder_mlp_ratio": len(state["decoder_blocks.0.mlp.fc1.weight"]) / embed_dim,
+    }
+    if num_heads is None:
+        assumed = [*assumed, f"decoder_num_heads={default_heads}, as published"]
+    return Architecture("mae_hiera_b" if is_hiera else "pretrain_videomae_b", arguments, assumed)
 
 
 # ---- TimeSformer and ViViT -------------------------------------------------------------------------------------------

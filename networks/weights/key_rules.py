@@ -98,6 +98,17 @@ VIT = same_names(
 )
 
 # The attention of BEiT, taken over by VideoMAE and MAE-pytorch: biases of query and value beside a qkv without bias.
+BEIT_BLOCK: Rules = {
+    "norm1.{param}": "norm1.{param}",
+    "attn.qkv.weight": "attn.qkv.weight",
+    "attn.{qkv:q|v}_bias": "attn.qkv.bias#{qkv}",
+    "attn.proj.{param}": "attn.proj.{param}",
+    "gamma_1": "attn.proj#scale",
+    "norm2.{param}": "norm2.{param}",
+    "mlp.fc1.{param}": "mlp.fc1.{param}",
+    "mlp.fc2.{param}": "mlp.fc2.{param}",
+    "gamma_2": "mlp.fc2#scale",
+}
 BEIT: Rules = {
     "head.{param}": "head.{param}",
     **with_prefix(
@@ -107,15 +118,7 @@ BEIT: Rules = {
             "patch_embed.proj.{param}": "patch_embed.proj.{param}",
             "norm.{param}": "norm.{param}",
             "fc_norm.{param}": "norm.{param}",
-            "blocks.{n}.norm1.{param}": "blocks.{n}.norm1.{param}",
-            "blocks.{n}.attn.qkv.weight": "blocks.{n}.attn.qkv.weight",
-            "blocks.{n}.attn.{qkv:q|v}_bias": "blocks.{n}.attn.qkv.bias#{qkv}",
-            "blocks.{n}.attn.proj.{param}": "blocks.{n}.attn.proj.{param}",
-            "blocks.{n}.gamma_1": "blocks.{n}.attn.proj#scale",
-            "blocks.{n}.norm2.{param}": "blocks.{n}.norm2.{param}",
-            "blocks.{n}.mlp.fc1.{param}": "blocks.{n}.mlp.fc1.{param}",
-            "blocks.{n}.mlp.fc2.{param}": "blocks.{n}.mlp.fc2.{param}",
-            "blocks.{n}.gamma_2": "blocks.{n}.mlp.fc2#scale",
+            **with_prefix("blocks.{n}.", BEIT_BLOCK, "blocks.{n}."),
         },
     ),
 }

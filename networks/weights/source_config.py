@@ -11,6 +11,7 @@ CONFIG = "config.json"
 GELU = {"gelu": "exact", "gelu_python": "exact", "gelu_fast": "tanh", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 ARGUMENT_NAMES = {
     "num_attention_heads": "num_heads",
+    "decoder_num_attention_heads": "decoder_num_heads",
     "image_size": "image_size",
     "num_frames": "num_frames",
     "crop_size": "image_size",
@@ -115,6 +116,7 @@ TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "crop_size": (is_whole_number, "a whole number"),
     "frames_per_clip": (is_whole_number, "a whole number"),
     "num_attention_heads": (is_whole_number, "a whole number"),
+    "decoder_num_attention_heads": (is_whole_number, "a whole number"),
     "hidden_act": (is_text, "text"),
 }
 

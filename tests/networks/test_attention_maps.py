@@ -12,6 +12,7 @@ import networks
 from networks import attention_maps as attention_module
 from networks.attention_maps import attention_maps, attention_saliency
 from networks.attentive_pooler import CrossAttention
+from networks.hiera import MaskUnitAttention
 from networks.layers import Attention
 from tests.helpers.networks import DINOV3, EVERY, SMALL, SMALL_FRAMES, random_video, randomize
 
@@ -57,7 +58,8 @@ def test_attention_maps_reproduce_the_output_of_each_layer(kind):
         mixed = maps[key] @ value
         if getattr(layer, "residual_pooling", False):
             mixed[:, :, 1:] += query[:, :, 1:, : layer.head_dim]
-        actual = layer.merge_heads(mixed)
+        is_in_units = isinstance(layer, MaskUnitAttention)
+        actual = layer.merge_units(mixed, len(video)) if is_in_units else layer.merge_heads(mixed)
         actual = layer.proj(actual) if hasattr(layer, "proj") else actual
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 

@@ -16,7 +16,7 @@ from networks.weights.rename_keys import rename_keys
 from tests.helpers.foreign_checkpoints import ENTRIES, draw_clip, make_state, write_checkpoint
 from tests.helpers.networks import SMALL, SMALL_MVIT, TINY_MASKFEAT, random_video, randomize
 from training.optimizers import parameter_groups
-from training.tasks import MaskFeatTask
+from training.pretraining_tasks import MaskFeatTask
 
 
 def maskfeat_args(backbone):
@@ -203,7 +203,7 @@ def test_prediction_and_loss_equal_videotransformer_pytorch(tmp_path, monkeypatc
     expected = torch.tensor(recorded["prediction"]).view(2, 4, -1)
     torch.testing.assert_close(actual[:, :, 0, 1, ::17], expected, atol=2e-5, rtol=2e-5)
 
-    monkeypatch.setattr("training.tasks.draw_masks", lambda *_: mask.numpy())
+    monkeypatch.setattr("training.pretraining_tasks.draw_masks", lambda *_: mask.numpy())
     task = MaskFeatTask(network, "frame_runs", gradient="central")
     with torch.no_grad():
         out = task(network, SimpleNamespace(video=torch.zeros_like(video), seeds=[(0, 0, 0)] * 2))
@@ -227,7 +227,7 @@ def test_foreign_checkpoints_continue_and_start_classifiers(name, backbone, tmp_
     sizes = dict(num_classes=5, num_frames=network.kwargs["num_frames"], image_size=network.kwargs["image_size"])
     classifier = networks.build(backbone, **network.kwargs["backbone_args"] | sizes)
     texts = [weights.load_pretrained(classifier, source).text() for source in (path, folder)]
-    assert all("mask token or HOG head of the pre-training" in text for text in texts)
+    assert all("mask token, decoder or HOG head of the pre-training" in text for text in texts)
     assert torch.equal(classifier.blocks[2].attn.qkv.bias, network.blocks[2].attn.qkv.bias)
     converted, _, _ = weights.convert(folder)
     assert converted.kwargs == network.kwargs

@@ -22,7 +22,7 @@ def test_pretrained_network_is_evaluated_fine_tuned_and_probed(arguments):
     assert all(row["baseline"] > 0 and "top1" not in row for row in metrics(pretrained, "train"))
     assert (pretrained / "curves.png").exists()
     log = (pretrained / "log.txt").read_text()
-    assert "mean HOG" in log and "top-1" not in log
+    assert "mean target" in log and "top-1" not in log
 
     evaluate(pretrained)
     test_dir = pretrained / "eval" / "pretraining"
@@ -114,7 +114,7 @@ def test_recipe_is_evaluated_with_weights_of_other_projects(arguments, tmp_path,
         assert eval_command.main([str(recipe), *settings, pretrained]) == 0
         assert "VideoTransformer-pytorch" in capsys.readouterr().out
     summary = json.loads((tmp_path / "look_of_seed_maskfeat.pth/eval/pretraining/summary.json").read_text())
-    assert summary["videos"] == 13 and summary["loss"] > summary["mean_hog_loss"] > 0
+    assert summary["videos"] == 13 and summary["loss"] > summary["mean_target_loss"] > 0
     assert json.loads((tmp_path / "look_of_seed_timesformer.pth/eval/1x1/summary.json").read_text())["scored"] == 11
     assert eval_command.main([str(recipe), *settings, "data.class_subset=2", pretrained]) == 2
     assert "gives no head.weight, head.bias, which would be random" in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """facebookresearch/hiera: its video networks, fine-tuned or with the decoder of their masked autoencoder."""
 
 from networks.weights.formats.format import KINETICS, VIDEOMAE_TEST, Format
-from networks.weights.key_rules import PRETRAINING_DECODER, Rules, same_names
+from networks.weights.key_rules import Rules, same_names
 
 ENCODER = same_names(
     "pos_embed_spatial",
@@ -10,6 +10,16 @@ ENCODER = same_names(
     "blocks.{n}.{layer:norm1|norm2|attn.qkv|attn.proj|mlp.fc1|mlp.fc2|proj}.{param}",
 )
 FINE_TUNED: Rules = {**ENCODER, "norm.{param}": "norm.{param}", "head.projection.{param}": "head.{param}"}
+DECODER: Rules = {
+    "encoder_norm.{param}": "norm.{param}",
+    **same_names(
+        "multi_scale_fusion_heads.{n}.{param}",
+        "mask_token",
+        "decoder_pos_embed",
+        "decoder_{layer:embed|norm|pred}.{param}",
+        "decoder_blocks.{n}.{layer:norm1|norm2|attn.qkv|attn.proj|mlp.fc1|mlp.fc2}.{param}",
+    ),
+}
 
 FORMATS = (
     Format(
@@ -28,14 +38,10 @@ FORMATS = (
         architecture="hiera",
         required_keys=("blocks.{n}.attn.qkv.weight", "pos_embed_spatial", "decoder_pos_embed", "encoder_norm.weight"),
         patch_kernel_ndim=5,
-        rules=ENCODER,
-        dropped_keys=dict.fromkeys(
-            ("decoder_*", "mask_token", "multi_scale_fusion_heads.*", "encoder_norm.*"), PRETRAINING_DECODER
-        ),
+        rules={**ENCODER, **DECODER},
         kwargs={"gelu": "exact"},
         normalization=KINETICS,
         **VIDEOMAE_TEST,
         pretraining=True,
-        missing_parts=("norm",),
     ),
 )

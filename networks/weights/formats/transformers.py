@@ -13,8 +13,8 @@ from networks.weights.formats.format import (
     VIVIT_TEST,
     Format,
 )
-from networks.weights.formats.videomae import ENCODER_ONLY, VIDEOMAE
-from networks.weights.key_rules import BEIT_DECODER, Rules, with_prefix
+from networks.weights.formats.videomae import DECODER, ENCODER_ONLY, VIDEOMAE
+from networks.weights.key_rules import Rules, with_prefix
 
 HEAD: Rules = {"fc_norm.{param}": "norm.{param}", "classifier.{param}": "head.{param}"}
 EMBEDDINGS: Rules = {
@@ -23,16 +23,15 @@ EMBEDDINGS: Rules = {
     "embeddings.patch_embeddings.projection.{param}": "patch_embed.proj.{param}",
     "layernorm.{param}": "norm.{param}",
 }
-LAYERS: Rules = {
-    "encoder.layer.{n}.layernorm_before.{param}": "blocks.{n}.norm1.{param}",
-    "encoder.layer.{n}.attention.output.dense.{param}": "blocks.{n}.attn.proj.{param}",
-    "encoder.layer.{n}.layernorm_after.{param}": "blocks.{n}.norm2.{param}",
-    "encoder.layer.{n}.intermediate.dense.{param}": "blocks.{n}.mlp.fc1.{param}",
-    "encoder.layer.{n}.output.dense.{param}": "blocks.{n}.mlp.fc2.{param}",
+LAYER: Rules = {
+    "layernorm_before.{param}": "norm1.{param}",
+    "attention.output.dense.{param}": "attn.proj.{param}",
+    "layernorm_after.{param}": "norm2.{param}",
+    "intermediate.dense.{param}": "mlp.fc1.{param}",
+    "output.dense.{param}": "mlp.fc2.{param}",
 }
-SEPARATE_QKV: Rules = {
-    "encoder.layer.{n}.attention.attention.{qkv:query|key|value}.{param}": "blocks.{n}.attn.qkv.{param}#{qkv}",
-}
+SEPARATE_QKV: Rules = {"attention.attention.{qkv:query|key|value}.{param}": "attn.qkv.{param}#{qkv}"}
+LAYERS = with_prefix("encoder.layer.{n}.", LAYER, "blocks.{n}.")
 
 TIMESFORMER: Rules = {
     **EMBEDDINGS,
@@ -53,11 +52,12 @@ VIVIT_5: Rules = {
     "layers.{n}.mlp.fc1.{param}": "blocks.{n}.mlp.fc1.{param}",
     "layers.{n}.mlp.fc2.{param}": "blocks.{n}.mlp.fc2.{param}",
 }
-VIDEOMAE_RULES: Rules = {
-    **EMBEDDINGS,
-    **LAYERS,
-    **SEPARATE_QKV,
-    "encoder.layer.{n}.attention.attention.{qkv:q|v}_bias": "blocks.{n}.attn.qkv.bias#{qkv}",
+VIVIT: Rules = {**EMBEDDINGS, **LAYERS, **with_prefix("encoder.layer.{n}.", SEPARATE_QKV, "blocks.{n}.")}
+VIDEOMAE_LAYER: Rules = {**LAYER, **SEPARATE_QKV, "attention.attention.{qkv:q|v}_bias": "attn.qkv.bias#{qkv}"}
+VIDEOMAE_RULES: Rules = {**EMBEDDINGS, **with_prefix("encoder.layer.{n}.", VIDEOMAE_LAYER, "blocks.{n}.")}
+VIDEOMAE_DECODER: Rules = {
+    **DECODER,
+    **with_prefix("decoder.decoder_layers.{n}.", VIDEOMAE_LAYER, "decoder_blocks.{n}."),
 }
 
 FORMATS = (
@@ -73,7 +73,7 @@ FORMATS = (
         name="transformers ViViT",
         architecture="vivit",
         required_keys=("vivit.encoder.layer.*",),
-        rules=HEAD | with_prefix("vivit.", EMBEDDINGS | LAYERS | SEPARATE_QKV),
+        rules=HEAD | with_prefix("vivit.", VIVIT),
         kwargs={"gelu": "tanh"},
         normalization=INCEPTION,
         **VIVIT_TEST,
@@ -102,8 +102,7 @@ FORMATS = (
         name="transformers VideoMAE pre-training",
         architecture="vivit",
         required_keys=("videomae.encoder.layer.*", "decoder.*"),
-        rules=HEAD | with_prefix("videomae.", VIDEOMAE_RULES),
-        dropped_keys=BEIT_DECODER,
+        rules=HEAD | with_prefix("videomae.", VIDEOMAE_RULES) | VIDEOMAE_DECODER,
         kwargs=ENCODER_ONLY,
         normalization=IMAGENET,
         **VIDEOMAE_TEST,

@@ -287,8 +287,9 @@ def test_videomae_pretraining_with_and_without_mean_pooling(mean_pooling, tmp_pa
     report = weights.load_pretrained(network, tmp_path)
     assert report.title.startswith("transformers VideoMAE pre-training")
     assert torch.equal(network.norm.weight, torch.ones(32))  # fine-tuning starts with a fresh norm
-    encoder, _, _ = weights.convert(tmp_path)
-    assert encoder.kwargs["pooling"] == "mean" and encoder.kwargs["num_classes"] == 0
+    whole, config, report = weights.convert(tmp_path)
+    assert config["name"] == "pretrain_videomae_b" and whole.kwargs["decoder_mlp_ratio"] == 2
+    assert report.keys_as_initialized() == (["norm.weight", "norm.bias"] if mean_pooling else [])
 
 
 def test_export_overwrites_no_network_and_writes_nothing_unusable(tmp_path, capsys):
