@@ -2,11 +2,14 @@
 
     python -m networks.weights inspect FILE [into=vivit_b num_frames=32 ...]     what would become of every key
     python -m networks.weights convert FILE FOLDER [labels=names.txt ...]        write a folder of this project
-    python -m networks.weights export FOLDER FOLDER --to hf                      write a folder that transformers reads
+    python -m networks.weights export RUN FOLDER --to hf                         write a folder that transformers reads
 
 FILE is a checkpoint, a folder, a run, timm:NAME or hf:OWNER/NAME (these two download). key=value are arguments of the
 network (num_heads=6) and of the adaptation (inflation, temporal, head, source_grid). With --every-key the report has
 one line per key, not per kind of change.
+
+export takes a run, whose tests then are in the model card, or a folder that convert wrote. --license=NAME is what the
+card says (apache-2.0, cc-by-nc-4.0 ...), and --push=OWNER/NAME uploads the folder to the Hugging Face hub.
 """
 
 import argparse
@@ -19,6 +22,8 @@ from networks import PRETRAINING, build
 from networks.arguments import parse_network_args
 from networks.weights import ADAPT_OPTIONS, convert, load_pretrained
 from networks.weights.export_hf import export
+from networks.weights.push import push
+from networks.weights.read import read_json
 from networks.weights.save_load import load_network, save_network
 from utils.cli import run_command
 
@@ -58,6 +63,18 @@ def convert_checkpoint(source: str, folder: str, arguments: dict[str, Any], ever
     return "\n".join([report.text(every_key), *notes, f"wrote {folder}: {config['name']}"])
 
 
+def export_network(source: Path, folder: Path, license_name: str, repository: str) -> str:
+    """Write a folder for transformers from a run or a folder, push it if asked to, and return the lines to print."""
+    best = source / "best"
+    network, config = load_network(best if best.is_dir() else source)
+    summaries = sorted(source.glob("eval/*/summary.json"))
+    figures = {path.parent.name: read_json(path) for path in summaries}
+    lines = [export(network, config, folder, license_name=license_name, figures=figures, repository=repository)]
+    if repository:
+        lines.append(push(folder, repository))
+    return "\n".join(lines)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m networks.weights")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -70,6 +87,8 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--every-key", action="store_true")
         if name == "export":
             command.add_argument("--to", choices=["hf"], required=True)
+            command.add_argument("--license", default="unknown")
+            command.add_argument("--push", default="", metavar="OWNER/NAME")
     return parser
 
 
@@ -81,8 +100,7 @@ def run(argv: Sequence[str]) -> int:
     elif args.command == "convert":
         print(convert_checkpoint(args.source, args.folder, arguments, args.every_key))
     else:
-        network, config = load_network(args.source)
-        print(export(network, config, args.folder))
+        print(export_network(Path(args.source), Path(args.folder), args.license, args.push))
     return 0
 
 

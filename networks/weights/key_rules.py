@@ -2,7 +2,7 @@
 
 A rule is an entry of a dictionary, {pattern of whole keys: name of the key here}. Patterns may contain:
 
-    {n}         the number of a block             {word}      one word (letters, digits, underscores)
+    {n}, {s}    the number of a block or a stage  {word}      one word (letters, digits, underscores)
     {param}     weight or bias                    {name:a|b}  a or b
     {qkv}       q, k, v, query, key or value      [a|b]       a, b or nothing
     {axis}      h, w or t                         *           any text
@@ -19,12 +19,20 @@ from functools import cache
 
 Rules = dict[str, str | tuple[str, str]]
 
-PLACEHOLDERS = {"n": r"\d+", "param": "weight|bias", "qkv": "query|key|value|q|k|v", "axis": "h|w|t", "word": r"\w+"}
+PLACEHOLDERS = {
+    "n": r"\d+",
+    "s": r"\d+",
+    "param": "weight|bias",
+    "qkv": "query|key|value|q|k|v",
+    "axis": "h|w|t",
+    "word": r"\w+",
+}
 TOKEN = re.compile(r"\{(?P<name>\w+)(?::(?P<choices>[^}]*))?\}|\[(?P<optional>[^]]*)\]|\*")
 
 HEADS_INSIDE = "D h d -> (h d) D"  # axes that tell the number of heads
 # The 216 numbers that MaskFeat predicts per token, as VideoTransformer-pytorch orders them: frame, cell, color, bin.
 FRAME_CELL_COLOR_BIN = "(f a b C o) ... -> (f C o a b) ..."
+QKV_ROLES = ("query", "key", "value")
 AXIS_SIZES = {FRAME_CELL_COLOR_BIN: {"a": 2, "b": 2, "C": 3, "o": 9}}
 
 
@@ -66,6 +74,32 @@ def rename(key: str, rules: Rules) -> tuple[str, str] | None:
 
 def fill_placeholders(name: str, values: Mapping[str, str]) -> str:
     return TOKEN.sub(lambda token: values[token["name"]], name)
+
+
+def rename_back(name: str, rules: Rules) -> dict[str, str]:
+    """Return the keys that become the tensor of this name, by their role: {"": key}, or query, key and value.
+
+    Raises ValueError for a name that no rule gives.
+    """
+    for pattern, target in rules.items():
+        if not isinstance(target, str):
+            continue
+        target_name, _, role = target.partition("#")
+        choices = {token["name"]: token["choices"] for token in TOKEN.finditer(pattern) if token["name"]}
+        regex, end = "", 0
+        for token in TOKEN.finditer(target_name):
+            regex += re.escape(target_name[end : token.start()])
+            end, word = token.end(), token["name"]
+            regex += f"(?P<{word}>{any_of(choices[word]) if choices[word] else PLACEHOLDERS[word]})"
+        match = re.fullmatch(regex + re.escape(target_name[end:]), name)
+        if match and role == "{qkv}":
+            values = [match.groupdict() | {"qkv": choice} for choice in choices["qkv"].split("|")]
+            return dict(
+                zip(QKV_ROLES[-len(values) :], (fill_placeholders(pattern, value) for value in values), strict=True)
+            )
+        if match:
+            return {"": fill_placeholders(pattern, match.groupdict())}
+    raise ValueError(f"{name}: no rule gives this name")
 
 
 def with_prefix(prefix: str, rules: Rules, name_prefix: str = "") -> Rules:

@@ -59,6 +59,37 @@ VIDEOMAE_DECODER: Rules = {
     **DECODER,
     **with_prefix("decoder.decoder_layers.{n}.", VIDEOMAE_LAYER, "decoder_blocks.{n}."),
 }
+# Hiera, which transformers has for images only, so that it is written but not read. {s} is the number of a stage.
+HIERA: Rules = {
+    "hiera.embeddings.patch_embeddings.projection.{param}": "patch_embed.proj.{param}",
+    "hiera.embeddings.position_embeddings": "pos_embed_spatial",
+    **with_prefix(
+        "hiera.encoder.stages.{s}.layers.{n}.",
+        {
+            "layernorm_before.{param}": "norm1.{param}",
+            "layernorm_after.{param}": "norm2.{param}",
+            "{layer:attn.qkv|attn.proj|mlp.fc1|mlp.fc2|proj}.{param}": "{layer}.{param}",
+        },
+        "blocks.{s}.{n}.",
+    ),
+}
+HIERA_DECODER: Rules = {
+    "encoder_norm.{param}": "backbone.norm.{param}",
+    "multiscale_fusion.multi_scale_fusion_heads.{n}.{param}": "multi_scale_fusion_heads.{n}.{param}",
+    "decoder.decoder_embeddings.{param}": "decoder_embed.{param}",
+    "decoder.mask_token": "mask_token",
+    "decoder.decoder_position_embeddings": "decoder_pos_embed",
+    "decoder.decoder_{layer:norm|pred}.{param}": "decoder_{layer}.{param}",
+    **with_prefix(
+        "decoder.decoder_block.layers.{n}.",
+        {
+            "layernorm_before.{param}": "norm1.{param}",
+            "layernorm_after.{param}": "norm2.{param}",
+            "{layer:attn.qkv|attn.proj|mlp.fc1|mlp.fc2}.{param}": "{layer}.{param}",
+        },
+        "decoder_blocks.{n}.",
+    ),
+}
 
 FORMATS = (
     Format(

@@ -34,6 +34,11 @@ POOLER: Rules = {
         "cross_attention_block.",
     ),
 }
+CLASSIFIER: Rules = {
+    **with_prefix("vjepa2.encoder.", ENCODER),
+    **with_prefix("pooler.", POOLER, "pooler."),
+    "classifier.{param}": "head.{param}",
+}
 PREDICTOR = "predictor of the pre-training"
 
 FORMATS = (
@@ -52,11 +57,7 @@ FORMATS = (
         name="transformers V-JEPA 2 classifier",
         architecture="vjepa2",
         required_keys=("vjepa2.encoder.layer.{n}.attention.query.weight", "pooler.query_tokens"),
-        rules={
-            **with_prefix("vjepa2.encoder.", ENCODER),
-            **with_prefix("pooler.", POOLER, "pooler."),
-            "classifier.{param}": "head.{param}",
-        },
+        rules=CLASSIFIER,
         dropped_keys={"vjepa2.predictor.*": PREDICTOR},
         kwargs=V2_KWARGS,
         normalization=IMAGENET,

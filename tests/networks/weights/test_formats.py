@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 
 import networks
 from networks import weights
-from networks.weights.__main__ import main
 from networks.weights.formats import FORMATS
 from networks.weights.key_rules import TOKEN, compile_pattern
 from networks.weights.rename_keys import detect_format, matches_format, rename_keys
@@ -335,52 +334,6 @@ def test_convert_videoprism_folders_of_transformers(kind, tmp_path):
         {"encoder of text"} if kind == "with text" else set()
     )
     assert report.count("created") == 0
-
-
-@pytest.mark.parametrize("attention", ["divided", "joint", "vivit"])
-def test_export_gives_the_outputs_of_transformers(attention, tmp_path):
-    import transformers
-
-    name, options = ("vivit_tiny", {}) if attention == "vivit" else ("timesformer_tiny", {"attention": attention})
-    network = randomize(networks.build(name, **SMALL, **options), seed=4)
-    extra = {
-        "id2label": {str(number): f"class {number}" for number in range(5)},
-        "input": {"mean": [0.45] * 3, "std": [0.225] * 3},
-    }
-    weights.save_network(tmp_path / "ours", network, name, extra)
-    assert main(["export", str(tmp_path / "ours"), str(tmp_path / "hf"), "--to", "hf"]) == 0
-    class_name = "VivitForVideoClassification" if attention == "vivit" else "TimesformerForVideoClassification"
-    hf_network, loading_info = getattr(transformers, class_name).from_pretrained(
-        tmp_path / "hf", output_loading_info=True
-    )
-    assert not any(loading_info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    video = random_video(2, 3, 4, 32, 32)
-    with torch.no_grad():
-        expected = hf_network.eval()(pixel_values=video.transpose(1, 2)).logits
-        torch.testing.assert_close(network(video), expected, atol=1e-5, rtol=1e-5)
-    assert hf_network.config.id2label[2] == "class 2"
-    assert json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())["image_mean"] == [0.45] * 3
-    converted, config, _ = weights.convert(tmp_path / "hf")
-    parameters = zip(converted.parameters(), network.parameters(), strict=True)
-    assert all(torch.equal(actual, expected) for actual, expected in parameters)
-    assert config["extra"]["id2label"]["2"] == "class 2"
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "reason"),
-    [
-        ("mvit_v2_tiny", {}, "transformers has no MViT"),
-        ("vivit_fe_tiny", SMALL, "attention=factorized_encoder"),
-        ("timesformer_tiny", SMALL | {"attention": "space"}, "attention=space"),
-        ("timesformer_tiny", SMALL | {"pooling": "mean"}, "pooling=mean"),
-        ("videomae_tiny", SMALL, "cls_token=False"),
-    ],
-)
-def test_export_refuses_networks_that_transformers_cannot_build(name, options, reason, tmp_path, capsys):
-    weights.save_network(tmp_path / "ours", networks.build(name, **{"num_classes": 5} | options), name)
-    assert main(["export", str(tmp_path / "ours"), str(tmp_path / "hf"), "--to", "hf"]) == 2
-    assert reason in capsys.readouterr().err
-    assert not (tmp_path / "hf").exists()
 
 
 def test_mvitv2_l_has_its_own_published_input():

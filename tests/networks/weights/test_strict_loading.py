@@ -290,18 +290,3 @@ def test_videomae_pretraining_with_and_without_mean_pooling(mean_pooling, tmp_pa
     whole, config, report = weights.convert(tmp_path)
     assert config["name"] == "pretrain_videomae_b" and whole.kwargs["decoder_mlp_ratio"] == 2
     assert report.keys_as_initialized() == (["norm.weight", "norm.bias"] if mean_pooling else [])
-
-
-def test_export_overwrites_no_network_and_writes_nothing_unusable(tmp_path, capsys):
-    weights.save_network(tmp_path / "a", networks.build("vivit_tiny", **SMALL), "vivit_tiny")
-    assert main(["export", str(tmp_path / "a"), str(tmp_path / "a"), "--to", "hf"]) == 2
-    assert "contains a network of this project" in capsys.readouterr().err
-    weights.load_network(tmp_path / "a")
-    wide = networks.build("timesformer_tiny", **SMALL | {"image_size": (32, 64)})
-    weights.save_network(tmp_path / "b", wide, "timesformer_tiny")
-    assert main(["export", str(tmp_path / "b"), str(tmp_path / "c"), "--to", "hf"]) == 2
-    assert "computes with squares" in capsys.readouterr().err
-    weights.save_network(tmp_path / "d", networks.build("vivit_tiny", **SMALL), "vivit_tiny", {"id2label": {"0": "a"}})
-    assert main(["export", str(tmp_path / "d"), str(tmp_path / "c"), "--to", "hf"]) == 2
-    assert "id2label names 1 classes, the network has 5" in capsys.readouterr().err
-    assert not (tmp_path / "c").exists()

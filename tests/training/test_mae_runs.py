@@ -1,0 +1,161 @@
+"""Masked autoencoders by the commands: pre-train, test, fine-tune, continue; resumed, repeated, on two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from matplotlib.image import imread
+
+from networks import weights
+from pipelines.sample_source import SampleSource
+from tests.helpers.runs import (
+    ONE_EPOCH,
+    evaluate,
+    has_same_weights,
+    last_checkpoint,
+    losses,
+    metrics,
+    run,
+    torchrun_command,
+    train,
+)
+from training.metrics import StepMetrics
+from training.pretraining_tasks import MAETask
+
+VIDEOMAE = [
+    "task.name=mae",
+    "model.name=pretrain_videomae_tiny",
+    "model.args={backbone_args: {embed_dim: 32, depth: 2, num_heads: 2}, decoder_embed_dim: 16, decoder_num_heads: 2}",
+    "task.mask_ratio=0.75",
+]
+HIERA = [
+    "task.name=mae",
+    "model.name=mae_hiera_tiny",
+    "model.args={backbone_args: {embed_dim: 8}}",
+    "data.image_size=64",
+]
+CLASSIFY = ["model.args={embed_dim: 32, depth: 2, num_heads: 2}", "model.name=videomae_tiny"]
+CLASSIFY_HIERA = ["model.name=hiera_tiny", "model.args={embed_dim: 8}", "data.image_size=64"]
+
+
+@pytest.mark.parametrize(
+    ("pretrain", "classify", "kind"), [(VIDEOMAE, CLASSIFY, "ViViT"), (HIERA, CLASSIFY_HIERA, "Hiera")]
+)
+def test_pretrained_network_is_evaluated_fine_tuned_and_continued(arguments, pretrain, classify, kind):
+    pretrained = train(arguments, "pre", *pretrain, "task.figure_epochs=1")
+    assert all(0 < row["loss"] and row["baseline"] > 0 and "top1" not in row for row in metrics(pretrained, "train"))
+    evaluate(pretrained)
+    test_dir = pretrained / "eval" / "pretraining"
+    summary = json.loads((test_dir / "summary.json").read_text())
+    assert summary["videos"] == 13 and summary["loss"] == min(row["loss"] for row in metrics(pretrained, "val"))
+    for path in (test_dir / "predictions.png", pretrained / "clips.png"):
+        image = imread(path)
+        assert image.shape[0] > 100 and image[..., :3].std() > 0.1
+
+    start, _ = weights.load_network(pretrained / "best")
+    options = ["optim.lr=0", "optim.min_lr=0", *ONE_EPOCH]
+    fine_tuned = train(arguments, "tune", *classify, *options, f"model.pretrained={pretrained}")
+    log = (fine_tuned / "log.txt").read_text()
+    assert f"-> {kind}" in log and "mask token, decoder or HOG head of the pre-training" in log
+    tuned, backbone = last_checkpoint(fine_tuned)["network"], start.backbone.state_dict()
+    changed = {name for name, value in backbone.items() if not torch.equal(value, tuned[name])}
+    assert changed <= {"norm.weight", "norm.bias"}, "fine-tuning starts with a fresh norm"
+
+    continued = train(arguments, "more", *pretrain, *options, f"model.pretrained={pretrained}")
+    again = last_checkpoint(continued)["network"]
+    assert all(torch.equal(value, again[name]) for name, value in start.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["model.name=vivit_tiny"],
+            "model.name=vivit_tiny is not for task.name=mae: expected one of pretrain_",
+        ),
+        (["model.name=maskfeat_tiny"], "model.name=maskfeat_tiny is not for task.name=mae"),
+        (["task.name=classify"], "model.name=pretrain_videomae_tiny is not for task.name=classify"),
+        (["task.mask=frame_runs"], "mask=frame_runs: expected another one"),
+        (["task.mask_ratio=0.99"], "masks all of 2x4x4 cells"),
+        (["task.decoder_mask_ratio=0.1"], "decoder_mask_ratio=0.1: expected 0.25 to below 1"),
+        (["data.mixup=0.8"], "data.mixup=on: expected 0 with task.name=mae"),
+        (["model.freeze=backbone"], "model.freeze=backbone: the network has no head"),
+    ],
+)
+def test_error_is_one_line(arguments, capsys, overrides, message):
+    train(arguments, "x", *VIDEOMAE, *overrides, status=2)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("train.py: ") and message in error
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [*VIDEOMAE, "data.aug_repeats=3", "task.decoder_mask_ratio=0.5"],
+        pytest.param(HIERA, marks=pytest.mark.slow),
+        pytest.param(VIDEOMAE, marks=pytest.mark.slow),
+    ],
+)
+def test_stopped_and_resumed_run_is_bit_identical(arguments, overrides, monkeypatch):
+    expected = train(arguments, "whole", *overrides)
+    update, batches = StepMetrics.update, []
+
+    def update_and_stop(self, *values):
+        update(self, *values)
+        batches.append(1)
+        if len(batches) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(StepMetrics, "update", update_and_stop)
+    actual = train(arguments, "parts", *overrides, status=128 + signal.SIGTERM)
+    train(arguments, "parts", *overrides, "data.num_workers=2")
+    assert losses(actual) == losses(expected)
+    assert has_same_weights(actual, expected)
+    assert metrics(actual, "val") == metrics(expected, "val")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("pretrain", [VIDEOMAE, HIERA], ids=["videomae", "hiera"])
+def test_two_processes_equal_one_with_the_same_clips(arguments, tmp_path, pretrain, parallel):
+    plain = [*arguments, *pretrain, "optim.global_batch_size=4", "optim.epochs=3"]
+    expected = train(plain, "one", "data.batch_size=4")
+    run(torchrun_command([*plain, "run.name=two", "data.batch_size=2", f"run.parallel={parallel}"]))
+    for (_, loss, norm), (_, expected_loss, expected_norm) in zip(
+        losses(tmp_path / "two"), losses(expected), strict=True
+    ):
+        assert loss == pytest.approx(expected_loss, abs=1e-5) and norm == pytest.approx(expected_norm, abs=1e-4)
+    actual, wanted = (last_checkpoint(run_dir)["network"] for run_dir in (tmp_path / "two", expected))
+    assert all(torch.allclose(actual[name], wanted[name], atol=2e-4) for name in wanted)
+
+
+def test_repeated_augmentation_decodes_each_video_once_and_masks_its_views_differently(arguments, monkeypatch):
+    load, sample_positions = SampleSource._load, MAETask.sample_positions
+    loaded, drawn = [], []
+
+    def count_loads(self, index, *values):
+        loaded.append(index)
+        return load(self, index, *values)
+
+    def note_masks(self, batch):
+        parts = sample_positions(self, batch)
+        drawn.append((batch.sample_index.tolist(), batch.video, *parts))
+        return parts
+
+    monkeypatch.setattr(SampleSource, "_load", count_loads)
+    monkeypatch.setattr(MAETask, "sample_positions", note_masks)
+    options = ["data.batch_size=6", "data.aug_repeats=3", "data.val=", "data.prefetch=1", *ONE_EPOCH]
+    train(arguments, "x", *VIDEOMAE, *options)
+    assert len(drawn) == 6, "batches of two of 13 videos"
+    for index, video, mask, *_ in drawn:
+        assert [index[0]] * 3 + [index[3]] * 3 == index
+        views = mask.reshape(2, 3, -1)
+        assert all(len({view.tobytes() for view in clip}) == 3 for clip in views), "three masks of each video"
+        assert not torch.equal(video[0], video[1]), "three crops of each video"
+    seen = [index for row, *_ in drawn for index in row[::3]]
+    assert len(seen) == len(set(seen)) == 12
+    assert loaded[:12] == seen, "each video is read and decoded once for its three views"
