@@ -34,6 +34,8 @@ TINY_NETWORK = {
     "mvit_v1": ["model.name=mvit_v1_tiny", "data.image_size=64"],
     "mvit_v2": ["model.name=mvit_v2_tiny", "data.image_size=64"],
     "maskfeat": ["model.name=maskfeat_tiny", "data.image_size=64"],
+    "pretrain_videomae": ["model.name=pretrain_videomae_tiny", "model.args={}", "data.image_size=64"],
+    "mae_hiera": ["model.name=mae_hiera_tiny", "data.image_size=64"],
 }
 
 
@@ -97,7 +99,7 @@ def slow_if_augmented(path: Path) -> object:
 def test_recipe_trains_two_steps_at_toy_size(path, clips_folder, tmp_path):
     cfg, video_list = loading.load_config(path), clips_folder(tmp_path, 8)
     tiny_network = next(values for kind, values in TINY_NETWORK.items() if cfg.model.name.startswith(kind))
-    num_frames = 8 if cfg.model.name.startswith(("mvit", "maskfeat")) else 4
+    num_frames = 8 if cfg.model.name.startswith(("mvit", "maskfeat")) or cfg.task.name == "mae" else 4
     overrides = [
         f"data.train={video_list}",
         f"data.val={video_list}",
@@ -105,7 +107,7 @@ def test_recipe_trains_two_steps_at_toy_size(path, clips_folder, tmp_path):
         "data.class_names=",
         f"data.num_frames={num_frames}",
         "model.pretrained=",
-        "data.batch_size=2",
+        f"data.batch_size={max(2, cfg.data.aug_repeats)}",
         f"optim.global_batch_size={4 * cfg.data.aug_repeats}",
         "data.short_side_range=64,80",
         "optim.milestones=",
@@ -146,7 +148,8 @@ def test_training_starts_from_a_checkpoint_of_any_project(name, clips_folder, tm
         _, _, num_frames, size, _ = entry.get("clip") or (0, 0, kwargs["num_frames"], kwargs["image_size"], 0)
         image_size = size if isinstance(size, int) else size[0]
     kwargs = {key: value for key, value in kwargs.items() if key not in ("num_classes", "num_frames", "image_size")}
-    overrides = ["task.name=maskfeat"] if model.startswith("maskfeat") else []
+    tasks = ("maskfeat", "maskfeat"), ("pretrain_videomae", "mae"), ("mae_hiera", "mae")
+    overrides = [f"task.name={task}" for prefix, task in tasks if model.startswith(prefix)]
     overrides += [
         f"model.name={model}",
         f"model.pretrained={path}",
