@@ -41,7 +41,9 @@ def _check_data(cfg: Config) -> None:
 
 
 def _check_training(cfg: Config) -> None:
-    o = cfg.optim
+    o, task = cfg.optim, cfg.task
+    own_masks = task.name != "jepa" or (task.mask == "auto" and task.mask_ratio == "auto")
+    _require(own_masks, "task.mask|mask_ratio", f"{task.mask}|{task.mask_ratio}", "auto with task.name=jepa")
     _require(0 <= min(o.betas) <= max(o.betas) < 1, "optim.betas", o.betas, "numbers of 0 to below 1")
     no_milestones = o.schedule == "step" or not o.milestones
     _require(no_milestones, "optim.milestones", list(o.milestones), "none unless optim.schedule=step")

@@ -140,10 +140,10 @@ class Model(Section):
 class Task(Section):
     """The objective: classification, by the network or by probes on it frozen, or pre-training without labels."""
 
-    name: Literal["classify", "probe", "maskfeat", "mae"] = option(
+    name: Literal["classify", "probe", "maskfeat", "mae", "jepa"] = option(
         "classify",
         "classify; probe: classify by probes on the frozen network; pre-training without labels: maskfeat predicts "
-        "HOG, mae pixels (VideoMAE, Hiera)",
+        "HOG, mae pixels (VideoMAE, Hiera), jepa the features of a teacher (V-JEPA)",
     )
     label_smoothing: float = option(0.0, "part of the target that is spread over all classes", ge=0, lt=1)
     mask: Literal["auto", "cube", "tube", "random", "frame_runs"] = option(
@@ -169,7 +169,7 @@ class Task(Section):
     @property
     def is_pretraining(self) -> bool:
         """Return whether there are no classes."""
-        return self.name in ("maskfeat", "mae")
+        return self.name in ("maskfeat", "mae", "jepa")
 
 
 class Optim(Section):

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from networks.hiera_mae import mae_hiera_b, mae_hiera_b_plus, mae_hiera_h, mae_hiera_l, mae_hiera_tiny
+from networks.jepa import pretrain_vjepa2_g, pretrain_vjepa2_h, pretrain_vjepa2_l, pretrain_vjepa2_tiny
 from networks.maskfeat import maskfeat_mvit_v1_b, maskfeat_mvit_v2_s, maskfeat_tiny
 from networks.probed_encoder import probe_grid, probed_encoder
 from networks.variants import VARIANTS as VARIANTS
@@ -42,6 +43,7 @@ PRETRAINING_TASKS: dict[str, Variants] = {
         mae_hiera_l,
         mae_hiera_h,
     ),
+    "jepa": _by_name(pretrain_vjepa2_tiny, pretrain_vjepa2_l, pretrain_vjepa2_h, pretrain_vjepa2_g),
 }
 PRETRAINING: Variants = {name: build for variants in PRETRAINING_TASKS.values() for name, build in variants.items()}
 PROBING = _by_name(probe_grid, probed_encoder)

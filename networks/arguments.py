@@ -9,6 +9,7 @@ from typing import Any
 from networks.frame_encoder import FrameEncoder
 from networks.hiera import Hiera
 from networks.hiera_mae import HieraMAE
+from networks.jepa import JEPA
 from networks.maskfeat import MaskFeat
 from networks.mvit import MViT
 from networks.timesformer import TimeSformer
@@ -17,7 +18,7 @@ from networks.videoprism import VideoPrism
 from networks.vivit import ViViT
 from networks.vjepa2 import VJEPA2
 
-NETWORKS = (TimeSformer, ViViT, MViT, Hiera, VJEPA2, VideoPrism, FrameEncoder, MaskFeat, VideoMAE, HieraMAE)
+NETWORKS = (TimeSformer, ViViT, MViT, Hiera, VJEPA2, VideoPrism, FrameEncoder, MaskFeat, VideoMAE, HieraMAE, JEPA)
 ARGUMENTS = {name for network in NETWORKS for name in inspect.signature(network).parameters}
 
 

@@ -240,13 +240,16 @@ class Block(nn.Module):
         return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
 
 
-def run_blocks(blocks: Iterable[nn.Module], tokens: Tensor, checkpoint_blocks: int = 0) -> Tensor:
-    """Run the blocks one after the other; the first `checkpoint_blocks` are recomputed in the backward pass."""
+def run_blocks(blocks: Iterable[nn.Module], tokens: Tensor, checkpoint_blocks: int = 0, *inputs: Tensor) -> Tensor:
+    """Run the blocks one after the other; the first `checkpoint_blocks` are recomputed in the backward pass.
+
+    Each block is given the tokens and the other `inputs`.
+    """
     for index, block in enumerate(blocks):
         if index < checkpoint_blocks and torch.is_grad_enabled():
-            tokens = checkpoint(block, tokens, use_reentrant=False)
+            tokens = checkpoint(block, tokens, *inputs, use_reentrant=False)
         else:
-            tokens = block(tokens)
+            tokens = block(tokens, *inputs)
     return tokens
 
 

@@ -11,6 +11,11 @@ import numpy as np
 from utils import random_streams
 
 MASK_TYPES = ("cube", "tube", "random", "frame_runs")
+# The two masks of V-JEPA: the area of a block as a share of a frame, and the share that its blocks hide together.
+# V-JEPA draws 8 small or 2 large blocks, which on a 16x16 grid hide 0.62 and 0.81 on average; here as many are drawn as
+# hide just that, so that all clips have as many tokens, on any number of processes.
+MULTI_BLOCKS = ((0.15, 0.62), (0.7, 0.81))
+MIN_BLOCK_ASPECT, MAX_BLOCK_ASPECT = 0.75, 1.5  # height / width
 MIN_CUBE_AREA, MAX_CUBE_AREA = 9 / 49, 1.0  # share of a frame's cells
 MIN_CUBE_ASPECT = 0.3  # height / width; at most its inverse
 MAX_DRAWS_PER_CELL = 100
@@ -102,6 +107,36 @@ def middle_frames(mask: np.ndarray, frames_per_cell: int) -> np.ndarray:
                 middle[clip].flat[start * frames_per_cell + (end - start) * frames_per_cell // 2] = True
             start = end
     return middle
+
+
+def multi_block_masks(grid: Sequence[int], seeds: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """Return for each of MULTI_BLOCKS the masks (B, t, h, w) bool: blocks of the same size in all frames (V-JEPA,
+    section 3.2).
+
+    Blocks are drawn until enough cells are hidden; of the last one only a part is used if all of it would be too much.
+    """
+    masks: list[list[np.ndarray]] = [[] for _ in MULTI_BLOCKS]
+    for seed in seeds:
+        rng = np.random.default_rng([*seed, random_streams.MASK])
+        for number, (area, ratio) in enumerate(MULTI_BLOCKS):
+            masks[number].append(_multi_block_mask(grid, area, ratio, rng))
+    return [np.stack(part) for part in masks]
+
+
+def _multi_block_mask(grid: Sequence[int], area: float, ratio: float, rng: np.random.Generator) -> np.ndarray:
+    """Return (t, h, w) bool: blocks that hide `ratio` of a frame."""
+    t, h, w = grid
+    aspect = rng.uniform(MIN_BLOCK_ASPECT, MAX_BLOCK_ASPECT)
+    cells = max(1, int(area * h * w))
+    rows, columns = min(h, max(1, round(math.sqrt(cells * aspect)))), min(w, max(1, round(math.sqrt(cells / aspect))))
+    frame, num_hidden = np.zeros((h, w), bool), round(ratio * h * w)
+    while (missing := num_hidden - int(frame.sum())) > 0:
+        top, left = int(rng.integers(0, h - rows + 1)), int(rng.integers(0, w - columns + 1))
+        block = np.zeros((h, w), bool)
+        block[top : top + rows, left : left + columns] = True
+        added = np.flatnonzero(block & ~frame)
+        frame.flat[rng.permutation(added)[:missing]] = True
+    return np.broadcast_to(frame, (t, h, w)).copy()
 
 
 def running_cell_masks(grid: Sequence[int], ratio: float, seeds: Sequence[Sequence[int]]) -> np.ndarray:

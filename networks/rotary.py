@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from networks.argument_checks import Grid, check_choice, check_positive
-from networks.layers import Attention
+from networks.layers import Attention, Block, attend
 
 ROPE_LAYOUTS = ("tiled", "interleaved")
 BASE = 10000.0
@@ -66,8 +66,10 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, heads: Tensor, positions: Tensor | None = None) -> Tensor:
-        """(..., N, d) -> (..., N, d); `positions` (N,) are those of the tokens, if some are left out."""
+        """(..., N, d) -> (..., N, d); `positions`, (N,) or (B, N), are those of the tokens, if some are left out."""
         cos, sin = (self.cos, self.sin) if positions is None else (self.cos[positions], self.sin[positions])
+        if cos.ndim == 3:  # the heads of a clip share its positions
+            cos, sin = cos[:, None], sin[:, None]
         swapped = heads.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)  # the two dimensions of each pair
         return torch.addcmul(heads * cos.to(heads.dtype), swapped, sin.to(heads.dtype))
 
@@ -85,3 +87,17 @@ class RotaryAttention(Attention):
         query_key, value = qkv.split([2, 1])
         query, key = self.rope(query_key, positions)
         return query, key, value.squeeze(0).contiguous()  # a view would keep all of qkv for the backward pass
+
+    def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D); `positions` (B, N) int64 are those of the tokens, if some are left out."""
+        query, key, value = self.query_key_value(tokens, positions)
+        return self.proj(self.merge_heads(attend(query, key, value, self.scale)))
+
+
+class RotaryBlock(Block):
+    """A Block around RotaryAttention, for all tokens of a clip or for some of them."""
+
+    def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D); `positions` (B, N) int64 are those of the tokens, if some are left out."""
+        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), positions))
+        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))

@@ -27,7 +27,7 @@ from networks.layers import (
     run_blocks,
     scale_head,
 )
-from networks.rotary import RotaryAttention, RotaryEmbedding
+from networks.rotary import RotaryAttention, RotaryBlock, RotaryEmbedding
 from networks.run_length import Packing, changed_patches, check_rlt_threshold, run_packed_blocks
 
 
@@ -96,7 +96,7 @@ class VJEPA2(nn.Module):
             nn.init.normal_(self.video_mod_embed, std=1e-6)
         rope = RotaryEmbedding(self.patch_embed.grid, embed_dim // num_heads, rope_layout, ref_grid_size)
         self.blocks = nn.ModuleList(
-            Block(RotaryAttention(embed_dim, num_heads, rope), mlp_ratio, rate, gelu, norm_eps=norm_eps)
+            RotaryBlock(RotaryAttention(embed_dim, num_heads, rope), mlp_ratio, rate, gelu, norm_eps=norm_eps)
             for rate in drop_path_rates(drop_path, depth)
         )
         self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
@@ -137,6 +137,12 @@ class VJEPA2(nn.Module):
     def forward_tokens(self, video: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, t h w, D) of `token_grid`, normed."""
         return self.norm(run_blocks(self.blocks, self.embed(video), self.checkpoint_blocks))
+
+    def forward_visible(self, video: Tensor, visible: Tensor) -> Tensor:
+        """(B, C, T, H, W), positions (B, n) int64 -> (B, n, D): normed, from these patches alone."""
+        tokens = self.patch_embed.embed_at(video, visible)
+        tokens = tokens + self.video_mod_embed if self.kwargs["modality_embed"] else tokens
+        return self.norm(run_blocks(self.blocks, tokens, self.checkpoint_blocks, visible))
 
     def pool(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, D)."""

@@ -14,7 +14,7 @@ from networks.attention_maps import attention_saliency
 from networks.hog import draw_cells
 from networks.masking import upsample_mask
 from pipelines.batch_loader import Batch
-from training.pretraining_tasks import MAETask, PretrainingTask, SeededClips, one_view
+from training.pretraining_tasks import JEPATask, MAETask, PretrainingTask, SeededClips, one_view
 from utils.plotting import denormalize, draw_rows, draw_strips, overlay_heatmap
 
 
@@ -22,7 +22,23 @@ def draw_pretraining(
     task: PretrainingTask, batch: SeededClips, out: dict[str, Tensor], mean: Sequence[float], std: Sequence[float]
 ) -> Figure:
     """Draw some clips of a batch, what was hidden of them, and what the network predicted there."""
+    if isinstance(task, JEPATask):
+        return draw_masks(batch, out, mean, std)
     return draw_pixels(task, batch, out) if isinstance(task, MAETask) else draw_hog(batch, out, mean, std)
+
+
+def draw_masks(
+    batch: SeededClips, out: dict[str, Tensor], mean: Sequence[float], std: Sequence[float], num_clips: int = 4
+) -> Figure:
+    """Draw clips, and below each what every one of its masks leaves: features that were predicted are no pictures."""
+    frames = denormalize(one_view(batch.video)[:num_clips], mean, std)
+    masks = out["mask"][: len(frames)].cpu().numpy()
+    rows, titles = [], []
+    for clip, clip_masks in zip(frames, masks, strict=True):
+        hidden = upsample_mask(clip_masks, clip.shape[:3])[..., None]
+        rows += [clip, *np.where(hidden, np.uint8(127), clip)]
+        titles += ["input", *(f"mask {number}" for number in range(1, len(clip_masks) + 1))]
+    return draw_strips(np.stack(rows), titles)
 
 
 def draw_pixels(task: MAETask, batch: SeededClips, out: dict[str, Tensor], num_clips: int = 4) -> Figure:

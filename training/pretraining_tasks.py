@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from networks.argument_checks import Grid
 from networks.hiera_mae import HieraMAE
 from networks.hog import hog_targets
+from networks.jepa import JEPA
 from networks.layers import gather_tokens
 from networks.maskfeat import MaskFeat
-from networks.masking import draw_masks, middle_frames, running_cell_masks, upsample_mask
+from networks.masking import draw_masks, middle_frames, multi_block_masks, running_cell_masks, upsample_mask
 from networks.pretraining import PretrainingNetwork
 from networks.videomae import VideoMAE
 from utils.device import autocast, to_device
@@ -182,6 +183,32 @@ class MAETask(PretrainingTask):
             target = (self.targets.normalize(chosen) if self.normalize else chosen).flatten(2)
         out = masked_loss(prediction, target, counted)
         return out | {"mask": mask, "predicted": predicted, "prediction": prediction.detach(), "target": target}
+
+
+class JEPATask(PretrainingTask):
+    """Predict what the teacher makes of masked patches: mean absolute error (V-JEPA 2, section 2.1).
+
+    Each clip has two masks, one of small blocks and one of large ones; the loss is the mean over both.
+    """
+
+    def __init__(self, network: JEPA):
+        self.mask_grid = network.mask_grid
+        for mask in multi_block_masks(self.mask_grid, [(0, 0, 0)]):
+            if mask.all() or not mask.any():
+                cells = "x".join(map(str, self.mask_grid))
+                raise ValueError(f"data.image_size: frames of {cells} patches are too small for the blocks of V-JEPA")
+
+    def __call__(self, network: nn.Module, batch: SeededClips) -> dict[str, Tensor]:
+        """Return also the masks (B, 2, t, h, w)."""
+        video, masks = one_view(batch.video), multi_block_masks(self.mask_grid, batch.seeds)
+        flat = [mask.reshape(len(mask), -1) for mask in masks]
+        positions = [tuple(to_device(positions_of(part), video.device) for part in (~mask, mask)) for mask in flat]
+        outs = []
+        for prediction, target in network(video, positions):
+            counted = torch.ones(prediction.shape[:2], dtype=torch.bool, device=video.device)
+            outs.append(masked_loss(prediction, target, counted, torch.abs))
+        mean = {key: torch.stack([out[key] for out in outs]).mean(0) for key in outs[0]}
+        return mean | {"mask": to_device(np.stack(masks, axis=1), video.device)}
 
 
 def one_view(video: Tensor) -> Tensor:

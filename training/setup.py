@@ -14,6 +14,7 @@ from torch import nn
 from configs.schema import NO_CUDA_GRAPHS, Config, Data, Eval, Model, Task
 from networks import PRETRAINING, PRETRAINING_TASKS, VARIANTS, build, unknown_network, weights
 from networks.hiera_mae import HieraMAE
+from networks.jepa import JEPA
 from networks.maskfeat import MaskFeat
 from networks.pretraining import PretrainingNetwork
 from networks.probed_encoder import ProbeGrid
@@ -24,7 +25,7 @@ from pipelines.loader import EvalVideoLoader, VideoLoader
 from training.feature_input import build_feature_loaders
 from training.optimizers import build_optimizer
 from training.parallel import distribute
-from training.pretraining_tasks import MAETask, MaskFeatTask, PretrainingTask
+from training.pretraining_tasks import JEPATask, MAETask, MaskFeatTask, PretrainingTask
 from training.probe_grid import ProbeSetting, build_probe_optimizers, probe_grid_args, probe_settings
 from training.run_dir import find_checkpoint
 from training.schedule import Schedule
@@ -116,6 +117,8 @@ def build_task(task: Task, data: Data, network: nn.Module, compiled: bool = Fals
     if task.name == "mae" and isinstance(network, VideoMAE | HieraMAE):
         pixels: dict[str, Any] = {"normalize": task.norm_pix_loss, "mean": data.mean, "std": data.std}
         return MAETask(network, *masks, decoder_ratio=task.decoder_mask_ratio, **pixels)
+    if task.name == "jepa" and isinstance(network, JEPA):
+        return JEPATask(network)
     kind = "of another pre-training" if isinstance(network, PretrainingNetwork) else "a classifier"
     raise ValueError(f"task.name={task.name}: the network is {kind}")
 

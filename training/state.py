@@ -11,6 +11,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from networks import weights
+from networks.jepa import JEPA
 from training import parallel
 from training.optimizers import clip_gradients
 
@@ -37,10 +38,10 @@ class TrainState:
         return self.ema.module if self.ema else self.network
 
     def optimizer_step(self, clip_grad_norm: float, per_param: bool = False) -> Tensor:
-        """Unscale and clip the gradients, step, zero them and update the EMA. Returns their norm () before clipping.
+        """Unscale and clip the gradients, step, zero them, update the EMA and the teacher of a JEPA.
 
-        A step whose gradient norm is not finite changes no weight. Of several optimizers the norm is that over those
-        whose own norm is finite, if there are any.
+        Returns the norm () of the gradients before clipping. A step whose norm is not finite changes no weight of the
+        network. Of several optimizers the norm is that over those whose own norm is finite, if there are any.
         """
         norms = []
         for optimizer in self.optimizers:
@@ -53,6 +54,8 @@ class TrainState:
             optimizer.zero_grad()
             norms.append(norm)
         self.scaler.update()
+        if isinstance(self.network, JEPA):
+            self.network.update_teacher()
         if self.ema:
             self.ema.update(self.network)
         return norms[0] if len(norms) == 1 else _finite_norm(torch.stack(norms))

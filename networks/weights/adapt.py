@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from networks.argument_checks import check_choice, to_3tuple
 from networks.hiera import Hiera
+from networks.jepa import JEPA
 from networks.mvit import MViT
 from networks.pretraining import PretrainingNetwork
 from networks.timesformer import TimeSformer
 from networks.videoprism import VideoPrism
 from networks.vivit import ViViT
 from networks.vjepa2 import VJEPA2
+from networks.weights.pretraining_parts import PREDICTION_WEIGHTS, is_of_pretraining, with_teacher_weights
 from networks.weights.read import shorten
 from networks.weights.rename_keys import RenamedWeights
 from networks.weights.report import AS_INITIALIZED, CREATED, DROPPED, MAPPED, RESHAPED, KeyRecord, KeyReport
@@ -50,8 +52,6 @@ COMPARED_ARGUMENTS = {
     "rope_layout",
     "tubelet_size",
 }
-# The layers by which networks for pre-training predict: each has one, which tells of which kind it is.
-PREDICTION_WEIGHTS = ("predict.weight", "decoder_pred.weight")
 INFLATION = ("central", "average")
 TEMPORAL = ("copy", "zero")
 HEAD = ("auto", "new")
@@ -82,6 +82,7 @@ def adapt(
     check_choice("temporal", temporal, TEMPORAL)
     check_choice("head", head, HEAD)
     grid = to_3tuple("source_grid", source_grid) if source_grid is not None else None
+    source = source if isinstance(network, JEPA) else with_teacher_weights(source)
     body = network.backbone if isinstance(network, PretrainingNetwork) else network
     kind = type(network).__name__
     if source.format.architecture not in SOURCE_ARCHITECTURES[type(body)]:
@@ -191,7 +192,7 @@ class _Adapter:
             unwanted["cls_token"] = "the network has no class token"
         own_parts = [key for key in self.source.state if is_of_pretraining(key)]
         if not all(key in target_state for key in own_parts if key in PREDICTION_WEIGHTS):
-            unwanted |= dict.fromkeys(own_parts, "mask token, decoder or HOG head of the pre-training")
+            unwanted |= dict.fromkeys(own_parts, "mask token, decoder, predictor or HOG head of the pre-training")
         return unwanted
 
     def unwanted_pooler(self) -> dict[str, str]:
@@ -300,9 +301,3 @@ def family(key: str) -> str:
     if parts[0] == "blocks":
         return "temporal" if parts[2].startswith("temporal_") else "blocks"
     return "pretraining" if is_of_pretraining(key) else parts[0]
-
-
-def is_of_pretraining(key: str) -> bool:
-    """Tell whether a parameter is what a pre-training adds to its backbone."""
-    part = key.split(".")[0]
-    return part in ("mask_token", "predict", "multi_scale_fusion_heads") or part.startswith("decoder_")
