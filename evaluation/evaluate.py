@@ -191,7 +191,7 @@ def evaluate_pretraining(
 ) -> str:
     """Write the loss and the predictions of a pre-training, summary.json and predictions.png; return the lines to
     print."""
-    task = build_task(cfg.task, cfg.data, network)
+    task = build_task(cfg, network)
     assert isinstance(task, PretrainingTask)
     loss, baseline, (batch, out) = mean_loss(network, task, loader, loader.device, dtype)
     if world.is_main:

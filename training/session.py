@@ -110,7 +110,7 @@ def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Trai
         train_loader=train_loader,
         val_loader=val_loader,
         state=build_state(cfg, network.to(device), world.size, dtype, accumulate),
-        task=build_task(cfg.task, data, network, compiled=is_compiled(cfg, device)),
+        task=build_task(cfg, network, compiled=is_compiled(cfg, device)),
         schedule=Schedule(cfg.optim, len(train_loader) // accumulate, data.batch_size * world.size * accumulate),
         run_dir=RunDir(cfg.run, enabled=world.is_main),
     )

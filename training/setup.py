@@ -11,7 +11,7 @@ from timm.layers import DropPath
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from configs.schema import NO_CUDA_GRAPHS, Config, Data, Eval, Model, Task
+from configs.schema import NO_CUDA_GRAPHS, Config, Eval, Model
 from networks import PRETRAINING, PRETRAINING_TASKS, VARIANTS, build, unknown_network, weights
 from networks.hiera_mae import HieraMAE
 from networks.jepa import JEPA
@@ -104,8 +104,9 @@ def init_from_pretrained(
     return report.text()
 
 
-def build_task(task: Task, data: Data, network: nn.Module, compiled: bool = False) -> Classify | PretrainingTask:
+def build_task(cfg: Config, network: nn.Module, compiled: bool = False) -> Classify | PretrainingTask:
     """Build the task, which turns a batch into a loss. Raises ValueError for a network of another task."""
+    task, data = cfg.task, cfg.data
     if task.name == "probe":
         return ClassifyByProbes(task.label_smoothing)
     if task.name == "classify":

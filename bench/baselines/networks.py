@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from einops import rearrange
 from torch import Tensor, nn
 
+from networks.videomae import VideoMAE
+from networks.weights.hf_config import describe_for_transformers
+
 
 class FramesFirst(nn.Module):
     """A network of transformers, which takes (B, T, C, H, W), for clips (B, C, T, H, W) -> logits (B, num_classes)."""
@@ -82,6 +85,15 @@ def build_transformers_network(name: str, num_classes: int, input_shape: Sequenc
     encoder = transformers.Dinov2Model(config)
     encoder.embeddings.mask_token.requires_grad_(False)  # it takes no part in classification
     return MeanOverFrames(encoder, config.hidden_size, num_classes)
+
+
+def build_masked_baseline(network: VideoMAE) -> nn.Module:
+    """Build VideoMAEForPreTraining of transformers in the sizes of a network."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise ValueError(f"{error.name}, the baseline, is not installed; use baseline=no") from None
+    return transformers.VideoMAEForPreTraining(transformers.VideoMAEConfig(**describe_for_transformers(network).config))
 
 
 def build_timm_hiera(num_classes: int, input_shape: Sequence[int]) -> nn.Module:

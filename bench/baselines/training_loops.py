@@ -182,7 +182,7 @@ class Trainer:
         if variant.optimized:
             dtype = torch.bfloat16 if variant.amp else torch.float32
             state = build_state(cfg, self.network, world_size=1, dtype=dtype, grad_accum_steps=1)
-            task = build_task(cfg.task, self.network)
+            task = build_task(cfg, self.network)
             self.step = partial(_optimized_step, state, task, dtype, cfg.optim.clip_grad_norm)
         else:
             optimizer = torch.optim.AdamW(self.network.parameters(), lr=cfg.optim.lr)

@@ -75,7 +75,7 @@ def _training_step(cfg: Config, num_classes: int, device: torch.device) -> Calla
     if cfg.model.freeze:
         freeze(network, cfg.model.freeze)
     state = build_state(cfg, network.to(device), 1, dtype, 1)
-    task = build_task(cfg.task, network, compiled=is_compiled(cfg, device))
+    task = build_task(cfg, network, compiled=is_compiled(cfg, device))
     state.model.train()
     data = cfg.data
 

@@ -111,6 +111,12 @@ def hog(results: Results) -> str:
     return ", ".join(parts)
 
 
+def masking(results: Results) -> str:
+    """Give the clips/s of each mask ratio, and how many times as fast as fine-tuning that is."""
+    cases = results["masking"]["cases"].items()
+    return "; ".join(f"{case} {clips_per_s(row):.0f} clips/s, {row['speedup']['median']:.1f} x" for case, row in cases)
+
+
 def prepare(results: Results) -> str:
     """Give the files/s of each encoder, and the clips/s of the files before and after."""
     result = results["prepare"]

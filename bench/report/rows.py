@@ -256,6 +256,22 @@ def run_length_rows(result: Result) -> Rows:
     ]
 
 
+def masking_rows(result: Result) -> Rows:
+    """Return a row for each case."""
+    return [
+        {
+            "network": result["network"],
+            "patches": case,
+            "clips/s": format_median(figures["clips_per_s"]),
+            "times fine-tuning (quartiles)": format_quartiles(figures["speedup"]),
+            "MiB saved for backward": f"{figures['saved_for_backward_mib']:.0f}",
+            "peak beyond the weights, MiB": format_number(figures["peak_mib"]) if "peak_mib" in figures else "",
+            "loaders": f"{figures['loaders']['median']:.3f}" if figures["loaders"] else "",
+        }
+        for case, figures in result["cases"].items()
+    ]
+
+
 ROWS: dict[str, Callable[[Result], Rows]] = {
     "loading": loading_rows,
     "epoch_time": epoch_time_rows,
@@ -268,4 +284,5 @@ ROWS: dict[str, Callable[[Result], Rows]] = {
     "tune": tune_rows,
     "probes": probes_rows,
     "run_length": run_length_rows,
+    "masking": masking_rows,
 }

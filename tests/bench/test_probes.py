@@ -1,10 +1,10 @@
-"""The benchmarks of probes and of run-length tokenization run, and their rows say what was measured."""
+"""The benchmarks of probes, run-length tokenization and masks run, and their rows say what was measured."""
 
 from __future__ import annotations
 
 import json
 
-from bench import probes, run_length
+from bench import masking, probes, run_length
 from bench.report.rows import ROWS
 
 
@@ -32,3 +32,26 @@ def test_run_length_dry_run_measures_each_threshold(tmp_path, capsys):
     assert rows[0]["files"] == "square.mp4" and result["thresholds"][-1]["kept"] < 0.8
     assert run_length.main(["--dry-run", "network=vivit_fdp_tiny", f"out={out}"]) == 2
     assert "eval.rlt_thresholds: ViViT has none; expected ViViT (joint)" in capsys.readouterr().err
+
+
+def test_masking_dry_run_measures_each_ratio_the_peer_and_the_loader(tmp_path, capsys):
+    out = tmp_path / "masking.json"
+    assert masking.main(["--dry-run", "device=cpu", f"out={out}"]) == 0
+    result = json.loads(out.read_text())
+    cases = ["fine-tuning", *(f"{ratio} hidden" for ratio in ("0.5", "0.75", "0.9", "0.95"))]
+    cases += ["0.9 hidden, 0.5 not decoded", "0.9 hidden, transformers"]
+    assert list(result["cases"]) == cases
+    parameters = {case: figures["parameters"] for case, figures in result["cases"].items()}
+    assert abs(parameters["0.9 hidden, transformers"] - parameters["0.9 hidden"]) < 0.01 * parameters["0.9 hidden"]
+    rows = ROWS["masking"](result)
+    assert [row["patches"] for row in rows] == cases and all(row["loaders"] for row in rows)
+    assert (
+        masking.main(
+            ["--dry-run", "network=mae_hiera_tiny", "depth=0", "image_size=64", "loader_seconds=0", f"out={out}"]
+        )
+        == 0
+    )
+    result = json.loads(out.read_text())
+    assert list(result["cases"]) == cases[:-1] and result["loader_clips_per_s"] is None
+    assert masking.main(["network=vivit_b"]) == 2
+    assert "network=vivit_b: expected some of pretrain_videomae_tiny" in capsys.readouterr().err
