@@ -1,4 +1,4 @@
-# make install | demo | demo-maskfeat | lint | test | test-fast | test-slow | test-gpu | bench | bench-gpu     (each sets up .venv by itself)
+# make install | demo | demo-maskfeat | demo-videomae | lint | test | test-fast | test-slow | test-gpu | bench | bench-gpu     (each sets up .venv by itself)
 PYTHON ?= python3
 BIN := .venv/bin
 # A worker per core; each decodes and computes on one thread.
@@ -7,7 +7,7 @@ FAST_TESTS := $(addprefix tests/,test_imports.py configs/test_loading.py configs
 	training/test_optimizers.py $(addprefix pipelines/,sampling/test_temporal.py sampling/test_spatial.py sampling/test_order.py \
 	data/test_dataset.py data/test_annotations.py decode/test_color.py decode/test_nvdec.py))
 
-.PHONY: install demo demo-maskfeat lint test test-fast test-slow test-gpu bench bench-gpu
+.PHONY: install demo demo-maskfeat demo-videomae lint test test-fast test-slow test-gpu bench bench-gpu
 
 install: .venv/runtime
 
@@ -22,6 +22,13 @@ demo-maskfeat: .venv/runtime
 	$(BIN)/python eval.py runs/demo_maskfeat
 	$(BIN)/python train.py configs/demo/demo_finetune.yaml
 	$(BIN)/python eval.py runs/demo_finetune
+
+demo-videomae: .venv/runtime
+	$(BIN)/python -m pipelines.synthetic demo
+	$(BIN)/python train.py configs/demo/demo_videomae.yaml
+	$(BIN)/python eval.py runs/demo_videomae
+	$(BIN)/python train.py configs/demo/demo_videomae_finetune.yaml
+	$(BIN)/python eval.py runs/demo_videomae_finetune
 
 test: lint
 	$(PYTEST)
@@ -45,6 +52,7 @@ bench: .venv/dev
 	$(BIN)/python -m bench.startup
 	$(BIN)/python -m bench.index
 	$(BIN)/python -m bench.hog
+	$(BIN)/python -m bench.masking
 	$(BIN)/python -m bench.report
 
 bench-gpu: .venv/dev

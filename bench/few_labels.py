@@ -1,4 +1,4 @@
-"""Fine-tune the demo's pre-trained networks with few labels beside the same networks from scratch, over several lengths.
+"""Fine-tune the demo's pre-trained networks with few labels, beside the same networks from scratch.
 
     python -m bench.few_labels [key=value ...] [--dry-run]
 
@@ -10,8 +10,9 @@
     scratch_lr=1e-3     peak lr from scratch; the recipes' own are for pre-trained networks
     out=PATH            the result (default bench/results/few_labels.json)
 
-The videos are those of the demo, in demo/ (`python -m pipelines.synthetic demo`). Accuracies are top-1 of the 3 x 3 test
-after the last step. The pre-training is one run of each kind, so that the seeds show the spread of the fine-tuning only.
+The videos are those of the demo, in demo/ (`python -m pipelines.synthetic demo`). Accuracies are top-1 of the 3 x 3
+test after the last step. The pre-training is one run of each kind, so that the seeds show the spread of the fine-tuning
+only.
 """
 
 from __future__ import annotations
@@ -83,11 +84,9 @@ def fine_tune(settings: Settings, case: str, steps: int, seed: int, folder: str)
     name = f"{case}_{steps}_{seed}"
     overrides = [f"run.output_dir={folder}", f"run.name={name}", f"run.seed={seed}", f"data.few_shot_seed={seed}"]
     overrides += [f"data.max_per_class={settings.max_per_class}", "data.val=", "run.log_interval=100"]
-    steps_per_epoch = max(1, 6 * settings.max_per_class // 12)  # six classes, twelve clips per step
-    overrides += [
-        f"data.batch_size={min(12, 6 * settings.max_per_class)}",
-        f"optim.epochs={-(-steps // steps_per_epoch)}",
-    ]
+    batch_size = min(12, 6 * settings.max_per_class)  # six classes
+    epochs = -(-steps // (6 * settings.max_per_class // batch_size))
+    overrides += [f"data.batch_size={batch_size}", f"optim.epochs={epochs}"]
     if case in SCRATCH:
         overrides += ["model.pretrained=", "model.args.head_scale=1", "optim.layer_decay=1"]
         overrides += [f"optim.lr={settings.scratch_lr}"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from bench import masking, probes, run_length
+from bench import few_labels, masking, probes, run_length
 from bench.report.rows import ROWS
 
 
@@ -55,3 +55,19 @@ def test_masking_dry_run_measures_each_ratio_the_peer_and_the_loader(tmp_path, c
     assert list(result["cases"]) == cases[:-1] and result["loader_clips_per_s"] is None
     assert masking.main(["network=vivit_b"]) == 2
     assert "network=vivit_b: expected some of pretrain_videomae_tiny" in capsys.readouterr().err
+
+
+def test_networks_meet_where_one_from_scratch_is_as_good():
+    accuracies = {
+        "videomae": {"60": [0.5, 0.7], "240": [0.8, 0.8]},
+        "vit_scratch": {"60": [0.2, 0.3], "240": [0.78, 0.79]},
+        "maskfeat": {"60": [0.9, 0.9]},
+        "mvit_scratch": {"60": [0.2, 0.3]},
+    }
+    assert few_labels.meeting_points(accuracies) == {"videomae": "240", "maskfeat": ""}
+    assert few_labels.meeting_points({"videomae": {"60": [0.5]}}) == {}
+
+
+def test_few_labels_needs_the_pretraining(tmp_path, capsys):
+    assert few_labels.main([f"folder={tmp_path}", f"out={tmp_path}/x.json"]) == 2
+    assert "no demo_videomae in it; run `make demo-videomae` first" in capsys.readouterr().err

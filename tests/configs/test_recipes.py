@@ -35,6 +35,7 @@ TINY_NETWORK = {
     "mvit_v2": ["model.name=mvit_v2_tiny", "data.image_size=64"],
     "maskfeat": ["model.name=maskfeat_tiny", "data.image_size=64"],
     "pretrain_videomae": ["model.name=pretrain_videomae_tiny", "model.args={}", "data.image_size=64"],
+    "pretrain_vjepa2": ["model.name=pretrain_vjepa2_tiny", "data.image_size=64"],
     "mae_hiera": ["model.name=mae_hiera_tiny", "data.image_size=64"],
 }
 
