@@ -31,7 +31,7 @@ from training.figures import draw_attention, draw_predictions, draw_pretraining
 from training.history import read_metrics, summarize_run
 from training.metrics import StepMetrics, log_line
 from training.parallel import is_sharded, sync_gradients
-from training.pretraining_tasks import PretrainingTask
+from training.pretraining_tasks import JEPATask, PretrainingTask
 from training.probe_grid import describe_probes, probe_settings
 from training.profiler import profile_steps
 from training.session import Training, resume, save_checkpoint, set_up, steps_left
@@ -192,7 +192,7 @@ def finish(t: Training, stop: GracefulStop) -> int:
         if stop.signal:
             t.run_dir.log(f"stopped by {stop.signal.name} at step {t.step}; the same command continues from here")
         else:
-            t.run_dir.log(summarize_run(read_metrics(path)))
+            t.run_dir.log(summarize_run(read_metrics(path), isinstance(t.task, JEPATask)))
             files = {
                 "best": "network: model.safetensors, config.json",
                 "curves.png": "loss and accuracy",

@@ -17,10 +17,9 @@ only.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,8 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import eval as eval_command
-import train as train_command
 from bench.harness.runner import check_choices, check_minimum, run_bench
 from pipelines import synthetic
 
@@ -92,11 +89,10 @@ def fine_tune(settings: Settings, case: str, steps: int, seed: int, folder: str)
         overrides += [f"optim.lr={settings.scratch_lr}"]
     else:
         overrides.append(f"model.pretrained={Path(settings.folder, PRETRAINED[case])}")
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        status = train_command.main([RECIPES[base], *overrides]) or eval_command.main([f"{folder}/{name}"])
-    if status:
-        raise ValueError(f"{name}: {output.getvalue().strip().splitlines()[-1]}")
+    for command in (["train.py", RECIPES[base], *overrides], ["eval.py", f"{folder}/{name}"]):
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+        if done.returncode:
+            raise ValueError(f"{name}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
     (summary,) = Path(folder, name, "eval").glob("*/summary.json")
     return json.loads(summary.read_text())["top1"]
 

@@ -135,7 +135,10 @@ def build_cases(
     """Yield the name, the network and the step of each case."""
     device = batch.video.device
     encoder = plan.kwargs["backbone"]
-    classifier = networks.build(encoder, **plan.backbone.kwargs | {"num_classes": NUM_CLASSES, "pooling": "fc_norm"})
+    kwargs = plan.backbone.kwargs | {"num_classes": NUM_CLASSES, "pooling": "fc_norm"}
+    if "q_pool" in kwargs:  # of a Hiera all stages are pooled in fine-tuning
+        kwargs["q_pool"] = None
+    classifier = networks.build(encoder, **kwargs)
     label = torch.randint(NUM_CLASSES, (len(batch.video),), device=device)
     classifier = classifier.to(device).train()
     yield FINE_TUNING, classifier, training_step(classifier, batch.video, label, dtype)

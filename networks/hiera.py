@@ -28,13 +28,11 @@ from networks.argument_checks import (
     jsonable_kwargs,
     to_3tuple,
 )
+from networks.hiera_attention import HieraBlock, MaskUnitAttention
 from networks.layers import (
     NORM_EPS,
-    Attention,
     AttentionLayout,
-    Block,
     TubeletEmbed,
-    attend,
     drop_path_rates,
     gather_tokens,
     init_linear,
@@ -43,60 +41,6 @@ from networks.layers import (
     run_blocks,
     scale_head,
 )
-
-
-class MaskUnitAttention(Attention):
-    """Attention within mask units of `unit_size` tokens (0: over all tokens), from `embed_dim` to `out_dim`.
-
-    The queries of `pool` tokens become one by their maximum.
-    """
-
-    def __init__(self, embed_dim: int, num_heads: int, out_dim: int, unit_size: int = 0, pool: int = 1):
-        super().__init__(embed_dim, num_heads, out_dim)
-        self.unit_size, self.pool = unit_size, pool
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N', D)."""
-        query, key, value = self.query_key_value(tokens)
-        return self.proj(self.merge_units(attend(query, key, value, self.scale), len(tokens)))
-
-    def merge_units(self, mixed: Tensor, batch_size: int) -> Tensor:
-        """(B units, heads, N' / units, d) -> (B, N', D)."""
-        return rearrange(mixed, "(B units) heads n d -> B (n units) (heads d)", B=batch_size)
-
-    def query_key_value(self, tokens: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, N, D) -> query (B units, heads, N' / units, d), key, value (B units, heads, N / units, d)."""
-        query, key, value = rearrange(
-            self.qkv(tokens),
-            "B (n units) (three heads d) -> three (B units) heads n d",
-            three=3,
-            heads=self.num_heads,
-            units=tokens.shape[1] // self.unit_size if self.unit_size else 1,
-        )
-        return max_pool(query, self.pool), key, value
-
-
-def max_pool(tokens: Tensor, pool: int) -> Tensor:
-    """(..., N, D) -> (..., N / pool, D): the maximum of the tokens that lie within one stride, which come first."""
-    return tokens.unflatten(-2, (pool, -1)).amax(-3) if pool > 1 else tokens
-
-
-class HieraBlock(Block):
-    """A Block around MaskUnitAttention. Where the dimension grows, the residual is the projected and pooled input."""
-
-    def __init__(self, attn: MaskUnitAttention, **options: Any):
-        super().__init__(attn, **options)
-        self.pool = attn.pool
-        self.expands = attn.out_dim != attn.embed_dim
-        if self.expands:
-            self.proj = nn.Linear(attn.embed_dim, attn.out_dim)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N', D')."""
-        normed = self.norm1(tokens)
-        residual = max_pool(self.proj(normed), self.pool) if self.expands else tokens
-        tokens = residual + self.drop_path(self.attn(normed))
-        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
 
 
 class Hiera(nn.Module):

@@ -2,8 +2,8 @@
 2024, section 3; Assran et al., "V-JEPA 2", 2025, section 2): an encoder sees a part of a clip, and a predictor says
 what a teacher, the EMA of the encoder that sees all of it, makes of the rest.
 
-Parameter names of the predictor are those of the published one. Shapes: B batch, C channels, T frames, H W pixels; N
-patches of a clip, n of them visible, m predicted; D embedding dimension.
+Parameter names of the predictor are those of the published one, except for the mask tokens. Shapes: B batch, C
+channels, T frames, H W pixels; N patches of a clip, n of them visible, m predicted; D embedding dimension.
 """
 
 import copy

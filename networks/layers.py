@@ -175,8 +175,8 @@ class Attention(nn.Module):
     def query_key_value(self, tokens: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, D) -> query, key, value (B, h, N, d) each; the scores are query times key times `scale`.
 
-        `positions` (N,) number the tokens among those of a clip, if some of them are left out (only rotary positions
-        need to know).
+        `positions`, (N,) or (B, N), number the tokens among those of a clip, if some of them are left out (only rotary
+        positions need to know).
         """
         query, key, value = rearrange(self.qkv(tokens), "B N (three h d) -> three B h N d", three=3, h=self.num_heads)
         return query, key, value

@@ -12,8 +12,9 @@ from utils import random_streams
 
 MASK_TYPES = ("cube", "tube", "random", "frame_runs")
 # The two masks of V-JEPA: the area of a block as a share of a frame, and the share that its blocks hide together.
-# V-JEPA draws 8 small or 2 large blocks, which on a 16x16 grid hide 0.62 and 0.81 on average; here as many are drawn as
-# hide just that, so that all clips have as many tokens, on any number of processes.
+# V-JEPA draws 8 small or 2 large blocks, which on a 16x16 grid hide 0.62 and 0.81 on average, and cuts what is visible
+# and what is predicted to the least of a batch. Here as many blocks are drawn as hide just that share: the number of
+# tokens does not depend on the batch, nor on the number of processes.
 MULTI_BLOCKS = ((0.15, 0.62), (0.7, 0.81))
 MIN_BLOCK_ASPECT, MAX_BLOCK_ASPECT = 0.75, 1.5  # height / width
 MIN_CUBE_AREA, MAX_CUBE_AREA = 9 / 49, 1.0  # share of a frame's cells
@@ -140,18 +141,18 @@ def _multi_block_mask(grid: Sequence[int], area: float, ratio: float, rng: np.ra
 
 
 def running_cell_masks(grid: Sequence[int], ratio: float, seeds: Sequence[Sequence[int]]) -> np.ndarray:
-    """Return (B, t, h, w) bool: 2x2 cells with int(4 ratio) hidden patches that move on by one from frame to frame
+    """Return (B, t, h, w) bool: 2x2 cells with 4 x ratio hidden patches that move on by one from frame to frame
     (VideoMAE v2, section 3.2).
 
     All cells are alike; where they start is drawn from a clip's seed. Raises ValueError for grids of odd height or
     width, and for a ratio that hides no patch of a cell or all of them.
     """
     t, h, w = grid
-    num_hidden = int(4 * ratio)
+    num_hidden = round(4 * ratio)
     if h % 2 or w % 2:
         raise ValueError(f"decoder_mask_ratio: running cells of 2x2 do not divide the {h}x{w} patches of a frame")
-    if num_hidden not in (1, 2, 3):
-        raise ValueError(f"decoder_mask_ratio={ratio}: expected 0.25 to below 1, for running cells of 2x2 patches")
+    if 4 * ratio not in (1, 2, 3):
+        raise ValueError(f"decoder_mask_ratio={ratio}: expected 0.25, 0.5 or 0.75, for running cells of 2x2 patches")
     masks = []
     for seed in seeds:
         start = int(np.random.default_rng([*seed, random_streams.DECODER_MASK]).integers(4))

@@ -154,8 +154,8 @@ def pretrain_videomae_l(**overrides: Any) -> VideoMAE:
 
 
 def pretrain_videomae_h(**overrides: Any) -> VideoMAE:
-    """Build VideoMAE ViT-H for 16x224x224; that of v2 has decoder_depth=4."""
-    return VideoMAE(**dict(backbone="videomae_h") | WIDE_DECODER | overrides)
+    """Build VideoMAE ViT-H for 16x224x224; that of v2 has decoder_embed_dim=512 and decoder_depth=4."""
+    return VideoMAE(**dict(backbone="videomae_h") | WIDE_DECODER | dict(decoder_embed_dim=640) | overrides)
 
 
 def pretrain_videomae_g(**overrides: Any) -> VideoMAE:

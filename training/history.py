@@ -38,16 +38,19 @@ def _probe_score(row: dict[str, Any]) -> tuple[float, float]:
     return row["top1"], -loss if loss is not None and math.isfinite(loss) else -math.inf
 
 
-def summarize_run(rows: list[dict[str, Any]]) -> str:
-    """Summarize a finished run in one line: best epoch, time per epoch, clips/s, time spent waiting for data."""
+def summarize_run(rows: list[dict[str, Any]], keeps_last: bool = False) -> str:
+    """Summarize a finished run in one line: best epoch, time per epoch, clips/s, time spent waiting for data.
+
+    `keeps_last`: the last network was kept rather than the best one.
+    """
     train, val = ([row for row in rows if row["kind"] == kind] for kind in ("train", "val"))
     parts = []
     if any("top1" in row for row in val):
         best = max(val, key=_probe_score if "probe" in val[0] else lambda row: row["top1"])
         parts.append(f"best epoch {best['epoch']}: top-1 {100 * best['top1']:.2f} %")
     elif val:
-        best = min(val, key=lambda row: math.inf if row["loss"] is None else row["loss"])
-        parts.append(f"best epoch {best['epoch']}: loss {best['loss']:.4f}")
+        best = val[-1] if keeps_last else min(val, key=lambda row: math.inf if row["loss"] is None else row["loss"])
+        parts.append(f"{'last' if keeps_last else 'best'} epoch {best['epoch']}: loss {best['loss']:.4f}")
     seconds = sum(row["seconds"] for row in train)
     if seconds:
         waited = sum(row["data_time_frac"] * row["seconds"] for row in train) / seconds

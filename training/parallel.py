@@ -31,8 +31,8 @@ def distribute(
     """
     if shard:
         mesh = init_device_mesh(device.type, (world_size,))
-        # The blocks of a network, of the (image) encoder in it, and of an attentive pooler.
-        parts = [getattr(network, name, None) for name in ("backbone", "pooler")]
+        # The blocks of a network, of the encoder in it and its teacher, and of an attentive pooler.
+        parts = [getattr(network, name, None) for name in ("backbone", "teacher", "pooler")]
         parts += [probe.pooler for probe in getattr(network, "probes", ()) if hasattr(probe, "pooler")]
         blocks = [block for part in (*parts, network) for block in own_blocks(part)]
         for block in dict.fromkeys(blocks):  # `blocks` of a FrameEncoder are those of its backbone
@@ -46,8 +46,8 @@ def distribute(
 
 
 def own_blocks(module: nn.Module | None) -> Iterator[nn.Module]:
-    """Return the transformer blocks of a module, spatial and temporal ones."""
-    for name in ("blocks", "temporal_blocks"):
+    """Return the transformer blocks of a module: spatial and temporal ones, those of a decoder or a predictor."""
+    for name in ("blocks", "temporal_blocks", "decoder_blocks", "predictor_blocks"):
         yield from getattr(module, name, ())
 
 

@@ -139,10 +139,11 @@ def freeze(network: nn.Module, parts: str) -> None:
         frozen = set(backbone or names) - set(heads)
     else:
         frozen = {name for prefix in _expand_ranges(parts) for name in _match_prefix(prefix, names)}
-    if len(frozen) == len(names):
+    trainable = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    if trainable <= frozen:
         raise ValueError(f"model.freeze={parts}: nothing is left to train")
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name not in frozen)
+        parameter.requires_grad_(parameter.requires_grad and name not in frozen)  # a teacher is never trained
     for module in network.modules():
         trained = [parameter.requires_grad for parameter in module.parameters()]
         if trained and not any(trained):

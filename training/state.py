@@ -40,8 +40,9 @@ class TrainState:
     def optimizer_step(self, clip_grad_norm: float, per_param: bool = False) -> Tensor:
         """Unscale and clip the gradients, step, zero them, update the EMA and the teacher of a JEPA.
 
-        Returns the norm () of the gradients before clipping. A step whose norm is not finite changes no weight of the
-        network. Of several optimizers the norm is that over those whose own norm is finite, if there are any.
+        Returns the norm () of the gradients before clipping. A step whose norm is not finite changes no weight that is
+        trained; a teacher and the EMA still move on. Of several optimizers the norm is that over those whose own norm
+        is finite, if there are any.
         """
         norms = []
         for optimizer in self.optimizers:

@@ -141,7 +141,7 @@ def parse_checkpoint(checkpoint: Checkpoint) -> RenamedWeights:
         return dataclasses.replace(renamed, kwargs=renamed.kwargs | config.kwargs, grid=config.grid)
     with torch.device("meta"):
         network = build(config.name, **config.network_kwargs)
-    is_pretraining = config.name in PRETRAINING
+    is_pretraining, kwargs = config.name in PRETRAINING, config.network_kwargs
     backbone: Any = network.backbone if is_pretraining else network
     stored_keys = {key.removeprefix("backbone."): key for key in checkpoint.state}
     return RenamedWeights(
@@ -157,7 +157,7 @@ def parse_checkpoint(checkpoint: Checkpoint) -> RenamedWeights:
             key: KeyRecord(status=MAPPED, sources=(stored_key,), target=key) for key, stored_key in stored_keys.items()
         },
         dropped=[],
-        kwargs=dict(backbone.kwargs),
+        kwargs=backbone.kwargs | {key: kwargs[key] for key in kwargs if key.endswith("_num_heads")},
         notes=[],
         grid=list(backbone.patch_embed.grid),
     )

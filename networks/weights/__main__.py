@@ -22,7 +22,7 @@ from networks import PRETRAINING, build
 from networks.arguments import parse_network_args
 from networks.weights import ADAPT_OPTIONS, convert, load_pretrained
 from networks.weights.export_hf import export
-from networks.weights.push import push
+from networks.weights.push import check_push, push
 from networks.weights.read import read_json
 from networks.weights.save_load import load_network, save_network
 from utils.cli import run_command
@@ -65,6 +65,8 @@ def convert_checkpoint(source: str, folder: str, arguments: dict[str, Any], ever
 
 def export_network(source: Path, folder: Path, license_name: str, repository: str) -> str:
     """Write a folder for transformers from a run or a folder, push it if asked to, and return the lines to print."""
+    if repository:
+        check_push(repository)
     best = source / "best"
     network, config = load_network(best if best.is_dir() else source)
     summaries = sorted(source.glob("eval/*/summary.json"))

@@ -3,7 +3,7 @@
 Strict: every key of the source and of the network is mapped, reshaped, created or dropped, otherwise it is an error.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from networks.timesformer import TimeSformer
 from networks.videoprism import VideoPrism
 from networks.vivit import ViViT
 from networks.vjepa2 import VJEPA2
+from networks.weights.architecture import check_num_heads
 from networks.weights.pretraining_parts import PREDICTION_WEIGHTS, is_of_pretraining, with_teacher_weights
 from networks.weights.read import shorten
 from networks.weights.rename_keys import RenamedWeights
@@ -88,8 +89,8 @@ def adapt(
     if source.format.architecture not in SOURCE_ARCHITECTURES[type(body)]:
         raise ValueError(f"a {source.format.name} checkpoint cannot fill a {kind}: it is of another architecture")
     check_num_heads("num_heads", source.kwargs, body.kwargs)  # type: ignore[arg-type]
-    if "decoder_pred.weight" in source.state:
-        check_num_heads("decoder_num_heads", source.kwargs, network.kwargs)  # type: ignore[arg-type]
+    for key in ("decoder_num_heads", "predictor_num_heads"):
+        check_num_heads(key, source.kwargs, network.kwargs)  # type: ignore[arg-type]
     target_state = {key.removeprefix("backbone."): tensor for key, tensor in network.state_dict().items()}
     resizer = Resizer(source, body, target_state, inflation=inflation, source_grid=grid)
     adapter = _Adapter(source, body, target_state, resizer, temporal=temporal, head=head)
@@ -100,17 +101,6 @@ def adapt(
         problems = adapter.problems if len(adapter.problems) <= 10 else [shorten(adapter.problems)]
         raise ValueError(f"a {source.format.name} checkpoint does not fit this {kind}\n  " + "\n  ".join(problems))
     return dict(zip(network.state_dict(), adapter.state.values(), strict=True)), adapter.report
-
-
-def check_num_heads(key: str, source_kwargs: Mapping[str, Any], target_kwargs: Mapping[str, Any]) -> None:
-    """Raise ValueError if both a checkpoint and the network have a number of heads, and these differ."""
-    source_heads = source_kwargs.get(key)
-    target_heads = target_kwargs.get(key, source_heads)
-    if source_heads is not None and source_heads != target_heads:
-        raise ValueError(
-            f"the checkpoint has {key}={source_heads}, the network {key}={target_heads}: the shapes are equal, "
-            "but the outputs are not"
-        )
 
 
 class _Adapter:
@@ -240,6 +230,8 @@ class _Adapter:
     def initial_value(self, key: str, target: Tensor) -> tuple[Tensor, str]:
         """Return the tensor to start with and where it comes from, "" if there is no rule for this key."""
         parts = key.split(".")
+        if parts[0] == "teacher":  # a JEPA that starts from an encoder: so far both are equal
+            return self.state[key.removeprefix("teacher.")].clone(), "copy of the encoder"
         reason = self.reason_for_initialization(key)
         if reason:
             return target, f"{reason}; {AS_INITIALIZED}"

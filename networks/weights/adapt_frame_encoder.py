@@ -12,7 +12,8 @@ from torch import Tensor
 
 from networks.frame_encoder import FrameEncoder
 from networks.pos_embed import resample_1d, resample_pos_embed
-from networks.weights.adapt import check_num_heads, family
+from networks.weights.adapt import family
+from networks.weights.architecture import check_num_heads
 from networks.weights.report import AS_INITIALIZED, CREATED, DROPPED, MAPPED, RESHAPED, KeyRecord, KeyReport
 from networks.weights.source_config import SourceConfig, describe_timm_vit, parse_source_config
 

@@ -51,3 +51,14 @@ def fit_image_size(num_patches: int, patch_size: int, known_kwargs: Mapping[str,
 def as_pair(image_size: Any) -> tuple[int, int]:
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     return height, width
+
+
+def check_num_heads(key: str, source_kwargs: Mapping[str, Any], target_kwargs: Mapping[str, Any]) -> None:
+    """Raise ValueError if both a checkpoint and the network have a number of heads, and these differ."""
+    source_heads = source_kwargs.get(key)
+    target_heads = target_kwargs.get(key, source_heads)
+    if source_heads is not None and source_heads != target_heads:
+        raise ValueError(
+            f"the checkpoint has {key}={source_heads}, the network {key}={target_heads}: the shapes are equal, "
+            "but the outputs are not"
+        )

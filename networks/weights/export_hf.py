@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from networks.argument_checks import height_width
@@ -86,6 +87,8 @@ def rename_state(state: Mapping[str, Tensor], model: HFModel) -> Iterator[tuple[
             continue
         if name.endswith("pos_embed_spatial"):
             tensor = tensor + state[name.replace("spatial", "temporal")]
+        if model.pixel_order and name.startswith("decoder_pred."):
+            tensor = rearrange(tensor, model.pixel_order, C=model.config["num_channels"])
         names = rename_back(number_by_stage(name, model.stages), model.rules)
         parts = tensor.chunk(len(names)) if len(names) > 1 else (tensor,)
         for (role, foreign_name), part in zip(names.items(), parts, strict=True):

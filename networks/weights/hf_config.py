@@ -29,12 +29,14 @@ class HFModel(NamedTuple):
     """A class of transformers with its config.json, and rules from its names of weights to those here.
 
     `stages`: the numbers of blocks of each stage, where transformers numbers the blocks of a stage by themselves.
+    `pixel_order`: how the predicted numbers of a patch are rearranged, if transformers has them in another order.
     """
 
     config: dict[str, Any]
     rules: Rules
     has_key_bias: bool = True
     stages: tuple[int, ...] = ()
+    pixel_order: str = ""
 
     @property
     def name(self) -> str:
@@ -133,6 +135,7 @@ def _videomae(kwargs: dict[str, Any]) -> HFModel:
 
 def _videomae_pretraining(network: VideoMAE) -> HFModel:
     kwargs, decoder = network.backbone.kwargs, network.kwargs
+    _require("pre-training", kwargs, pos_embed="sincos", gelu="exact", norm_eps=NORM_EPS)
     config = {
         "architectures": ["VideoMAEForPreTraining"],
         "use_mean_pooling": False,
@@ -217,4 +220,5 @@ def _hiera_pretraining(network: HieraMAE) -> HFModel:
         "decoder_num_heads": decoder["decoder_num_heads"],
     }
     rules = {**with_prefix("", hf.HIERA, "backbone."), **hf.HIERA_DECODER}
-    return HFModel(config, rules, stages=tuple(kwargs["depths"]))
+    # Published video networks have (row, column, channel), those for images (channel, row, column).
+    return HFModel(config, rules, stages=tuple(kwargs["depths"]), pixel_order="(pixels C) ... -> (C pixels) ...")

@@ -24,6 +24,7 @@ from networks.weights.rename_keys import RenamedWeights, Weights
 # Heads have 64 dimensions in all published transformers that can be read, except for these embed_dims with 16 heads.
 HEAD_DIM = 64
 EMBED_DIMS_OF_16_HEADS = (1280, 1408)  # ViT-H, ViT-g
+EMBED_DIM_OF_8_HEADS = 640  # the decoder of VideoMAE's ViT-H
 
 
 def infer_architecture(renamed: RenamedWeights, overrides: Mapping[str, Any]) -> Architecture:
@@ -92,7 +93,8 @@ def wrap_in_autoencoder(state: Weights, encoder: Architecture, num_heads: int | 
     name, kwargs, assumed = encoder
     is_hiera = name.startswith("hiera")
     embed_dim = state["decoder_pred.weight"].shape[1]
-    default_heads = 16 if is_hiera else max(embed_dim // HEAD_DIM, 1)
+    videomae_heads = 8 if embed_dim == EMBED_DIM_OF_8_HEADS else max(embed_dim // HEAD_DIM, 1)
+    default_heads = 16 if is_hiera else videomae_heads
     sizes = {key: kwargs[key] for key in ("num_frames", "image_size")}
     arguments = {
         "backbone": name,

@@ -12,7 +12,7 @@ import networks
 from networks import attention_maps as attention_module
 from networks.attention_maps import attention_maps, attention_saliency
 from networks.attentive_pooler import CrossAttention
-from networks.hiera import MaskUnitAttention
+from networks.hiera_attention import MaskUnitAttention
 from networks.layers import Attention
 from tests.helpers.networks import DINOV3, EVERY, SMALL, SMALL_FRAMES, random_video, randomize
 

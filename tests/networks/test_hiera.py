@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import networks
-from networks.hiera import max_pool
+from networks.hiera_attention import max_pool
 from tests.helpers.networks import random_video, randomize
 
 small = st.integers(1, 3)

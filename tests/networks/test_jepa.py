@@ -15,6 +15,7 @@ from networks.layers import gather_tokens
 from networks.masking import MULTI_BLOCKS, multi_block_masks
 from tests.helpers.networks import SMALL, random_video, randomize
 from training.pretraining_tasks import JEPATask, positions_of
+from training.setup import freeze
 
 SMALL_JEPA = dict(
     num_frames=4,
@@ -147,6 +148,50 @@ def test_classifier_starts_from_the_teacher(tmp_path):
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in network.state_dict().items())
 
 
+def test_pretraining_starts_from_an_encoder_with_an_equal_teacher(tmp_path):
+    encoder = randomize(networks.build("vjepa2_tiny", **SMALL | {"image_size": 64, "embed_dim": 40}), seed=3)
+    weights.save_network(tmp_path, encoder, "vjepa2_tiny")
+    network = networks.build("pretrain_vjepa2_tiny", **SMALL_JEPA)
+    report = weights.load_pretrained(network, tmp_path)
+    state = encoder.state_dict()
+    for module in (network.backbone, network.teacher):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
+    assert "copy of the encoder" in report.text()
+
+
+def test_each_mask_has_a_token_of_its_own():
+    network, batch = small_network(), make_batch()
+    positions = draw_positions(network, batch)
+    with torch.no_grad():
+        before = network(batch.video, positions)
+        network.mask_tokens[0] += 1
+        after = network(batch.video, positions)
+    assert not torch.equal(before[0][0], after[0][0]) and torch.equal(before[1][0], after[1][0])
+
+
+@pytest.mark.parametrize("key", ["predictor_num_heads", "backbone_args"])
+def test_weights_for_other_numbers_of_heads_are_refused(key, tmp_path):
+    weights.save_network(tmp_path, small_network(), "pretrain_vjepa2_tiny")
+    other = {"predictor_num_heads": 4, "backbone_args": SMALL_JEPA["backbone_args"] | {"num_heads": 2}}[key]
+    with pytest.raises(ValueError, match=r"num_heads=\d, the network (predictor_)?num_heads=\d"):
+        weights.load_pretrained(networks.build("pretrain_vjepa2_tiny", **SMALL_JEPA | {key: other}), tmp_path)
+
+
+def test_parts_of_a_jepa_are_frozen_and_its_teacher_stays_so():
+    network = networks.build("pretrain_vjepa2_tiny", **SMALL_JEPA)
+    freeze(network, "backbone.patch_embed,backbone.blocks.0")
+    trained = {name.split(".")[0] for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert trained == {
+        "backbone",
+        "predictor_embed",
+        "mask_tokens",
+        "predictor_blocks",
+        "predictor_norm",
+        "predictor_proj",
+    }
+    assert not network.get_parameter("backbone.patch_embed.proj.weight").requires_grad
+
+
 size = st.integers(6, 16)
 
 
@@ -171,3 +216,12 @@ def test_blocks_hide_the_same_share_of_all_frames(t, h, w, seed):
 def test_constructor_errors_name_the_value(options, message):
     with pytest.raises(ValueError, match=message):
         networks.build("pretrain_vjepa2_tiny", **SMALL_JEPA | options)
+
+
+def test_half_precision_under_autocast_is_close_to_full_precision():
+    network, batch = small_network(), make_batch()
+    expected = JEPATask(network)(network, batch)["loss"].item()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = JEPATask(network)(network, SimpleNamespace(video=batch.video.half(), seeds=batch.seeds))
+    out["loss"].backward()
+    assert out["loss"].dtype == torch.float32 and out["loss"].item() == pytest.approx(expected, rel=0.02)

@@ -88,7 +88,12 @@ def test_pretrained_network_is_evaluated_fine_tuned_and_continued(arguments, pre
         (["task.name=classify"], "model.name=pretrain_videomae_tiny is not for task.name=classify"),
         (["task.mask=frame_runs"], "mask=frame_runs: expected another one"),
         (["task.mask_ratio=0.99"], "masks all of 2x4x4 cells"),
-        (["task.decoder_mask_ratio=0.1"], "decoder_mask_ratio=0.1: expected 0.25 to below 1"),
+        (["task.decoder_mask_ratio=0.6"], "decoder_mask_ratio=0.6: expected 0.25, 0.5 or 0.75"),
+        (["optim.layer_decay=0.75"], "optim.layer_decay=0.75: expected 1 with task.name=mae"),
+        (
+            [*JEPA, "task.mask_ratio=auto", "task.norm_pix_loss=no"],
+            "norm_pix_loss=no: expected yes with task.name=jepa",
+        ),
         (["data.mixup=0.8"], "data.mixup=on: expected 0 with task.name=mae"),
         ([*JEPA, "task.mask=tube", "task.mask_ratio=auto"], "expected auto with task.name=jepa"),
         ([*JEPA, "task.mask_ratio=auto", "data.image_size=8"], "frames of 2x1x1 patches are too small"),
@@ -105,7 +110,7 @@ def test_error_is_one_line(arguments, capsys, overrides, message):
     "overrides",
     [
         [*VIDEOMAE, "data.aug_repeats=3", "task.decoder_mask_ratio=0.5"],
-        JEPA,
+        [*JEPA, "optim.ema_decay=0.9"],
         pytest.param(HIERA, marks=pytest.mark.slow),
         pytest.param(VIDEOMAE, marks=pytest.mark.slow),
     ],

@@ -40,7 +40,7 @@ from tests.helpers.runs import train
         ("run.checkpoint_minutes=-1", "run.checkpoint_minutes=-1: expected a number, 0 or more"),
         ("run.parallel=some", "run.parallel=some: expected one of ddp, fsdp"),
         ("eval.num_crops=2", "eval.num_crops=2: expected 1 or 3"),
-        ("task.mask=square", "task.mask=square: expected one of cube"),
+        ("task.mask=square", "task.mask=square: expected one of auto"),
         ("run.precision=fp8", "run.precision=fp8: expected one of auto, bf16, fp16, fp32"),
     ],
 )

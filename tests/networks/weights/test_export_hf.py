@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from networks import weights
 from networks.weights.__main__ import main
 from tests.helpers.networks import SMALL, random_video, randomize
 from tests.networks.test_masked_autoencoders import SMALL_VIDEOMAE
+from training.pretraining_tasks import MAETask
 
 IMAGE_HIERA = dict(patch_kernel=(1, 7, 7), patch_stride=(1, 4, 4), embed_dim=8, depths=(1, 1, 2))
 ONE_FRAME = dict(num_frames=1, image_size=64)
@@ -89,6 +91,17 @@ def test_exported_pretraining_predicts_the_same(tmp_path):
         torch.testing.assert_close(network(video, visible, predicted), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_exported_hiera_pretraining_has_the_same_loss_on_color_images(tmp_path):
+    """transformers has the channels of a predicted patch before its pixels, Hiera for videos after them."""
+    network = export(*CASES["HieraForPreTraining"], tmp_path)
+    loaded = auto_class("").from_pretrained(tmp_path / "hf", mask_ratio=0.6).eval()
+    batch = SimpleNamespace(video=random_video(3, 3, 1, 64, 64), seeds=[(0, 0, number) for number in range(3)])
+    with torch.no_grad():
+        out = MAETask(network, "random", 0.6)(network, batch)
+        noise = out["mask"].flatten(1).float() + torch.rand(3, 16) / 2
+        assert loaded(batch.video[:, :, 0], noise=noise).loss.item() == pytest.approx(out["loss"].item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("kind", [kind for kind in CASES if not kind.startswith("Hiera")])
 def test_exported_folder_is_read_again(kind, tmp_path):
     network = export(*CASES[kind], tmp_path)
@@ -139,11 +152,18 @@ def test_preprocessor_normalizes_as_the_loader(kind, processor, tmp_path):
         ("vivit_tiny", SMALL | {"rlt_threshold": 0.1}, "rlt_threshold=0.1"),
         ("videomae_tiny", SMALL | {"pooling": "mean"}, "pooling=mean"),
         ("vjepa2_1_tiny", SMALL, "rope_layout=interleaved"),
+        ("pretrain_videomae_tiny", {"num_classes": None, "backbone_args": {"gelu": "tanh"}}, "gelu=tanh"),
+        (
+            "pretrain_videomae_tiny",
+            {"num_classes": None, "backbone_args": {"pos_embed": "learned"}},
+            "pos_embed=learned",
+        ),
         ("hiera_tiny", {}, "num_frames=8: transformers has Hiera for images only"),
     ],
 )
 def test_what_transformers_cannot_build_is_refused(name, options, reason, tmp_path, capsys):
-    export(name, {"num_classes": 5} | options, tmp_path, status=2)
+    options = {key: value for key, value in ({"num_classes": 5} | options).items() if value is not None}
+    export(name, options, tmp_path, status=2)
     assert reason in capsys.readouterr().err
     assert not (tmp_path / "hf").exists()
 
@@ -190,7 +210,7 @@ def test_model_card_has_the_license_the_figures_of_the_run_and_code_that_runs(tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [kind for kind in CASES if "oblong" in kind or "Videomae" not in kind])
+@pytest.mark.parametrize("kind", CASES)
 def test_code_of_every_model_card_runs(kind, tmp_path):
     export(*CASES[kind], tmp_path)
     metadata, text = read_card(tmp_path / "hf")
@@ -293,3 +313,10 @@ def test_push_error_is_one_line(token, repository, message, hub, tmp_path, monke
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("networks.weights: ") and message in error
     assert not hub.files
+
+
+def test_push_without_a_connection_is_one_line(hub, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "good")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    export(*CASES["VivitForVideoClassification"], tmp_path, "--push", "me/net", status=2)
+    assert "--push me/net: no connection to the hub: " in capsys.readouterr().err
