@@ -24,6 +24,7 @@ EXTRA = {
     "id2label": {str(number): f"class {number}" for number in range(5)},
     "input": {"mean": [0.45] * 3, "std": [0.225] * 3, "frame_stride": 4},
 }
+LEARNED = {"pos_embed": "learned"}
 CASES = {
     "TimesformerForVideoClassification": ("timesformer_tiny", SMALL),
     "TimesformerForVideoClassification, joint": ("timesformer_tiny", SMALL | {"attention": "joint"}),
@@ -153,11 +154,7 @@ def test_preprocessor_normalizes_as_the_loader(kind, processor, tmp_path):
         ("videomae_tiny", SMALL | {"pooling": "mean"}, "pooling=mean"),
         ("vjepa2_1_tiny", SMALL, "rope_layout=interleaved"),
         ("pretrain_videomae_tiny", {"num_classes": None, "backbone_args": {"gelu": "tanh"}}, "gelu=tanh"),
-        (
-            "pretrain_videomae_tiny",
-            {"num_classes": None, "backbone_args": {"pos_embed": "learned"}},
-            "pos_embed=learned",
-        ),
+        ("pretrain_videomae_tiny", {"num_classes": None, "backbone_args": LEARNED}, "pos_embed=learned"),
         ("hiera_tiny", {}, "num_frames=8: transformers has Hiera for images only"),
     ],
 )
