@@ -98,18 +98,19 @@ def fine_tune(settings: Settings, case: str, steps: int, seed: int, folder: str)
 
 
 def meeting_points(accuracies: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, str]:
-    """Return for each pre-trained network the first number of steps with which one from scratch is as good, "" if none
-    is."""
+    """Return for each pre-trained network the number of steps from which on one from scratch is as good, "" if none is.
+
+    In too few steps neither may learn anything, which is no meeting if they differ later.
+    """
     points = {}
     for scratch, case in SCRATCH.items():
         if scratch in accuracies and case in accuracies:
-            means = {
-                steps: [statistics.mean(accuracies[name][steps]) for name in (case, scratch)]
-                for steps in accuracies[scratch]
-                if steps in accuracies[case]
-            }
-            equal = (steps for steps, (pretrained, alone) in means.items() if alone >= pretrained - MEET_WITHIN)
-            points[case] = next(equal, "")
+            points[case] = ""
+            for steps in sorted(accuracies[scratch].keys() & accuracies[case].keys(), key=int, reverse=True):
+                pretrained, alone = (statistics.mean(accuracies[name][steps]) for name in (case, scratch))
+                if alone < pretrained - MEET_WITHIN:
+                    break
+                points[case] = steps
     return points
 
 
