@@ -45,9 +45,9 @@ def _check_training(cfg: Config) -> None:
     because = f"with task.name={task.name}"
     same_rate = o.layer_decay == 1 or not task.is_pretraining
     _require(same_rate, "optim.layer_decay", o.layer_decay, f"1 {because}, which trains a decoder, too")
-    ratio = task.decoder_mask_ratio
-    _require(task.name == "mae" or not ratio, "task.decoder_mask_ratio", ratio, f"0 {because}")
-    _require(task.name == "mae" or task.norm_pix_loss, "task.norm_pix_loss", "no", f"yes {because}")
+    ratio, predicts_pixels = task.decoder_mask_ratio, task.name not in ("maskfeat", "jepa")
+    _require(predicts_pixels or not ratio, "task.decoder_mask_ratio", ratio, f"0 {because}")
+    _require(predicts_pixels or task.norm_pix_loss, "task.norm_pix_loss", "no", f"yes {because}")
     own_masks = task.name != "jepa" or (task.mask == "auto" and task.mask_ratio == "auto")
     _require(own_masks, "task.mask|mask_ratio", f"{task.mask}|{task.mask_ratio}", "auto with task.name=jepa")
     _require(0 <= min(o.betas) <= max(o.betas) < 1, "optim.betas", o.betas, "numbers of 0 to below 1")
