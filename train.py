@@ -23,6 +23,7 @@ from configs import loading
 from configs.schema import Config
 from evaluation.evaluate import progress
 from evaluation.validate import is_validated, validate
+from networks.layers import AttentionLayout
 from networks.probed_encoder import ProbeGrid
 from pipelines.batch_loader import Batch
 from pipelines.sample_source import TooManyUnreadableVideos
@@ -31,7 +32,7 @@ from training.figures import draw_attention, draw_predictions, draw_pretraining
 from training.history import read_metrics, summarize_run
 from training.metrics import StepMetrics, log_line
 from training.parallel import is_sharded, sync_gradients
-from training.pretraining_tasks import JEPATask, PretrainingTask
+from training.pretraining_tasks import PretrainingTask
 from training.probe_grid import describe_probes, probe_settings
 from training.profiler import profile_steps
 from training.session import Training, resume, save_checkpoint, set_up, steps_left
@@ -175,11 +176,11 @@ def save_figures(t: Training, last: LastBatch) -> None:
     if isinstance(network, ProbeGrid):  # the first probe that is still trained, and the first clip of each video
         network, logits = network.select(network.active[0]), logits[0]
         batch = batch if batch.video.ndim == 5 else batch._replace(video=batch.video[:, 0])
-        # Without a pooler it would be the encoder's own attention, whose weights may not fit in memory.
-        shows_attention = shows_attention and network.attention_layout is not None
     figure, titles = draw_predictions(batch, logits, t.classes, mean, std)
     t.run_dir.save_figure("clips", figure, t.step)
-    if shows_attention:
+    # Of a probe without a pooler it would be the encoder's own attention, whose weights may not fit in memory.
+    layout: AttentionLayout | None = network.attention_layout  # type: ignore[assignment]
+    if shows_attention and layout is not None and layout.kind != "unrolled":
         attention = draw_attention(network, batch.video[:3], titles[:3], mean, std)
         t.run_dir.save_figure("attention", attention, t.step)
 
@@ -192,7 +193,8 @@ def finish(t: Training, stop: GracefulStop) -> int:
         if stop.signal:
             t.run_dir.log(f"stopped by {stop.signal.name} at step {t.step}; the same command continues from here")
         else:
-            t.run_dir.log(summarize_run(read_metrics(path), isinstance(t.task, JEPATask)))
+            keeps_last = isinstance(t.task, PretrainingTask) and t.task.keeps_last
+            t.run_dir.log(summarize_run(read_metrics(path), keeps_last))
             files = {
                 "best": "network: model.safetensors, config.json",
                 "curves.png": "loss and accuracy",

@@ -9,7 +9,7 @@ from networks.probed_encoder import ProbeGrid, select_state
 from pipelines.loader import EvalVideoLoader
 from training.history import is_best, read_metrics
 from training.parallel import network_state
-from training.pretraining_tasks import JEPATask, PretrainingTask, mean_loss
+from training.pretraining_tasks import PretrainingTask, mean_loss
 from training.probe_grid import ROW_KIND as PROBES
 from training.probe_grid import ProbeResult, best_probe, metrics_row, probe_settings
 from training.session import Training, stop_probes
@@ -24,8 +24,7 @@ def validate(t: Training) -> None:
         results, metrics = score_probes(t, t.state.network)
     elif t.val_loader:
         metrics = score_validation(t)
-    # Losses against a teacher that learns, too, cannot be compared: the last network is kept.
-    is_kept = not metrics or isinstance(t.task, JEPATask)
+    is_kept = not metrics or (isinstance(t.task, PretrainingTask) and t.task.keeps_last)
     if t.world.broadcast(lambda: is_kept or is_best(metrics, read_metrics(t.run_dir.path))):
         save_best(t, best_probe(results) if results else None)
     epoch = t.train_loader.epoch

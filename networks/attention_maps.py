@@ -85,8 +85,7 @@ def attention_saliency(network: nn.Module, video: Tensor, rollout: bool = False)
         return _pooler_saliency(network, video, network.attention_layout)
     backbone: Any = network.backbone if isinstance(network, PretrainingNetwork) else network
     layout: AttentionLayout = backbone.attention_layout
-    if rollout:
-        _check_rollout(layout)
+    _check_layout(layout, rollout)
     is_attentive = backbone.pooling == "attentive"
     if is_attentive and not rollout:  # the query of the pooler attends to all patches of the clip
         return _pooler_saliency(backbone, video, layout)
@@ -167,8 +166,12 @@ def _to_grid(saliency: Tensor, layout: AttentionLayout) -> Tensor:
     return rearrange(saliency, f"B {layout.token_order} -> B t h w", t=t, h=h, w=w)
 
 
-def _check_rollout(layout: AttentionLayout) -> None:
-    """Raise ValueError if the layers of a network cannot be multiplied."""
+def _check_layout(layout: AttentionLayout, rollout: bool) -> None:
+    """Raise ValueError if the tokens of a network cannot be shown, or its layers not be multiplied."""
+    if layout.kind == "unrolled":
+        raise ValueError("attention: the tokens of a Hiera with q_pool are in an order that cannot be shown")
+    if not rollout:
+        return
     if layout.kind == "pooled":
         raise ValueError(
             "attention roll-out: the network pools its queries, so its layers cannot be multiplied; use the last layer "

@@ -161,10 +161,9 @@ class Hiera(nn.Module):
 
     @property
     def attention_layout(self) -> AttentionLayout:
-        """Return which tokens attend to each other. Raises ValueError with q_pool: its tokens are in another order."""
-        if self.q_pool < self.num_strides:
-            raise ValueError(f"q_pool={self.q_pool}: expected none for maps of the attention")
-        return AttentionLayout("pooled", self.unit_grid, num_prefix_tokens=0)
+        """Return which tokens attend to each other."""
+        kind = "pooled" if self.q_pool == self.num_strides else "unrolled"
+        return AttentionLayout(kind, self.token_grid, num_prefix_tokens=0)
 
     def unroll(self, patches: Tensor) -> Tensor:
         """(B, t, n, D) -> (B, N, D) in the order of the tokens, (s1 s2 ... u)."""

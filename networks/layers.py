@@ -30,7 +30,8 @@ class AttentionLayout(NamedTuple):
     """The tokens of a clip that attend to each other in a network's `blocks`, as attention_maps needs to know.
 
     kind="joint": all tokens of the clip. "pooled": all of them, with keys pooled to `grid` (MViT). "divided": in every
-    block over time (`temporal_attn`), then over space (`attn`). "per_frame": those of one frame. "factorized_encoder":
+    block over time (`temporal_attn`), then over space (`attn`). "unrolled": all tokens, in an order that is not that of
+    frames and rows (Hiera with q_pool). "per_frame": those of one frame. "factorized_encoder":
     those of one frame; `temporal_blocks` then attend over the frames. "space_then_time": those of one frame;
     `temporal_blocks` then attend over the frames at each patch position.
 
@@ -143,9 +144,8 @@ class TubeletEmbed(nn.Module):
     def embed_at(self, video: Tensor, positions: Tensor) -> Tensor:
         """(B, C, T, H, W), positions (B, n) int64 -> (B, n, D): these tubelets only, which must not overlap."""
         check_input_shape(video, self.input_shape)
-        t, h, w = self.stride
-        tubelets = rearrange(video, "B C (t a) (h b) (w c) -> B (t h w) (C a b c)", a=t, b=h, c=w)
-        return F.linear(gather_tokens(tubelets, positions), self.proj.weight.flatten(1), self.proj.bias)
+        tubelets = gather_patches(video, self.stride, positions).flatten(2)
+        return F.linear(tubelets, self.proj.weight.flatten(1), self.proj.bias)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -262,6 +262,18 @@ def gather_tokens(tokens: Tensor, positions: Tensor) -> Tensor:
     """(B, N, D) or (1, N, D), positions (B, n) int64 -> (B, n, D)."""
     tokens = tokens.expand(len(positions), -1, -1)
     return tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def gather_patches(video: Tensor, patch: Grid, positions: Tensor) -> Tensor:
+    """(B, C, T, H, W), positions (B, n) int64 -> (B, n, C, a, b, c): these patches of (a, b, c) pixels, row by row.
+
+    Only they are copied, not the whole clip.
+    """
+    a, b, c = patch
+    boxes = rearrange(video, "B C (t a) (h b) (w c) -> B t h w C a b c", a=a, b=b, c=c)
+    _, h, w = boxes.shape[1:4]
+    clip = torch.arange(len(video), device=video.device)[:, None]
+    return boxes[clip, positions // (h * w), positions // w % h, positions % w]
 
 
 def apply_mask_token(patches: Tensor, mask: Tensor | None, mask_token: Tensor | None) -> Tensor:

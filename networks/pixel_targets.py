@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from networks.argument_checks import Grid
+from networks.layers import gather_patches
 
 
 class PixelTargets(NamedTuple):
@@ -26,11 +27,10 @@ class PixelTargets(NamedTuple):
     per_channel: bool = True
     unit_range: bool = True
 
-    def patches(self, video: Tensor) -> Tensor:
-        """(B, C, T, H, W) -> (B, N, P, C)."""
-        a, b, c = self.patch
-        frames = video[:, :, :: self.frame_step]
-        return rearrange(frames, "B C (t a) (h b) (w c) -> B (t h w) (a b c) C", a=a, b=b, c=c)
+    def patches(self, video: Tensor, positions: Tensor) -> Tensor:
+        """(B, C, T, H, W), positions (B, n) int64 -> (B, n, P, C): these patches."""
+        patches = gather_patches(video[:, :, :: self.frame_step], self.patch, positions)
+        return rearrange(patches, "B n C a b c -> B n (a b c) C")
 
     def statistics(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N, P, C) -> the mean and the scale that normalize each patch, (B, N, 1, C) or (B, N, 1, 1)."""

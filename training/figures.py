@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,7 +46,8 @@ def draw_pixels(task: MAETask, batch: SeededClips, out: dict[str, Tensor], num_c
     """Draw three strips of each clip: its frames, the visible part of them, and that with the predicted pixels."""
     targets = task.targets
     video = task.pixels(one_view(batch.video)[:num_clips])
-    patches = targets.patches(video)
+    everything = torch.arange(math.prod(targets.grid), device=video.device).expand(len(video), -1)
+    patches = targets.patches(video, everything)
     position, prediction = out["predicted"][:num_clips], out["prediction"][:num_clips].float()
     index = position[:, :, None, None].expand(-1, -1, *patches.shape[2:])
     predicted = prediction.unflatten(2, patches.shape[2:])

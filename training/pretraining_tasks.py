@@ -3,6 +3,7 @@
 Shapes: B batch; t h w the cells of a mask; N tokens, n of them visible, m predicted; D numbers per predicted token.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
@@ -15,10 +16,8 @@ from networks.argument_checks import Grid
 from networks.hiera_mae import HieraMAE
 from networks.hog import hog_targets
 from networks.jepa import JEPA
-from networks.layers import gather_tokens
 from networks.maskfeat import MaskFeat
 from networks.masking import draw_masks, middle_frames, multi_block_masks, running_cell_masks, upsample_mask
-from networks.pretraining import PretrainingNetwork
 from networks.videomae import VideoMAE
 from utils.device import autocast, to_device
 
@@ -53,10 +52,26 @@ def masked_loss(
     return {"loss": losses.mean(), "baseline": baselines.mean(), "losses": losses.detach(), "baselines": baselines}
 
 
-class PretrainingTask:
-    """Draw a mask for each clip, and have a network predict what it hides."""
+class PretrainingTask(ABC):
+    """Draw masks for each clip, and have a network predict what they hide.
 
-    def __init__(self, network: PretrainingNetwork, mask: str = "auto", ratio: float | str = "auto"):
+    `keeps_last`: losses of different steps cannot be compared, so the last network is kept rather than the best one.
+    """
+
+    keeps_last = False
+
+    @abstractmethod
+    def __call__(self, network: nn.Module, batch: SeededClips) -> dict[str, Tensor]:
+        """Return what masked_loss() returns, and what was masked, on the device.
+
+        The batch has video (B, C, T, H, W), or (B, 1, C, T, H, W) with one view each.
+        """
+
+
+class CellMaskTask(PretrainingTask):
+    """A task with one mask (B, t, h, w) per clip, in which a share `ratio` of the cells is hidden."""
+
+    def __init__(self, network: MaskFeat | VideoMAE | HieraMAE, mask: str = "auto", ratio: float | str = "auto"):
         self.mask_grid: Grid = network.mask_grid
         self.mask = network.default_mask if mask == "auto" else mask
         self.ratio = network.default_mask_ratio if isinstance(ratio, str) else ratio
@@ -70,15 +85,8 @@ class PretrainingTask:
         """Return (B, t, h, w) bool, on the host. Each clip's mask depends on its (seed, epoch, sample_index) alone."""
         return draw_masks(self.mask, self.mask_grid, self.ratio, batch.seeds)
 
-    def __call__(self, network: nn.Module, batch: SeededClips) -> dict[str, Tensor]:
-        """Return what masked_loss() returns, the mask (B, t, h, w) on the device, prediction and target.
 
-        The batch has video (B, C, T, H, W), or (B, 1, C, T, H, W) with one view each.
-        """
-        raise NotImplementedError
-
-
-class MaskFeatTask(PretrainingTask):
+class MaskFeatTask(CellMaskTask):
     """Predict the HOG of masked tokens: mean squared error over all of them (MaskFeat, section 3).
 
     With mask="frame_runs" only the middle frame of each run counts (as in VideoTransformer-pytorch).
@@ -109,7 +117,7 @@ class MaskFeatTask(PretrainingTask):
         return to_device(mask, device), to_device(frames, device)
 
     def __call__(self, network: nn.Module, batch: SeededClips) -> dict[str, Tensor]:
-        """Return also the frames (B, t, f) that count; prediction and target are (B, t, f, h, w, D)."""
+        """Return also mask, frames (B, t, f) that count, prediction and target (B, t, f, h, w, D)."""
         mask, frames = self.sample_mask(batch)
         video = one_view(batch.video)
         prediction = network(video, mask)
@@ -122,7 +130,7 @@ class MaskFeatTask(PretrainingTask):
         return out | {"mask": mask, "frames": frames, "prediction": prediction.detach(), "target": target}
 
 
-class MAETask(PretrainingTask):
+class MAETask(CellMaskTask):
     """Predict the pixels of masked patches: mean squared error (VideoMAE, section 3; Hiera, section 3).
 
     With a `decoder_ratio` the decoder predicts only the patches that running cells leave, a share of 1 - decoder_ratio,
@@ -172,15 +180,13 @@ class MAETask(PretrainingTask):
         return video.float() * self.std + self.mean
 
     def __call__(self, network: nn.Module, batch: SeededClips) -> dict[str, Tensor]:
-        """Return also the positions of predicted tokens (B, m); prediction and target are (B, m, D)."""
+        """Return also mask, positions (B, m) of the predicted tokens, prediction and target (B, m, D)."""
         video = one_view(batch.video)
         mask, visible, predicted, counted = (to_device(part, video.device) for part in self.sample_positions(batch))
         prediction = network(video, visible, predicted)
         with torch.no_grad():
-            patches = self.targets.patches(self.pixels(video))
-            _, _, pixels, channels = patches.shape
-            chosen = gather_tokens(patches.flatten(2), predicted).unflatten(2, (pixels, channels))
-            target = (self.targets.normalize(chosen) if self.normalize else chosen).flatten(2)
+            patches = self.targets.patches(self.pixels(video), predicted)
+            target = (self.targets.normalize(patches) if self.normalize else patches).flatten(2)
         out = masked_loss(prediction, target, counted)
         return out | {"mask": mask, "predicted": predicted, "prediction": prediction.detach(), "target": target}
 
@@ -190,6 +196,8 @@ class JEPATask(PretrainingTask):
 
     Each clip has two masks, one of small blocks and one of large ones; the loss is the mean over both.
     """
+
+    keeps_last = True  # the teacher learns, too
 
     def __init__(self, network: JEPA):
         self.mask_grid = network.mask_grid

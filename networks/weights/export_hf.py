@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -94,7 +93,7 @@ def rename_state(state: Mapping[str, Tensor], model: HFModel) -> Iterator[tuple[
         for (role, foreign_name), part in zip(names.items(), parts, strict=True):
             is_missing = role == "key" and name.endswith("bias") and not model.has_key_bias
             if not is_missing:
-                yield foreign_name, without_depth(foreign_name, part, model)
+                yield foreign_name, without_depth(part, model)
 
 
 def number_by_stage(name: str, stages: tuple[int, ...]) -> str:
@@ -109,10 +108,10 @@ def number_by_stage(name: str, stages: tuple[int, ...]) -> str:
     return f"{prefix}blocks.{stage}.{index}.{layer}"
 
 
-def without_depth(foreign_name: str, tensor: Tensor, model: HFModel) -> Tensor:
+def without_depth(tensor: Tensor, model: HFModel) -> Tensor:
     """Return a kernel over one frame as one over images, which TimeSformer and Hiera have in transformers."""
     is_kernel = tensor.ndim == 5 and model.config["model_type"] in ("timesformer", "hiera")
-    return tensor.squeeze(2) if is_kernel else torch.clone(tensor)
+    return tensor.squeeze(2) if is_kernel else tensor
 
 
 def build_preprocessor(image_size: Any, model_type: str, *, mean: list[float], std: list[float]) -> dict[str, Any]:

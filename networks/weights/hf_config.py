@@ -47,6 +47,8 @@ class HFModel(NamedTuple):
 def describe_for_transformers(network: nn.Module) -> HFModel:
     """Return what transformers calls a network. Raises ValueError for a network that it cannot build."""
     kwargs: dict[str, Any] = network.kwargs  # type: ignore[assignment]
+    if kwargs.get("num_classes") == 0:
+        raise ValueError(f"num_classes=0: a {type(network).__name__} without classes is not exported")
     if isinstance(network, TimeSformer):
         return _timesformer(kwargs)
     if isinstance(network, ViViT) and kwargs["attention"] == "joint":
@@ -67,8 +69,6 @@ def describe_for_transformers(network: nn.Module) -> HFModel:
 def _require(kind: str, kwargs: Mapping[str, Any], **supported: Any) -> None:
     """Raise ValueError that lists the arguments, as key=value, which transformers does not have."""
     differing = [f"{key}={kwargs[key]}" for key, value in supported.items() if kwargs.get(key, value) != value]
-    if kwargs.get("num_classes") == 0 and kind != "pre-training":
-        differing.append("num_classes=0")
     if differing:
         raise ValueError(f"transformers has no {kind} with {', '.join(differing)}")
 
@@ -135,7 +135,7 @@ def _videomae(kwargs: dict[str, Any]) -> HFModel:
 
 def _videomae_pretraining(network: VideoMAE) -> HFModel:
     kwargs, decoder = network.backbone.kwargs, network.kwargs
-    _require("pre-training", kwargs, pos_embed="sincos", gelu="exact", norm_eps=NORM_EPS)
+    _require("pre-training of VideoMAE", kwargs, pos_embed="sincos", gelu="exact", norm_eps=NORM_EPS)
     config = {
         "architectures": ["VideoMAEForPreTraining"],
         "use_mean_pooling": False,
@@ -211,7 +211,7 @@ def _hiera(kwargs: dict[str, Any], network: Hiera) -> HFModel:
 
 def _hiera_pretraining(network: HieraMAE) -> HFModel:
     kwargs, decoder = network.backbone.kwargs, network.kwargs
-    _require("pre-training", decoder, decoder_mlp_ratio=kwargs["mlp_ratio"])
+    _require("pre-training of Hiera", decoder, decoder_mlp_ratio=kwargs["mlp_ratio"])
     config = {
         "architectures": ["HieraForPreTraining"],
         **_hiera_config(kwargs, network.backbone.q_pool),

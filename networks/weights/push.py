@@ -29,7 +29,7 @@ def push(folder: Path, repository: str) -> str:
     HF_ENDPOINT names another hub. Raises ValueError if the hub refuses, or does not answer.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     api = HfApi()
     try:
@@ -40,8 +40,6 @@ def push(folder: Path, repository: str) -> str:
         hint = f"; {TOKEN_HINT}" if status in (401, 403) else ""
         reason = (error.server_message or str(error)).splitlines()[0]
         raise ValueError(f"--push {repository}: the hub answers {status}: {reason}{hint}") from None
-    except Exception as error:  # a broken connection has another type in each version of the package
-        if not isinstance(error, OSError) and not type(error).__module__.startswith(("httpx", "requests")):
-            raise
+    except (HTTPError, OSError) as error:  # no answer: the errors of the package's own HTTP client
         raise ValueError(f"--push {repository}: no connection to the hub: {str(error).splitlines()[0]}") from None
     return f"pushed to {url} (a new repository is private until you make it public there)"

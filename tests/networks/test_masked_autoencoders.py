@@ -1,5 +1,6 @@
 """VideoMAE and Hiera's masked autoencoder: losses and gradients of transformers, what is hidden, what is predicted."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -42,6 +43,10 @@ BOTH = {"videomae": ("pretrain_videomae_tiny", SMALL_VIDEOMAE), "hiera": ("mae_h
 def make_batch(network, batch_size=3):
     video = random_video(batch_size, *network.patch_embed.input_shape)
     return SimpleNamespace(video=video, seeds=tuple((0, 0, sample) for sample in range(batch_size)))
+
+
+def every_position(targets, video):
+    return torch.arange(math.prod(targets.grid)).expand(len(video), -1)
 
 
 def small_network(kind, seed=1):
@@ -268,7 +273,8 @@ def test_loss_is_over_hidden_and_predicted_patches_alone(kind, decoder_ratio):
     if decoder_ratio:
         decoded = ~running_cell_masks(task.targets.grid, decoder_ratio, batch.seeds).reshape(3, -1)
         assert (decoded.sum(1) == decoded.shape[1] // 2).all()
-    targets = task.targets.normalize(task.targets.patches(task.pixels(batch.video))).flatten(2)
+    patches = task.targets.patches(task.pixels(batch.video), every_position(task.targets, batch.video))
+    targets = task.targets.normalize(patches).flatten(2)
     losses = []
     for clip in range(3):
         positions = out["predicted"][clip].tolist()
@@ -365,7 +371,7 @@ def test_constructor_errors_name_the_value(name, options, message):
 def test_pixels_of_patches_are_in_the_order_of_frames_rows_and_columns():
     targets = PixelTargets((2, 2, 3), (2, 4, 4), unit_range=True)
     video = random_video(2, 3, 4, 8, 12)
-    patches = targets.patches(video)
+    patches = targets.patches(video, every_position(targets, video))
     assert torch.equal(targets.video(patches), video)
     assert torch.equal(patches[0, 4], video[0, :, 0:2, 4:8, 4:8].permute(1, 2, 3, 0).reshape(32, 3))
     mean, scale = targets.statistics(patches)
