@@ -13,16 +13,16 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from networks.argument_checks import check_positive, jsonable_kwargs
+from networks.argument_checks import jsonable_kwargs
 from networks.hiera import Hiera, hiera_b, hiera_b_plus, hiera_h, hiera_l, hiera_tiny
-from networks.layers import NORM_EPS, Attention, Block, gather_tokens, init_xavier, run_blocks
+from networks.layers import gather_tokens, init_xavier, run_blocks
 from networks.pixel_targets import PixelTargets
-from networks.pretraining import PretrainingNetwork
+from networks.pretraining import MaskedAutoencoder, build_backbone
 
 ENCODERS = {variant.__name__: variant for variant in (hiera_tiny, hiera_b, hiera_b_plus, hiera_l, hiera_h)}
 
 
-class HieraMAE(PretrainingNetwork):
+class HieraMAE(MaskedAutoencoder):
     """A Hiera for the visible mask units, and a decoder of `decoder_depth` blocks over all of them.
 
     `backbone` is the name of a Hiera, `backbone_args` its arguments. Its last stage is not pooled (q_pool), so that a
@@ -46,30 +46,22 @@ class HieraMAE(PretrainingNetwork):
     ):
         super().__init__()
         self.kwargs = jsonable_kwargs(locals())
-        if backbone not in ENCODERS:
-            raise ValueError(f"backbone={backbone!r}: expected one of {', '.join(ENCODERS)}")
-        check_positive(decoder_depth=decoder_depth)
-        sizes: dict[str, Any] = dict(num_frames=num_frames, image_size=image_size, pooling="mean")
-        num_stages = len(ENCODERS[backbone](0, **sizes | (backbone_args or {})).kwargs["depths"])
-        pooled = {"q_pool": num_stages - 2} if num_stages > 2 else {}
-        self.backbone = encoder = ENCODERS[backbone](0, **sizes | pooled | (backbone_args or {}))
-        self.mask_grid, self.token_grid = encoder.unit_grid, encoder.token_grid
-
-        embed_dim = encoder.norm.normalized_shape[0]
-        heads: list[nn.Module] = [self._make_fusion_head(stage, embed_dim) for stage in range(encoder.q_pool)]
-        self.multi_scale_fusion_heads = nn.ModuleList([*heads, nn.Identity()])
-        self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_embed_dim))
-        self.decoder_pos_embed = nn.Parameter(torch.empty(1, math.prod(self.token_grid), decoder_embed_dim))
-        self.decoder_blocks = nn.ModuleList(
-            Block(Attention(decoder_embed_dim, decoder_num_heads), decoder_mlp_ratio) for _ in range(decoder_depth)
+        args: dict[str, Any] = dict(num_frames=num_frames, image_size=image_size, pooling="mean") | (
+            backbone_args or {}
         )
-        self.decoder_norm = nn.LayerNorm(decoder_embed_dim, eps=NORM_EPS)
+        num_strides = build_backbone(backbone, ENCODERS, args).num_strides
+        self.backbone = encoder = build_backbone(backbone, ENCODERS, dict(q_pool=max(1, num_strides - 1)) | args)
+        self.mask_grid, self.token_grid = encoder.unit_grid, encoder.token_grid
         channels, _, height, width = encoder.patch_embed.input_shape
         patch = (1, height // self.token_grid[1], width // self.token_grid[2])
         step = num_frames // self.token_grid[0]
         self.pixel_targets = PixelTargets(self.token_grid, patch, step, per_channel=False, unit_range=False)
-        self.decoder_pred = nn.Linear(decoder_embed_dim, math.prod(patch) * channels)
+
+        embed_dim = encoder.norm.normalized_shape[0]
+        heads: list[nn.Module] = [self._make_fusion_head(stage, embed_dim) for stage in range(encoder.q_pool)]
+        self.multi_scale_fusion_heads = nn.ModuleList([*heads, nn.Identity()])
+        self._make_decoder(embed_dim, channels, embed_bias=True)
+        self.decoder_pos_embed = nn.Parameter(torch.empty(1, math.prod(self.token_grid), decoder_embed_dim))
         self.apply(init_xavier)
         for parameter in (self.mask_token, self.decoder_pos_embed):
             nn.init.trunc_normal_(parameter, std=0.02)

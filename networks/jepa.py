@@ -17,7 +17,7 @@ from networks.argument_checks import check_positive, jsonable_kwargs
 from networks.attentive_pooler import standardize
 from networks.layers import gather_tokens, init_linear, run_blocks
 from networks.masking import MULTI_BLOCKS
-from networks.pretraining import PretrainingNetwork
+from networks.pretraining import PretrainingNetwork, build_backbone
 from networks.rotary import RotaryAttention, RotaryBlock, RotaryEmbedding
 from networks.vjepa2 import VJEPA2, rescale_blocks, vjepa2_g, vjepa2_h, vjepa2_l, vjepa2_tiny
 
@@ -34,7 +34,6 @@ class JEPA(PretrainingNetwork):
 
     backbone: VJEPA2
     teacher: VJEPA2
-    default_mask, default_mask_ratio = "multi_block", 0.0  # the ratios are those of MULTI_BLOCKS
 
     def __init__(  # noqa: PLR0913  # the network's configuration, kept as keywords in recipes and config.json
         self,
@@ -49,15 +48,13 @@ class JEPA(PretrainingNetwork):
     ):
         super().__init__()
         self.kwargs = jsonable_kwargs(locals())
-        if backbone not in ENCODERS:
-            raise ValueError(f"backbone={backbone!r}: expected one of {', '.join(ENCODERS)}")
         if not 0 <= teacher_decay < 1:
             raise ValueError(f"teacher_decay={teacher_decay}: expected a number from 0 to below 1")
         check_positive(predictor_depth=predictor_depth, predictor_num_heads=predictor_num_heads)
         if predictor_embed_dim % predictor_num_heads:
             raise ValueError(f"predictor_num_heads={predictor_num_heads} does not divide {predictor_embed_dim}")
-        settings: dict[str, Any] = dict(num_frames=num_frames, image_size=image_size, pooling="mean")
-        self.backbone = ENCODERS[backbone](0, **settings | (backbone_args or {}))
+        sizes: dict[str, Any] = dict(num_frames=num_frames, image_size=image_size, pooling="mean")
+        self.backbone = build_backbone(backbone, ENCODERS, sizes | (backbone_args or {}))
         if self.backbone.pooling != "mean" or self.backbone.rlt_threshold:
             raise ValueError("backbone_args: expected pooling=mean and no rlt_threshold")
         self.mask_grid, self.teacher_decay = self.backbone.patch_embed.grid, teacher_decay

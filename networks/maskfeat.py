@@ -14,7 +14,7 @@ from networks.argument_checks import Grid, check_positive, jsonable_kwargs
 from networks.hog import target_dim
 from networks.layers import init_linear
 from networks.mvit import MViT, mvit_v1_b, mvit_v1_tiny, mvit_v2_b, mvit_v2_s, mvit_v2_tiny
-from networks.pretraining import PretrainingNetwork
+from networks.pretraining import PretrainingNetwork, build_backbone
 from networks.vivit import ViViT, vivit_b, vivit_fsa_b, vivit_tiny
 
 BACKBONES = {
@@ -46,10 +46,8 @@ class MaskFeat(PretrainingNetwork):
     ):
         super().__init__()
         self.kwargs = jsonable_kwargs(locals())
-        if backbone not in BACKBONES:
-            raise ValueError(f"backbone={backbone!r}: expected one of {', '.join(BACKBONES)}")
-        sizes = dict(num_classes=0, num_frames=num_frames, image_size=image_size)
-        network = BACKBONES[backbone](**sizes | (backbone_args or {}))
+        sizes: dict[str, Any] = dict(num_frames=num_frames, image_size=image_size)
+        network = build_backbone(backbone, BACKBONES, sizes | (backbone_args or {}))
         assert isinstance(network, MViT | ViViT)
         if network.attention_layout.kind == "factorized_encoder":
             raise ValueError("attention='factorized_encoder': MaskFeat needs all tokens after the last block")

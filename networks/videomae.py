@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from networks.argument_checks import check_positive, jsonable_kwargs
-from networks.layers import NORM_EPS, Attention, Block, gather_tokens, init_xavier, run_blocks
+from networks.argument_checks import jsonable_kwargs
+from networks.layers import gather_tokens, init_xavier, run_blocks
 from networks.pixel_targets import PixelTargets
 from networks.pos_embed import add_pos_embed
-from networks.pretraining import PretrainingNetwork
+from networks.pretraining import MaskedAutoencoder, build_backbone
 from networks.vivit import ViViT, vivit_b, vivit_l, vivit_s, vivit_tiny
 
 VIDEOMAE: dict[str, Any] = dict(cls_token=False, pos_embed="sincos", pooling="fc_norm", gelu="exact")
@@ -65,7 +65,7 @@ ENCODERS = {
 # ---- pre-training ----------------------------------------------------------------------------------------------------
 
 
-class VideoMAE(PretrainingNetwork):
+class VideoMAE(MaskedAutoencoder):
     """An encoder for the visible patches, and a decoder of `decoder_depth` blocks for the others.
 
     `backbone` is the name of an encoder, `backbone_args` its arguments. The encoder never sees a mask token; the
@@ -90,27 +90,15 @@ class VideoMAE(PretrainingNetwork):
     ):
         super().__init__()
         self.kwargs = jsonable_kwargs(locals())
-        if backbone not in ENCODERS:
-            raise ValueError(f"backbone={backbone!r}: expected one of {', '.join(ENCODERS)}")
-        check_positive(decoder_depth=decoder_depth)
-        settings: dict[str, Any] = dict(num_frames=num_frames, image_size=image_size, pooling="mean")
-        self.backbone = ENCODERS[backbone](0, **settings | (backbone_args or {}))
-        args = self.backbone.kwargs
+        sizes: dict[str, Any] = dict(num_frames=num_frames, image_size=image_size, pooling="mean")
+        self.backbone = build_backbone(backbone, ENCODERS, sizes | (backbone_args or {}))
+        args, patch_embed = self.backbone.kwargs, self.backbone.patch_embed
         if args["attention"] != "joint" or args["cls_token"] or args["rlt_threshold"]:
             raise ValueError("backbone_args: expected joint attention, no class token and no rlt_threshold")
-        grid = self.mask_grid = self.backbone.patch_embed.grid
-        self.pixel_targets = PixelTargets(grid, self.backbone.patch_embed.stride)
-
-        embed_dim = args["embed_dim"]
-        self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim, bias=False)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_embed_dim))
-        add_pos_embed(self, "decoder_pos_embed", "sincos", math.prod(grid), decoder_embed_dim)
-        self.decoder_blocks = nn.ModuleList(
-            Block(Attention(decoder_embed_dim, decoder_num_heads), decoder_mlp_ratio) for _ in range(decoder_depth)
-        )
-        self.decoder_norm = nn.LayerNorm(decoder_embed_dim, eps=NORM_EPS)
-        num_pixels = math.prod(self.backbone.patch_embed.stride)
-        self.decoder_pred = nn.Linear(decoder_embed_dim, num_pixels * args["in_chans"])
+        self.mask_grid = patch_embed.grid
+        self.pixel_targets = PixelTargets(patch_embed.grid, patch_embed.stride)
+        self._make_decoder(args["embed_dim"], args["in_chans"], embed_bias=False)
+        add_pos_embed(self, "decoder_pos_embed", "sincos", math.prod(self.mask_grid), decoder_embed_dim)
         self.apply(init_xavier)
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
 

@@ -13,12 +13,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from networks.argument_checks import Grid
-from networks.hiera_mae import HieraMAE
 from networks.hog import hog_targets
 from networks.jepa import JEPA
 from networks.maskfeat import MaskFeat
 from networks.masking import draw_masks, middle_frames, multi_block_masks, running_cell_masks, upsample_mask
-from networks.videomae import VideoMAE
+from networks.pretraining import MaskedAutoencoder
 from utils.device import autocast, to_device
 
 
@@ -71,7 +70,7 @@ class PretrainingTask(ABC):
 class CellMaskTask(PretrainingTask):
     """A task with one mask (B, t, h, w) per clip, in which a share `ratio` of the cells is hidden."""
 
-    def __init__(self, network: MaskFeat | VideoMAE | HieraMAE, mask: str = "auto", ratio: float | str = "auto"):
+    def __init__(self, network: MaskFeat | MaskedAutoencoder, mask: str = "auto", ratio: float | str = "auto"):
         self.mask_grid: Grid = network.mask_grid
         self.mask = network.default_mask if mask == "auto" else mask
         self.ratio = network.default_mask_ratio if isinstance(ratio, str) else ratio
@@ -140,7 +139,7 @@ class MAETask(CellMaskTask):
 
     def __init__(  # noqa: PLR0913  # keys of the configuration
         self,
-        network: VideoMAE | HieraMAE,
+        network: MaskedAutoencoder,
         mask: str = "auto",
         ratio: float | str = "auto",
         *,

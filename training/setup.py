@@ -13,12 +13,10 @@ from torch import nn
 
 from configs.schema import NO_CUDA_GRAPHS, Config, Eval, Model
 from networks import PRETRAINING, PRETRAINING_TASKS, VARIANTS, build, unknown_network, weights
-from networks.hiera_mae import HieraMAE
 from networks.jepa import JEPA
 from networks.maskfeat import MaskFeat
-from networks.pretraining import PretrainingNetwork
+from networks.pretraining import MaskedAutoencoder, PretrainingNetwork
 from networks.probed_encoder import ProbeGrid
-from networks.videomae import VideoMAE
 from pipelines.data.feature_shards import is_feature_folder
 from pipelines.feature_loader import FeatureLoader
 from pipelines.loader import EvalVideoLoader, VideoLoader
@@ -115,7 +113,7 @@ def build_task(cfg: Config, network: nn.Module, compiled: bool = False) -> Class
     if task.name == "maskfeat" and isinstance(network, MaskFeat):
         hog: dict[str, Any] = {"window": task.hog_window, "gradient": task.hog_gradient}
         return MaskFeatTask(network, *masks, **hog, compiled=compiled)
-    if task.name == "mae" and isinstance(network, VideoMAE | HieraMAE):
+    if task.name == "mae" and isinstance(network, MaskedAutoencoder):
         pixels: dict[str, Any] = {"normalize": task.norm_pix_loss, "mean": data.mean, "std": data.std}
         return MAETask(network, *masks, decoder_ratio=task.decoder_mask_ratio, **pixels)
     if task.name == "jepa" and isinstance(network, JEPA):

@@ -1,5 +1,8 @@
 """Small networks, random weights and random clips for tests."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -55,6 +58,37 @@ def randomize(module: nn.Module, seed: int, std: float = 0.2) -> nn.Module:
     return module.eval()
 
 
+def seeded_clips(batch_size: int, *shape: int) -> SimpleNamespace:
+    """Return the part of a batch that pre-training reads: random clips of a shape (C, T, H, W), and their seeds."""
+    seeds = tuple((0, 0, sample) for sample in range(batch_size))
+    return SimpleNamespace(video=random_video(batch_size, *shape), seeds=seeds)
+
+
+def train_on_one_batch(network: nn.Module, task: Any, batch: Any, *, steps: int, lr: float) -> dict[str, Tensor]:
+    """Train a network on the same batch and return the outputs of the last step."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=lr)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        out = task(network, batch)
+        out["loss"].backward()
+        optimizer.step()
+    return out
+
+
 def random_video(*shape: int, seed: int = 0) -> Tensor:
     """Draw normally distributed pixels of any shape."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def transformers_videomae(**options: Any) -> nn.Module:
+    """Return transformers' VideoMAEForPreTraining for 4 frames of 32x32, with random weights."""
+    from transformers import VideoMAEConfig, VideoMAEForPreTraining
+
+    sizes = dict(image_size=32, patch_size=8, num_frames=4, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    decoder = dict(decoder_hidden_size=16, decoder_num_hidden_layers=2, decoder_num_attention_heads=2)
+    widths = dict(intermediate_size=128, decoder_intermediate_size=64)
+    defaults: dict[str, Any] = dict(layer_norm_eps=1e-6, use_mean_pooling=False)
+    config = VideoMAEConfig(**sizes | decoder | widths | defaults | options)
+    network = randomize(VideoMAEForPreTraining(config), seed=3)
+    network.decoder.norm.eps = 1e-6  # as in the authors' code; transformers leaves PyTorch's default there
+    return network

@@ -13,7 +13,7 @@ from networks import weights
 from networks.attentive_pooler import standardize
 from networks.layers import gather_tokens
 from networks.masking import MULTI_BLOCKS, multi_block_masks
-from tests.helpers.networks import SMALL, random_video, randomize
+from tests.helpers.networks import SMALL, random_video, randomize, seeded_clips
 from training.pretraining_tasks import JEPATask, positions_of
 from training.setup import freeze
 
@@ -32,8 +32,7 @@ def small_network(seed=1, **options):
 
 
 def make_batch(batch_size=3):
-    seeds = tuple((0, 0, sample) for sample in range(batch_size))
-    return SimpleNamespace(video=random_video(batch_size, 3, 4, 64, 64), seeds=seeds)
+    return seeded_clips(batch_size, 3, 4, 64, 64)
 
 
 def draw_positions(network, batch):

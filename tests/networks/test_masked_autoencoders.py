@@ -15,7 +15,14 @@ from networks.hiera_mae import HieraMAE
 from networks.masking import draw_masks, running_cell_masks, upsample_mask
 from networks.pixel_targets import PixelTargets
 from networks.videomae import VideoMAE
-from tests.helpers.networks import SMALL_HIERA, random_video, randomize
+from tests.helpers.networks import (
+    SMALL_HIERA,
+    random_video,
+    randomize,
+    seeded_clips,
+    train_on_one_batch,
+    transformers_videomae,
+)
 from training.pretraining_tasks import MAETask, positions_of
 
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -41,8 +48,7 @@ BOTH = {"videomae": ("pretrain_videomae_tiny", SMALL_VIDEOMAE), "hiera": ("mae_h
 
 
 def make_batch(network, batch_size=3):
-    video = random_video(batch_size, *network.patch_embed.input_shape)
-    return SimpleNamespace(video=video, seeds=tuple((0, 0, sample) for sample in range(batch_size)))
+    return seeded_clips(batch_size, *network.patch_embed.input_shape)
 
 
 def every_position(targets, video):
@@ -63,30 +69,6 @@ def assert_equal_gradients(network, reference, pairs):
 
 
 # ---- transformers ----------------------------------------------------------------------------------------------------
-
-
-def transformers_videomae(seed=3):
-    """Return transformers' VideoMAEForPreTraining of the size of SMALL_VIDEOMAE, with random weights."""
-    from transformers import VideoMAEConfig, VideoMAEForPreTraining
-
-    config = VideoMAEConfig(
-        image_size=32,
-        patch_size=8,
-        num_frames=4,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=128,
-        decoder_num_attention_heads=2,
-        decoder_hidden_size=16,
-        decoder_num_hidden_layers=2,
-        decoder_intermediate_size=64,
-        layer_norm_eps=1e-6,
-        use_mean_pooling=False,
-    )
-    reference = randomize(VideoMAEForPreTraining(config), seed=seed)
-    reference.decoder.norm.eps = 1e-6  # as in the authors' code; transformers leaves PyTorch's default there
-    return reference
 
 
 def block_pairs(prefix, theirs):
@@ -299,12 +281,7 @@ def test_training_on_one_batch_reduces_the_loss(kind):
     name, options = BOTH[kind]
     network = networks.build(name, **options)
     task, batch = MAETask(network, ratio=0.5), make_batch(network)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)
-    for _ in range(150):
-        optimizer.zero_grad()
-        out = task(network, batch)
-        out["loss"].backward()
-        optimizer.step()
+    out = train_on_one_batch(network, task, batch, steps=150, lr=5e-3)
     assert out["loss"] < 0.9 * out["baseline"]
 
 

@@ -14,7 +14,15 @@ from networks.masking import draw_masks
 from networks.weights.infer_architecture import infer_architecture
 from networks.weights.rename_keys import rename_keys
 from tests.helpers.foreign_checkpoints import ENTRIES, draw_clip, make_state, write_checkpoint
-from tests.helpers.networks import SMALL, SMALL_MVIT, TINY_MASKFEAT, random_video, randomize
+from tests.helpers.networks import (
+    SMALL,
+    SMALL_MVIT,
+    TINY_MASKFEAT,
+    random_video,
+    randomize,
+    seeded_clips,
+    train_on_one_batch,
+)
 from training.optimizers import parameter_groups
 from training.pretraining_tasks import MaskFeatTask
 
@@ -78,8 +86,7 @@ def test_constructor_errors_name_the_value(options, message):
 
 
 def make_batch(batch_size=4):
-    seeds = tuple((0, 0, sample) for sample in range(batch_size))
-    return SimpleNamespace(video=random_video(batch_size, 3, 4, 32, 32), seeds=seeds)
+    return seeded_clips(batch_size, 3, 4, 32, 32)
 
 
 def test_loss_is_over_hidden_tokens_alone():
@@ -99,12 +106,7 @@ def test_training_on_one_batch_halves_the_loss():
     torch.manual_seed(0)
     network = MaskFeat(**TINY_MASKFEAT)
     task, batch = MaskFeatTask(network), make_batch()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
-    for _ in range(60):
-        optimizer.zero_grad()
-        out = task(network, batch)
-        out["loss"].backward()
-        optimizer.step()
+    out = train_on_one_batch(network, task, batch, steps=60, lr=3e-3)
     assert out["loss"] < 0.5 * out["baseline"]
 
 

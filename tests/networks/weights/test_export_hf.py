@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ import torch
 import networks
 from networks import weights
 from networks.weights.__main__ import main
-from tests.helpers.networks import SMALL, random_video, randomize
+from tests.helpers.networks import SMALL, random_video, randomize, seeded_clips
 from tests.networks.test_masked_autoencoders import SMALL_VIDEOMAE
 from training.pretraining_tasks import MAETask
 
@@ -96,7 +95,7 @@ def test_exported_hiera_pretraining_has_the_same_loss_on_color_images(tmp_path):
     """transformers has the channels of a predicted patch before its pixels, Hiera for videos after them."""
     network = export(*CASES["HieraForPreTraining"], tmp_path)
     loaded = auto_class("").from_pretrained(tmp_path / "hf", mask_ratio=0.6).eval()
-    batch = SimpleNamespace(video=random_video(3, 3, 1, 64, 64), seeds=[(0, 0, number) for number in range(3)])
+    batch = seeded_clips(3, 3, 1, 64, 64)
     with torch.no_grad():
         out = MAETask(network, "random", 0.6)(network, batch)
         noise = out["mask"].flatten(1).float() + torch.rand(3, 16) / 2

@@ -12,7 +12,7 @@ from networks.weights.adapt import adapt
 from networks.weights.infer_architecture import infer_architecture
 from networks.weights.rename_keys import rename_keys
 from tests.helpers.foreign_checkpoints import ENTRIES, make_state, write_checkpoint
-from tests.helpers.networks import SMALL, SMALL_MVIT, random_video, randomize
+from tests.helpers.networks import SMALL, SMALL_MVIT, random_video, randomize, transformers_videomae
 
 torch.set_num_threads(1)
 
@@ -266,23 +266,8 @@ def test_convert_refuses_networks_that_cannot_be_built(tmp_path):
 
 @pytest.mark.parametrize("mean_pooling", [True, False])
 def test_videomae_pretraining_with_and_without_mean_pooling(mean_pooling, tmp_path):
-    import transformers
-
-    config = transformers.VideoMAEConfig(
-        image_size=32,
-        patch_size=8,
-        num_frames=4,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=128,
-        decoder_hidden_size=16,
-        decoder_num_hidden_layers=1,
-        decoder_num_attention_heads=2,
-        decoder_intermediate_size=32,
-        use_mean_pooling=mean_pooling,
-    )
-    randomize(transformers.VideoMAEForPreTraining(config), seed=1).save_pretrained(tmp_path)
+    options = {"use_mean_pooling": mean_pooling, "decoder_num_hidden_layers": 1, "decoder_intermediate_size": 32}
+    transformers_videomae(**options).save_pretrained(tmp_path)
     network = networks.build("videomae_tiny", **SMALL)
     report = weights.load_pretrained(network, tmp_path)
     assert report.title.startswith("transformers VideoMAE pre-training")
