@@ -5,7 +5,8 @@ numbers that replace *, shape). `logits` are the outputs of that code for a clip
 every weight drawn by `draw` from its key (in which `drawn_as` is replaced). `given` are the arguments that a user has
 to give, since the shapes do not determine them. seed_maskfeat, videomae_pt, hiera_pt, vjepa2 and vjepa2_1 have no
 classifier: their logits are the first five features, in the last two those of the mean token, in hiera_pt those of the
-encoder pooled as in fine-tuning. Names with seed_ are of VideoTransformer-pytorch.
+encoder pooled as in fine-tuning. `pretraining` is the loss for the `hidden` cells, some of the predicted numbers (of
+`every` row and column) and norms of gradients, by the names here. Names with seed_ are of VideoTransformer-pytorch.
 
 timesformer: facebookresearch/TimeSformer; mmaction: open-mmlab/mmaction2; slowfast: facebookresearch/SlowFast 287ec00
 (v1_released: e04fba5); pytorchvideo 0.1.5; videomae: MCG-NJU/VideoMAE 14ef8d8; mae: facebookresearch/mae; mae_pytorch:

@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import networks
+from networks import weights
 from networks.hiera_mae import HieraMAE
 from networks.masking import draw_masks, running_cell_masks, upsample_mask
 from networks.pixel_targets import PixelTargets
 from networks.videomae import VideoMAE
+from tests.helpers.foreign_checkpoints import ENTRIES, draw_clip, write_checkpoint
 from tests.helpers.networks import (
     SMALL_HIERA,
     random_video,
@@ -101,7 +103,7 @@ def test_videomae_loss_and_gradients_equal_transformers(tmp_path):
     reference = transformers_videomae()
     reference.save_pretrained(tmp_path / "hf")
     network = networks.build("pretrain_videomae_tiny", **SMALL_VIDEOMAE)
-    networks.weights.load_pretrained(network, tmp_path / "hf")
+    weights.load_pretrained(network, tmp_path / "hf")
     task, batch = MAETask(network, **IMAGENET), make_batch(network)
     out = task(network, batch)
     out["loss"].backward()
@@ -195,6 +197,26 @@ def test_hiera_loss_and_gradients_equal_transformers():
     assert_equal_gradients(
         network, reference, {name: lambda grads, key=theirs: grads[key] for name, theirs in names.items()}
     )
+
+
+@pytest.mark.parametrize("name", ["videomae_pt", "hiera_pt"])
+def test_prediction_loss_and_gradients_equal_the_projects_code(name, tmp_path, monkeypatch):
+    """On a checkpoint of each project, on clips of several frames; foreign_checkpoints.py tells where it comes from."""
+    entry = ENTRIES[name]
+    recorded = entry["pretraining"]
+    network, _, report = weights.convert(write_checkpoint(name, tmp_path), **entry["given"])
+    assert report.count("created") == 0
+    mask = np.array([[bit == "1" for bit in row] for row in recorded["hidden"]]).reshape(2, *network.mask_grid)
+    monkeypatch.setattr("training.pretraining_tasks.draw_masks", lambda *_: mask)
+    video = draw_clip(entry["clip"])
+    out = MAETask(network, **IMAGENET)(network, SimpleNamespace(video=video, seeds=[(0, 0, 0)] * 2))
+    out["loss"].backward()
+    rows, columns = recorded["every"]
+    actual = out["prediction"].flatten(0, 1)[::rows, ::columns]
+    torch.testing.assert_close(actual, torch.tensor(recorded["prediction"]), rtol=1e-5, atol=1e-5)
+    assert out["loss"].item() == pytest.approx(recorded["loss"], rel=1e-5)
+    for key, norm in recorded["gradient_norms"].items():
+        assert network.get_parameter(key).grad.norm().item() == pytest.approx(norm, rel=1e-4), key
 
 
 # ---- what is hidden and what is predicted ----------------------------------------------------------------------------
