@@ -239,9 +239,9 @@ def describe_step(schedule: Schedule, batch_size: int, world_size: int, grad_acc
 def model_card(cfg: Config, classes: Sequence[str], probe: ProbeSetting | None = None) -> dict[str, Any]:
     """Return what one needs beside the weights to use them: the class names and how the input is made.
 
-    Of a probe also how it was trained.
+    Of a probe also how it was trained, of a masked autoencoder what its loss is of.
     """
-    data = cfg.data
+    data, is_mae = cfg.data, cfg.task.name == "mae"
     stride = {"frame_stride": data.frame_stride, "fps": data.fps} if data.sampling != "tsn" else {}
     return {
         "id2label": {str(index): name for index, name in enumerate(classes)},
@@ -254,4 +254,5 @@ def model_card(cfg: Config, classes: Sequence[str], probe: ProbeSetting | None =
             **({"preset": cfg.eval.preset} if cfg.eval.preset else {}),
         },
         **({"probe": probe._asdict()} if probe else {}),
+        **({"task": {key: getattr(cfg.task, key) for key in ("mask_ratio", "norm_pix_loss")}} if is_mae else {}),
     }

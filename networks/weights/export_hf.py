@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from networks.argument_checks import height_width
-from networks.weights.hf_config import HFModel, describe_for_transformers
+from networks.weights.hf_config import HFModel, describe_for_transformers, describe_loss
 from networks.weights.key_rules import rename_back
 from networks.weights.model_card import write_model_card
 from networks.weights.read import PREPROCESSOR, read_json
@@ -34,7 +34,7 @@ def export(
 ) -> str:
     """Write the files for from_pretrained; return a message.
 
-    `config` is that of the network's folder: classes and input. `figures` are results for the model card, by the name
+    `config` is that of the network's folder: classes, input and task. `figures` are results for the card, by the name
     of the test; `repository` is where the folder will be found, if not here. Raises ValueError for a network that
     transformers cannot build.
     """
@@ -43,7 +43,7 @@ def export(
         raise ValueError(
             f"{folder}: contains a network of this project, which would be overwritten; choose another folder"
         )
-    hf_config = model.config | describe_classes(network, config)
+    hf_config = model.config | describe_classes(network, config) | describe_loss(network, config.get("task", {}))
     state = dict(rename_state(network.state_dict(), model))
     json_files = {CONFIG: hf_config}
     clip = config.get("input", {})

@@ -66,6 +66,19 @@ def describe_for_transformers(network: nn.Module) -> HFModel:
     raise ValueError(f"transformers has no {type(network).__name__}{attention}")
 
 
+def describe_loss(network: nn.Module, task: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what config.json of transformers tells of the loss of a pre-training, as far as `task` tells it.
+
+    `task` has norm_pix_loss and mask_ratio, which may be "auto".
+    """
+    is_hiera = isinstance(network, HieraMAE)
+    if not isinstance(network, VideoMAE | HieraMAE) or not task:
+        return {}
+    ratio = network.default_mask_ratio if task["mask_ratio"] == "auto" else task["mask_ratio"]
+    key = "normalize_pixel_loss" if is_hiera else "norm_pix_loss"
+    return {key: task["norm_pix_loss"], **({"mask_ratio": ratio} if is_hiera else {})}
+
+
 def _require(kind: str, kwargs: Mapping[str, Any], **supported: Any) -> None:
     """Raise ValueError that lists the arguments, as key=value, which transformers does not have."""
     differing = [f"{key}={kwargs[key]}" for key, value in supported.items() if kwargs.get(key, value) != value]

@@ -70,8 +70,16 @@ def describe_network(network: nn.Module, hf_config: Mapping[str, Any], clip: Map
         text += f", {clip['frame_stride']} frames apart{rate}"
     if clip.get("mean") and clip.get("std"):
         text += f", normalized with mean {clip['mean']} and standard deviation {clip['std']}"
-    note = " transformers also builds a predictor, which this network does not need and these files do not have."
-    return f"{text}.{note if hf_config['model_type'] == 'vjepa2' else ''}"
+    text += "."
+    if hf_config["model_type"] == "vjepa2":
+        text += " transformers also builds a predictor, which this network does not need and these files do not have."
+    if hf_config.get("norm_pix_loss") is False:
+        text += (
+            " It predicts pixels from 0 to 1, which are not normalized for each patch. The loss of transformers takes "
+            "clips to be normalized with ImageNet's mean and standard deviation: with others it is wrong, while the "
+            "predictions are right."
+        )
+    return text
 
 
 def describe_figures(figures: Mapping[str, Any]) -> str:

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 import networks
+from configs.loading import parse_config
 from networks import weights
 from networks.weights.__main__ import main
 from tests.helpers.networks import SMALL, random_video, randomize, seeded_clips
-from tests.networks.test_masked_autoencoders import SMALL_VIDEOMAE
+from tests.networks.test_masked_autoencoders import IMAGENET, SMALL_VIDEOMAE
 from training.pretraining_tasks import MAETask
+from training.setup import model_card
 
 IMAGE_HIERA = dict(patch_kernel=(1, 7, 7), patch_stride=(1, 4, 4), embed_dim=8, depths=(1, 1, 2))
 ONE_FRAME = dict(num_frames=1, image_size=64)
@@ -100,6 +102,30 @@ def test_exported_hiera_pretraining_has_the_same_loss_on_color_images(tmp_path):
         out = MAETask(network, "random", 0.6)(network, batch)
         noise = out["mask"].flatten(1).float() + torch.rand(3, 16) / 2
         assert loaded(batch.video[:, :, 0], noise=noise).loss.item() == pytest.approx(out["loss"].item(), rel=1e-5)
+
+
+def test_exported_pretraining_has_the_loss_of_its_run(tmp_path):
+    """The folder of a run tells in `task` what was predicted, and transformers predicts the same."""
+    for kind, expected in (
+        ("VideoMAEForPreTraining", {"norm_pix_loss": False}),
+        ("HieraForPreTraining", {"normalize_pixel_loss": False, "mask_ratio": 0.9}),
+    ):
+        name, options = CASES[kind]
+        network = randomize(networks.build(name, **options), seed=4)
+        folder = tmp_path / name
+        card = model_card(parse_config("", "", ["task.name=mae", "task.norm_pix_loss=no", f"model.name={name}"]), [])
+        weights.save_network(folder / "ours", network, name, card)
+        assert main(["export", str(folder / "ours"), str(folder / "hf"), "--to", "hf"]) == 0
+        config = json.loads((folder / "hf" / "config.json").read_text())
+        assert config.items() >= expected.items()
+        assert ("not normalized for each patch" in read_card(folder / "hf")[1]) == kind.startswith("VideoMAE")
+    network, config = weights.load_network(tmp_path / "pretrain_videomae_tiny" / "ours")
+    loaded = auto_class("").from_pretrained(tmp_path / "pretrain_videomae_tiny" / "hf").eval()
+    batch = seeded_clips(2, 3, 4, 32, 32)
+    with torch.no_grad():
+        out = MAETask(network, normalize=config["task"]["norm_pix_loss"], **IMAGENET)(network, batch)
+        expected = loaded(batch.video.transpose(1, 2), out["mask"].flatten(1)).loss
+    assert out["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in CASES if not kind.startswith("Hiera")])
