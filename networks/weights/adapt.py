@@ -288,8 +288,8 @@ class _Adapter:
 
 def family(key: str) -> str:
     """Return the group of parameters that a checkpoint contains completely or not at all: a head, a norm, the
-    attention over time of all blocks, position embeddings, or what a pre-training adds."""
+    attention over time of all blocks, position embeddings, a teacher, or what else a pre-training adds."""
     parts = key.split(".")
     if parts[0] == "blocks":
         return "temporal" if parts[2].startswith("temporal_") else "blocks"
-    return "pretraining" if is_of_pretraining(key) else parts[0]
+    return "pretraining" if is_of_pretraining(key) and parts[0] != "teacher" else parts[0]

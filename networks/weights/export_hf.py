@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from networks.argument_checks import height_width
 from networks.weights.hf_config import HFModel, describe_for_transformers, describe_loss
 from networks.weights.key_rules import rename_back
-from networks.weights.model_card import write_model_card
+from networks.weights.model_card import describe_network, write_model_card
 from networks.weights.read import PREPROCESSOR, read_json
 from networks.weights.save_load import write_folder
 from networks.weights.source_config import CONFIG
@@ -53,8 +53,14 @@ def export(
             image_size, hf_config["model_type"], mean=clip["mean"], std=clip["std"]
         )
     write_folder(folder, state, json_files, {"format": "pt"})
-    card: dict[str, Any] = {"license_name": license_name, "figures": figures or {}}
-    write_model_card(folder, network, hf_config, clip=clip, address=repository or folder.name, **card)
+    write_model_card(
+        folder,
+        describe_network(network, hf_config, clip, num_parameters=sum(tensor.numel() for tensor in state.values())),
+        hf_config,
+        license_name=license_name,
+        figures=figures or {},
+        address=repository or folder.name,
+    )
     return f"wrote {folder}: {model.name} for transformers"
 
 
@@ -84,10 +90,13 @@ def rename_state(state: Mapping[str, Tensor], model: HFModel) -> Iterator[tuple[
         tensor = value
         if name.endswith("pos_embed_temporal"):  # of a single frame: a part of the positions in space
             continue
+        if model.left_out and name.startswith(model.left_out):
+            continue
         if name.endswith("pos_embed_spatial"):
             tensor = tensor + state[name.replace("spatial", "temporal")]
-        if model.pixel_order and name.startswith("decoder_pred."):
-            tensor = rearrange(tensor, model.pixel_order, C=model.config["num_channels"])
+        for start, axes in model.axes.items():
+            if name.startswith(start):
+                tensor = rearrange(tensor, axes, **({"C": model.config["num_channels"]} if "C" in axes else {}))
         names = rename_back(number_by_stage(name, model.stages), model.rules)
         parts = tensor.chunk(len(names)) if len(names) > 1 else (tensor,)
         for (role, foreign_name), part in zip(names.items(), parts, strict=True):

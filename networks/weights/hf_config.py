@@ -11,13 +11,14 @@ from torch import nn
 from networks.argument_checks import height_width
 from networks.hiera import Hiera
 from networks.hiera_mae import HieraMAE
+from networks.jepa import JEPA
 from networks.layers import NORM_EPS
 from networks.timesformer import TimeSformer
 from networks.videomae import VideoMAE
 from networks.vivit import ViViT
 from networks.vjepa2 import VJEPA2
 from networks.weights.formats import transformers as hf
-from networks.weights.formats.transformers_vjepa2 import CLASSIFIER
+from networks.weights.formats.transformers_vjepa2 import CLASSIFIER, ENCODER, PREDICTOR
 from networks.weights.key_rules import Rules, with_prefix
 
 CLASSIFIER_HEAD: Rules = {"classifier.{param}": "head.{param}"}
@@ -29,14 +30,15 @@ class HFModel(NamedTuple):
     """A class of transformers with its config.json, and rules from its names of weights to those here.
 
     `stages`: the numbers of blocks of each stage, where transformers numbers the blocks of a stage by themselves.
-    `pixel_order`: how the predicted numbers of a patch are rearranged, if transformers has them in another order.
+    `axes`: how einops rearranges the weights whose names begin so. `left_out`: what transformers has no place for.
     """
 
     config: dict[str, Any]
     rules: Rules
     has_key_bias: bool = True
     stages: tuple[int, ...] = ()
-    pixel_order: str = ""
+    axes: Mapping[str, str] = {}
+    left_out: str = ""
 
     @property
     def name(self) -> str:
@@ -58,6 +60,8 @@ def describe_for_transformers(network: nn.Module) -> HFModel:
         return _videomae_pretraining(network)
     if isinstance(network, VJEPA2):
         return _vjepa2(kwargs)
+    if isinstance(network, JEPA):
+        return _jepa(network)
     if isinstance(network, Hiera):
         return _hiera(kwargs, network)
     if isinstance(network, HieraMAE):
@@ -162,14 +166,13 @@ def _videomae_pretraining(network: VideoMAE) -> HFModel:
     return HFModel(config, rules, has_key_bias=False)
 
 
-def _vjepa2(kwargs: dict[str, Any]) -> HFModel:
+def _vjepa2_config(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     height, width = height_width(kwargs["image_size"])
     if height != width:
         raise ValueError(f"image_size={kwargs['image_size']}: V-JEPA 2 of transformers takes squares")
     same: dict[str, Any] = dict(rope_layout="tiled", ref_grid_size=0, modality_embed=False)
-    _require("V-JEPA 2", kwargs, pooling="attentive", gelu="exact", rlt_threshold=0.0, **same)
-    config = {
-        "architectures": ["VJEPA2ForVideoClassification"],
+    _require("V-JEPA 2", kwargs, gelu="exact", rlt_threshold=0.0, **same)
+    return {
         "model_type": "vjepa2",
         "crop_size": height,
         "frames_per_clip": kwargs["num_frames"],
@@ -181,10 +184,34 @@ def _vjepa2(kwargs: dict[str, Any]) -> HFModel:
         "num_attention_heads": kwargs["num_heads"],
         "mlp_ratio": kwargs["mlp_ratio"],
         "layer_norm_eps": kwargs["norm_eps"],
+    }
+
+
+def _vjepa2(kwargs: dict[str, Any]) -> HFModel:
+    _require("V-JEPA 2", kwargs, pooling="attentive")
+    config = {
+        "architectures": ["VJEPA2ForVideoClassification"],
+        **_vjepa2_config(kwargs),
         "num_pooler_layers": kwargs["pooler_depth"] - 1,
         "pred_num_hidden_layers": 0,  # of the predictor of the pre-training, which classification does not use
     }
     return HFModel(config, CLASSIFIER)
+
+
+def _jepa(network: JEPA) -> HFModel:
+    predictor = network.kwargs
+    config = {
+        "architectures": ["VJEPA2Model"],
+        **_vjepa2_config(network.backbone.kwargs),
+        "pred_hidden_size": predictor["predictor_embed_dim"],
+        "pred_num_hidden_layers": predictor["predictor_depth"],
+        "pred_num_attention_heads": predictor["predictor_num_heads"],
+        "pred_mlp_ratio": 4.0,
+        "pred_num_mask_tokens": len(network.mask_tokens),
+    }
+    rules = with_prefix("encoder.", ENCODER, "teacher.") | with_prefix("predictor.", PREDICTOR)
+    # The teacher is what is evaluated; transformers has no place for the encoder beside it.
+    return HFModel(config, rules, axes={"mask_tokens": "M 1 D -> M 1 1 D"}, left_out="backbone.")
 
 
 def _hiera_config(kwargs: Mapping[str, Any], q_pool: int) -> dict[str, Any]:
@@ -234,4 +261,5 @@ def _hiera_pretraining(network: HieraMAE) -> HFModel:
     }
     rules = {**with_prefix("", hf.HIERA, "backbone."), **hf.HIERA_DECODER}
     # Published video networks have (row, column, channel), those for images (channel, row, column).
-    return HFModel(config, rules, stages=tuple(kwargs["depths"]), pixel_order="(pixels C) ... -> (C pixels) ...")
+    pixel_order = {"decoder_pred.": "(pixels C) ... -> (C pixels) ..."}
+    return HFModel(config, rules, stages=tuple(kwargs["depths"]), axes=pixel_order)

@@ -49,6 +49,7 @@ def infer_architecture(renamed: RenamedWeights, overrides: Mapping[str, Any]) ->
     state, known_kwargs = renamed.state, collect_known_kwargs(renamed, overrides)
     mask_cell = known_kwargs.pop("mask_cell", 2)
     decoder_heads = known_kwargs.pop("decoder_num_heads", None)
+    known_kwargs.pop("predictor_num_heads", None)  # of a V-JEPA 2, which is read as its encoder
     kwargs: dict[str, Any] = {
         "num_classes": len(state["head.weight"]) if "head.weight" in state else 0,
         "in_chans": patch_kernel_shape(state)[1],

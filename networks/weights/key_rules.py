@@ -79,12 +79,10 @@ def fill_placeholders(name: str, values: Mapping[str, str]) -> str:
 def rename_back(name: str, rules: Rules) -> dict[str, str]:
     """Return the keys that become the tensor of this name, by their role: {"": key}, or query, key and value.
 
-    Raises ValueError for a name that no rule gives.
+    How a rule rearranges the axes is left to the caller. Raises ValueError for a name that no rule gives.
     """
     for pattern, target in rules.items():
-        if not isinstance(target, str):
-            continue
-        target_name, _, role = target.partition("#")
+        target_name, _, role = (target if isinstance(target, str) else target[0]).partition("#")
         choices = {token["name"]: token["choices"] for token in TOKEN.finditer(pattern) if token["name"]}
         regex, end = "", 0
         for token in TOKEN.finditer(target_name):

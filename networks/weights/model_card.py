@@ -14,22 +14,22 @@ USES = {
     "ForVideoClassification": ("AutoModelForVideoClassification", "video-classification"),
     "ForImageClassification": ("AutoModelForImageClassification", "image-classification"),
     "ForPreTraining": ("AutoModelForPreTraining", None),
+    "VJEPA2Model": ("AutoModel", None),
 }
 
 
 def write_model_card(
     folder: Path,
-    network: nn.Module,
+    description: str,
     hf_config: Mapping[str, Any],
     *,
-    clip: Mapping[str, Any],
     license_name: str,
     figures: Mapping[str, Any],
     address: str,
 ) -> None:
     """Write README.md.
 
-    `clip` describes the network's input, `figures` are the summaries of tests by their names, `address` is what
+    `description` says what the network is, `figures` are the summaries of tests by their names, `address` is what
     from_pretrained is given.
     """
     auto_class, task = use_of(hf_config)
@@ -38,7 +38,7 @@ def write_model_card(
         metadata["pipeline_tag"] = task
     sections = [
         f"# {address}",
-        describe_network(network, hf_config, clip),
+        description,
         describe_figures(figures),
         f"## Use\n\n```python\n{usage(hf_config, auto_class, address)}```",
         f"## License\n\n{describe_license(license_name)}",
@@ -53,12 +53,13 @@ def use_of(hf_config: Mapping[str, Any]) -> tuple[str, str | None]:
     return next(use for end, use in USES.items() if name.endswith(end))
 
 
-def describe_network(network: nn.Module, hf_config: Mapping[str, Any], clip: Mapping[str, Any]) -> str:
-    """Say in a paragraph what the network is and what it takes."""
+def describe_network(
+    network: nn.Module, hf_config: Mapping[str, Any], clip: Mapping[str, Any], *, num_parameters: int
+) -> str:
+    """Say in a paragraph what the network is and what it takes; `clip` describes its input."""
     kwargs: dict[str, Any] = network.kwargs  # type: ignore[assignment]
-    millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
-    num_classes = kwargs.get("num_classes", 0)
-    what = f"{hf_config['architectures'][0]} with {millions:.1f} M parameters"
+    num_classes, name = kwargs.get("num_classes", 0), hf_config["architectures"][0]
+    what = f"{name} with {num_parameters / 1e6:.1f} M parameters"
     what += f" for {num_classes} classes" if num_classes else ", pre-trained without labels"
     size = kwargs["image_size"]
     height, width = (size, size) if isinstance(size, int) else size
@@ -71,7 +72,9 @@ def describe_network(network: nn.Module, hf_config: Mapping[str, Any], clip: Map
     if clip.get("mean") and clip.get("std"):
         text += f", normalized with mean {clip['mean']} and standard deviation {clip['std']}"
     text += "."
-    if hf_config["model_type"] == "vjepa2":
+    if name == "VJEPA2Model":
+        text += " The encoder is the teacher of the pre-training, the EMA of the one that was trained."
+    elif hf_config["model_type"] == "vjepa2":
         text += " transformers also builds a predictor, which this network does not need and these files do not have."
     if hf_config.get("norm_pix_loss") is False:
         text += (
@@ -121,7 +124,10 @@ def usage(hf_config: Mapping[str, Any], auto_class: str, address: str) -> str:
         tokens = tubelets * (height // hf_config["patch_size"]) * (width // hf_config["patch_size"])
         lines.append(f"hidden = torch.arange({tokens}).remainder(10).gt(0)[None]  # 90 % of the patches")
         call = "model(clips, hidden)"
-    result = "loss" if is_pretraining else "logits.softmax(-1)"
+    if auto_class == "AutoModel":
+        call, result = "model(pixel_values_videos=clips, skip_predictor=True)", "last_hidden_state.mean(1)"
+    else:
+        result = "loss" if is_pretraining else "logits.softmax(-1)"
     lines += ["with torch.no_grad():", f"    print({call}.{result})"]
     return "\n".join(lines) + "\n"
 

@@ -214,11 +214,12 @@ def read_torch(path: Path) -> dict[str, Tensor]:
 
 def tensors_of(content: Any) -> dict[str, Tensor]:
     """Unwrap the weights. Raises UnsupportedCheckpoint if their dictionary contains anything but tensors."""
+    predictor: dict[str, Tensor] = {}
     while isinstance(content, Mapping):
         inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
             break
-        content = inner
+        predictor, content = predictor_of(content), inner
     if not isinstance(content, Mapping) or not content:
         raise UnsupportedCheckpoint(f"expected a dictionary of tensors, found {type(content).__name__}")
     other_keys = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
@@ -226,7 +227,21 @@ def tensors_of(content: Any) -> dict[str, Tensor]:
         raise UnsupportedCheckpoint(
             f"expected only tensors under {', '.join(WRAPPERS)} or at the top level, found {shorten(other_keys)}"
         )
+    if predictor:
+        return {str(key).removeprefix("module."): value for key, value in content.items()} | predictor
     return {str(key): value for key, value in content.items()}
+
+
+def predictor_of(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Return the predictor that V-JEPA 2 stores beside its encoders, with its mask tokens joined, {} without one."""
+    stored = content.get("predictor")
+    if not isinstance(stored, Mapping):
+        return {}
+    plain = {str(key).removeprefix("module.").removeprefix("backbone."): value for key, value in stored.items()}
+    tokens = [plain.pop(f"mask_tokens.{number}") for number in range(len(plain)) if f"mask_tokens.{number}" in plain]
+    if not tokens:  # one of V-JEPA 2-AC, which predicts what actions lead to
+        return {}
+    return {f"predictor.{key}": value for key, value in (plain | {"mask_tokens": torch.cat(tokens)}).items()}
 
 
 def read_flax(path: Path) -> dict[str, Tensor]:

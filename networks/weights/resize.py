@@ -44,6 +44,8 @@ class Resizer:
         if key == PATCH_KERNEL and is_same_but_frames(tensor, target):
             num_frames = target.shape[2]
             return inflate(tensor, num_frames, self.inflation), f"inflated to {num_frames} frames, {self.inflation}"
+        if key == "mask_tokens" and len(tensor) > len(target):  # V-JEPA 2 has ten, of which it trains these
+            return tensor[: len(target)], f"the first {len(target)} of {len(tensor)}"
         if re.fullmatch("rel_pos_[thw]", key.rpartition(".")[2]) and tensor.shape[1] == target.shape[1]:
             return resample_1d(tensor[None], len(target))[0], f"{len(tensor)} -> {len(target)} distances, linear"
         is_pos_embed = key.startswith(("pos_embed", "time_embed", "temporal_pos_embed"))

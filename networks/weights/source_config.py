@@ -12,6 +12,7 @@ GELU = {"gelu": "exact", "gelu_python": "exact", "gelu_fast": "tanh", "gelu_new"
 ARGUMENT_NAMES = {
     "num_attention_heads": "num_heads",
     "decoder_num_attention_heads": "decoder_num_heads",
+    "pred_num_attention_heads": "predictor_num_heads",
     "image_size": "image_size",
     "num_frames": "num_frames",
     "crop_size": "image_size",
@@ -117,6 +118,7 @@ TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "frames_per_clip": (is_whole_number, "a whole number"),
     "num_attention_heads": (is_whole_number, "a whole number"),
     "decoder_num_attention_heads": (is_whole_number, "a whole number"),
+    "pred_num_attention_heads": (is_whole_number, "a whole number"),
     "hidden_act": (is_text, "text"),
 }
 

@@ -5,8 +5,9 @@ numbers that replace *, shape). `logits` are the outputs of that code for a clip
 every weight drawn by `draw` from its key (in which `drawn_as` is replaced). `given` are the arguments that a user has
 to give, since the shapes do not determine them. seed_maskfeat, videomae_pt, hiera_pt, vjepa2 and vjepa2_1 have no
 classifier: their logits are the first five features, in the last two those of the mean token, in hiera_pt those of the
-encoder pooled as in fine-tuning. `pretraining` is the loss for the `hidden` cells, some of the predicted numbers (of
-`every` row and column) and norms of gradients, by the names here. Names with seed_ are of VideoTransformer-pytorch.
+encoder pooled as in fine-tuning. `pretraining` is the loss for the `hidden` cells (in vjepa2 of two masks), some of the
+predicted numbers (of `every` row and column) and norms of gradients, by the names here; `predictor` are the keys of
+vjepa2's, which is stored beside the encoder. Names with seed_ are of VideoTransformer-pytorch.
 
 timesformer: facebookresearch/TimeSformer; mmaction: open-mmlab/mmaction2; slowfast: facebookresearch/SlowFast 287ec00
 (v1_released: e04fba5); pytorchvideo 0.1.5; videomae: MCG-NJU/VideoMAE 14ef8d8; mae: facebookresearch/mae; mae_pytorch:
@@ -38,10 +39,10 @@ def draw_clip(shape):
     return torch.from_numpy(np.random.RandomState(0).standard_normal(tuple(shape))).float()
 
 
-def make_state(name):
-    """Return the tensors of an entry under the keys of its project."""
+def make_state(name, part="keys"):
+    """Return the tensors of an entry, or of its `predictor`, under the keys of its project."""
     state = {}
-    for pattern, numbers, shape in ENTRIES[name]["keys"]:
+    for pattern, numbers, shape in ENTRIES[name].get(part, []):
         for number in [""] if numbers is None else numbers:
             key = pattern.replace("*", str(number))
             drawn_as = key
@@ -75,6 +76,7 @@ def write_checkpoint(name, folder):
         np.savez(path, **{key: tensor.numpy() for key, tensor in state.items()})
         return path
     family = name.split("_")[0]
+    predictor = make_state("vjepa2", "predictor")
     content = {
         "hiera": {"model_state": state},
         "timesformer": {"model_state": state, "epoch": 3, "cfg": "TIMESFORMER: {}"},
@@ -86,7 +88,7 @@ def write_checkpoint(name, folder):
         "mae": {"model": state, "args": argparse.Namespace(lr=1e-3)},
         "vjepa2": {
             "encoder": {f"module.{key}": torch.zeros_like(tensor) for key, tensor in state.items()},  # not the EMA
-            "predictor": {"module.backbone.mask_tokens.0": torch.zeros(1, 1, 8)},
+            "predictor": {f"module.backbone.{key}": tensor for key, tensor in predictor.items()},
             "opt": {"state": {}},
             ("ema_encoder" if name == "vjepa2_1" else "target_encoder"): {
                 f"module.{key}": tensor for key, tensor in state.items()

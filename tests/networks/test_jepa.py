@@ -13,6 +13,7 @@ from networks import weights
 from networks.attentive_pooler import standardize
 from networks.layers import gather_tokens
 from networks.masking import MULTI_BLOCKS, multi_block_masks
+from tests.helpers.foreign_checkpoints import ENTRIES, details, draw_clip, write_checkpoint
 from tests.helpers.networks import SMALL, random_video, randomize, seeded_clips
 from training.pretraining_tasks import JEPATask, positions_of
 from training.setup import freeze
@@ -40,7 +41,7 @@ def draw_positions(network, batch):
     return [tuple(torch.from_numpy(positions_of(part)) for part in (~mask, mask)) for mask in masks]
 
 
-def test_predictor_equals_transformers():
+def test_predictor_equals_transformers(tmp_path):
     from transformers import VJEPA2Config, VJEPA2Model
 
     config = VJEPA2Config(
@@ -56,29 +57,54 @@ def test_predictor_equals_transformers():
         pred_num_mask_tokens=2,
     )
     reference = randomize(VJEPA2Model(config), seed=5)
+    reference.save_pretrained(tmp_path)
     network = small_network()
-    state = {key: tensor for key, tensor in reference.state_dict().items() if key.startswith("predictor.")}
+    report = weights.load_pretrained(network, tmp_path)
+    created = {record.target for record in report.with_status("created")}
+    assert created == {name for name in network.state_dict() if name.startswith("teacher.")}
     with torch.no_grad():
-        network.mask_tokens.copy_(state["predictor.embeddings.mask_tokens"].flatten(1, 2))
-        names = {"predictor_embed": "embeddings.predictor_embeddings", "predictor_norm": "layernorm"}
-        names |= {"predictor_proj": "proj"}
-        for index in range(2):
-            for layer in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
-                names[f"predictor_blocks.{index}.{layer}"] = f"layer.{index}.{layer}"
-            names[f"predictor_blocks.{index}.attn.proj"] = f"layer.{index}.attention.proj"
-        for ours, theirs in names.items():
-            for kind in ("weight", "bias"):
-                network.get_parameter(f"{ours}.{kind}").copy_(state[f"predictor.{theirs}.{kind}"])
-        for index in range(2):
-            for kind in ("weight", "bias"):
-                prefix = f"predictor.layer.{index}.attention"
-                parts = [state[f"{prefix}.{part}.{kind}"] for part in ("query", "key", "value")]
-                network.get_parameter(f"predictor_blocks.{index}.attn.qkv.{kind}").copy_(torch.cat(parts))
-        for visible, predicted in draw_positions(network, make_batch()):  # transformers has one mask token for all
+        for visible, predicted in draw_positions(network, make_batch()):
             tokens = random_video(3, 128, 40)
             expected = reference.predictor(tokens, [visible], [predicted]).last_hidden_state
+            # transformers always takes its second mask token.
             actual = network.predict(gather_tokens(tokens, visible), 1, visible, predicted)
             torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    other = networks.build("pretrain_vjepa2_tiny", **SMALL_JEPA | {"predictor_num_heads": 4})
+    with pytest.raises(ValueError, match="predictor_num_heads=2"):
+        weights.load_pretrained(other, tmp_path)
+
+
+def test_loss_and_gradients_equal_the_projects_code(tmp_path, monkeypatch):
+    """On a checkpoint of V-JEPA 2, predictor included; foreign_checkpoints.py tells where it comes from."""
+    recorded = ENTRIES["vjepa2"]["pretraining"]
+    network = networks.build(
+        "pretrain_vjepa2_tiny",
+        num_frames=4,
+        image_size=48,
+        backbone_args=dict(patch_size=8, embed_dim=40, depth=3, num_heads=2),
+        predictor_embed_dim=24,
+        predictor_depth=2,
+        predictor_num_heads=2,
+    )
+    report = weights.load_pretrained(network, write_checkpoint("vjepa2", tmp_path))
+    created = {record.target for record in report.with_status("created")}
+    assert created == {name for name in network.state_dict() if name.startswith("teacher.")}
+    assert details(report, "reshaped")["mask_tokens"] == "the first 2 of 3"
+    masks = [
+        np.array([[bit == "1" for bit in row] for row in hidden]).reshape(2, *network.mask_grid)
+        for hidden in recorded["hidden"]
+    ]
+    monkeypatch.setattr("training.pretraining_tasks.multi_block_masks", lambda *_: masks)
+    video, (rows, columns) = draw_clip(recorded["clip"]), recorded["every"]
+    positions = [tuple(torch.from_numpy(positions_of(part.reshape(2, -1))) for part in (~mask, mask)) for mask in masks]
+    for (prediction, _), expected in zip(network(video, positions), recorded["prediction"], strict=True):
+        actual = prediction.flatten(0, 1)[::rows, ::columns]
+        torch.testing.assert_close(actual, torch.tensor(expected), rtol=1e-5, atol=1e-5)
+    out = JEPATask(network)(network, SimpleNamespace(video=video, seeds=[(0, 0, 0)] * 2))
+    out["loss"].backward()
+    assert out["loss"].item() == pytest.approx(recorded["loss"], rel=1e-5)
+    for key, norm in recorded["gradient_norms"].items():
+        assert network.get_parameter(key).grad.norm().item() == pytest.approx(norm, rel=1e-4), key
 
 
 def test_encoder_sees_the_visible_patches_alone_and_the_teacher_all():

@@ -1,7 +1,7 @@
-"""huggingface/transformers: V-JEPA 2, as an encoder with its predictor or as a classifier with an attentive pooler."""
+"""huggingface/transformers: V-JEPA 2, as an encoder with its predictor, or as a classifier with an attentive pooler."""
 
 from networks.weights.formats.format import IMAGENET, VJEPA2_TEST, Format
-from networks.weights.formats.vjepa2 import V2_KWARGS
+from networks.weights.formats.vjepa2 import PREDICTOR_OF_PRETRAINING, V2_KWARGS
 from networks.weights.key_rules import Rules, with_prefix
 
 ENCODER: Rules = {
@@ -10,6 +10,15 @@ ENCODER: Rules = {
     "layer.{n}.attention.{qkv:query|key|value}.{param}": "blocks.{n}.attn.qkv.{param}#{qkv}",
     "layer.{n}.attention.proj.{param}": "blocks.{n}.attn.proj.{param}",
     "layernorm.{param}": "norm.{param}",
+}
+PREDICTOR: Rules = {
+    "embeddings.predictor_embeddings.{param}": "predictor_embed.{param}",
+    "embeddings.mask_tokens": ("mask_tokens", "M 1 1 D -> M 1 D"),
+    "layer.{n}.{layer:norm1|norm2|mlp.fc1|mlp.fc2}.{param}": "predictor_blocks.{n}.{layer}.{param}",
+    "layer.{n}.attention.{qkv:query|key|value}.{param}": "predictor_blocks.{n}.attn.qkv.{param}#{qkv}",
+    "layer.{n}.attention.proj.{param}": "predictor_blocks.{n}.attn.proj.{param}",
+    "layernorm.{param}": "predictor_norm.{param}",
+    "proj.{param}": "predictor_proj.{param}",
 }
 POOLER: Rules = {
     "query_tokens": "query_tokens",
@@ -39,15 +48,13 @@ CLASSIFIER: Rules = {
     **with_prefix("pooler.", POOLER, "pooler."),
     "classifier.{param}": "head.{param}",
 }
-PREDICTOR = "predictor of the pre-training"
 
 FORMATS = (
     Format(
         name="transformers V-JEPA 2",
         architecture="vjepa2",
         required_keys=("encoder.layer.{n}.attention.query.weight", "encoder.embeddings.patch_embeddings.proj.weight"),
-        rules=with_prefix("encoder.", ENCODER),
-        dropped_keys={"predictor.*": PREDICTOR},
+        rules=with_prefix("encoder.", ENCODER) | with_prefix("predictor.", PREDICTOR),
         kwargs=V2_KWARGS,
         normalization=IMAGENET,
         **VJEPA2_TEST,
@@ -58,7 +65,7 @@ FORMATS = (
         architecture="vjepa2",
         required_keys=("vjepa2.encoder.layer.{n}.attention.query.weight", "pooler.query_tokens"),
         rules=CLASSIFIER,
-        dropped_keys={"vjepa2.predictor.*": PREDICTOR},
+        dropped_keys={"vjepa2.predictor.*": PREDICTOR_OF_PRETRAINING},
         kwargs=V2_KWARGS,
         normalization=IMAGENET,
         **VJEPA2_TEST,

@@ -35,6 +35,10 @@ CASES = {
     "VJEPA2ForVideoClassification": ("vjepa2_tiny", SMALL | {"pooler_depth": 3}),
     "HieraForImageClassification": ("hiera_tiny", {"num_classes": 5} | ONE_FRAME | IMAGE_HIERA),
     "VideoMAEForPreTraining": ("pretrain_videomae_tiny", SMALL_VIDEOMAE),
+    "VJEPA2Model": (
+        "pretrain_vjepa2_tiny",
+        dict(num_frames=4, predictor_embed_dim=24, predictor_num_heads=2, backbone_args=dict(patch_size=8)),
+    ),
     "HieraForPreTraining": (
         "mae_hiera_tiny",
         ONE_FRAME | dict(backbone_args=IMAGE_HIERA, decoder_embed_dim=16, decoder_num_heads=2),
@@ -55,6 +59,8 @@ def auto_class(kind):
     import transformers
 
     ends = {"VideoClassification": "VideoClassification", "ImageClassification": "ImageClassification"}
+    if kind == "VJEPA2Model":
+        return transformers.AutoModel
     end = next((name for end, name in ends.items() if kind.partition(",")[0].endswith(end)), "PreTraining")
     return getattr(transformers, f"AutoModelFor{end}")
 
@@ -64,17 +70,21 @@ def test_transformers_loads_every_weight_and_computes_the_same(kind, tmp_path):
     network = export(*CASES[kind], tmp_path)
     loaded, info = auto_class(kind).from_pretrained(tmp_path / "hf", output_loading_info=True)
     assert type(loaded).__name__ == kind.partition(",")[0]
-    assert all(key.startswith("vjepa2.predictor.") for key in info["missing_keys"])
+    assert all(key.startswith("vjepa2.predictor.") for key in info["missing_keys"])  # of a classifier
     assert not info["unexpected_keys"] and not info["mismatched_keys"]
     video = random_video(2, *network.patch_embed.input_shape)
     with torch.no_grad():
         loaded.eval()
         if kind.startswith("HieraForImage"):
             expected = loaded(video[:, :, 0]).logits
-        elif kind.startswith("VJEPA2"):
+        elif kind.startswith("VJEPA2For"):
             expected = loaded(pixel_values_videos=video.transpose(1, 2)).logits
         elif "Classification" in kind:
             expected = loaded(video.transpose(1, 2)).logits
+        elif kind == "VJEPA2Model":  # test_jepa compares the predictor
+            expected = loaded(pixel_values_videos=video.transpose(1, 2), skip_predictor=True).last_hidden_state
+            torch.testing.assert_close(network.teacher.forward_tokens(video), expected, atol=1e-5, rtol=1e-5)
+            return
         else:
             return  # test_masked_autoencoders compares the predictions of the same weights
         torch.testing.assert_close(network(video), expected, atol=1e-5, rtol=1e-5)
@@ -131,6 +141,14 @@ def test_exported_pretraining_has_the_loss_of_its_run(tmp_path):
 @pytest.mark.parametrize("kind", [kind for kind in CASES if not kind.startswith("Hiera")])
 def test_exported_folder_is_read_again(kind, tmp_path):
     network = export(*CASES[kind], tmp_path)
+    if kind == "VJEPA2Model":
+        converted = networks.build(CASES[kind][0], **CASES[kind][1])
+        report = weights.load_pretrained(converted, tmp_path / "hf")
+        assert "copy of the encoder" in report.text()
+        actual, expected = converted.state_dict(), network.state_dict()
+        for name in actual:
+            assert torch.equal(actual[name], expected[name.replace("backbone.", "teacher.")]), name
+        return
     converted, config, report = weights.convert(tmp_path / "hf")
     actual, expected = converted.state_dict(), network.state_dict()
     assert actual.keys() == expected.keys() and report.count("created") == 0
