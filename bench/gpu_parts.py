@@ -78,7 +78,7 @@ def build_parts(folder: Path, on_gpu: bool, dry_run: bool) -> list[Part]:
         "train_step": (190, similar(train_step_tasks(task))),
         "data_over_synthetic": (230, similar(over_synthetic_tasks(task))),
         "epoch_time": (200, (epoch_time_task(task),)),
-        "masking": (100, (task("masking", "masking", "rounds=3 precision=bf16", limit_s=100, min_s=40),)),
+        "masking": (120, (task("masking", "masking", "rounds=3 precision=bf16 compiled=yes", limit_s=120, min_s=40),)),
         "hog": (80, (task("hog", "hog", "rounds=5", limit_s=80, min_s=40),)),
         "prepare": (60, (task("prepare", "prepare", limit_s=60, min_s=20),)),
     }

@@ -6,6 +6,7 @@
     ratios=0.5,0.75,0.9,0.95        shares of the patches that are hidden
     decoder_ratio=0.5               also the last but one ratio with so much left out by the decoder (0: not)
     baseline=yes                    also transformers' VideoMAEForPreTraining at the same ratio (VideoMAE only)
+    compiled=no                     yes: also both with torch.compile
     batch_size=0        clips per step (0: 16 on a GPU, 1 without)
     num_frames=0 image_size=0 depth=0       0: the network's own
     precision=auto device=auto cpu_threads=0    as in bench.train_step
@@ -61,6 +62,7 @@ class Settings:
     ratios: tuple[str, ...] = ("0.5", "0.75", "0.9", "0.95")
     decoder_ratio: float = 0.5
     baseline: str = "yes"
+    compiled: str = "no"
     batch_size: int = 0
     num_frames: int = 0
     image_size: int = 0
@@ -78,7 +80,7 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
-        check_choices(self, network=PRETRAINING_TASKS["mae"], baseline=("yes", "no"))
+        check_choices(self, network=PRETRAINING_TASKS["mae"], baseline=("yes", "no"), compiled=("yes", "no"))
         check_minimum(self, batch_size=0, num_frames=0, image_size=0, depth=0, cpu_threads=0, rounds=1)
         check_minimum(self, steps_per_round=0)
 
@@ -150,12 +152,22 @@ def build_cases(
         tasks[f"{main_ratio} hidden, {settings.decoder_ratio} not decoded"] = task
     for case, task in tasks.items():
         yield case, network, pretraining_step(network, lambda task=task: task(network, batch)["loss"], device, dtype)
+    main_task = MAETask(network, ratio=main_ratio)
+    if settings.compiled == "yes":
+        torch._dynamo.reset()  # otherwise what was compiled for other sizes would be used
+        fast = torch.compile(network)
+        step = pretraining_step(network, lambda: main_task(fast, batch)["loss"], device, dtype)
+        yield f"{main_ratio} hidden, compiled", network, step
     if settings.baseline == "yes" and isinstance(network, VideoMAE):
         baseline = build_masked_baseline(network).to(device).train()
-        mask = torch.from_numpy(MAETask(network, ratio=main_ratio).draw_masks(batch)).flatten(1).to(device)
+        mask = torch.from_numpy(main_task.draw_masks(batch)).flatten(1).to(device)
         clips = batch.video.transpose(1, 2)
-        step = pretraining_step(baseline, lambda: baseline(clips, mask).loss, device, dtype)
-        yield f"{main_ratio} hidden, transformers", baseline, step
+        case = f"{main_ratio} hidden, transformers"
+        yield case, baseline, pretraining_step(baseline, lambda: baseline(clips, mask).loss, device, dtype)
+        if settings.compiled == "yes":
+            fast_baseline = torch.compile(baseline)
+            step = pretraining_step(baseline, lambda: fast_baseline(clips, mask).loss, device, dtype)
+            yield f"{case}, compiled", baseline, step
 
 
 def pretraining_step(

@@ -57,6 +57,17 @@ def test_masking_dry_run_measures_each_ratio_the_peer_and_the_loader(tmp_path, c
     assert "network=vivit_b: expected some of pretrain_videomae_tiny" in capsys.readouterr().err
 
 
+def test_masking_dry_run_also_measures_compiled_networks(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr("torch.compile", lambda network: compiled.append(network) or network)
+    arguments = ["--dry-run", "device=cpu", "ratios=0.75", "decoder_ratio=0", "loader_seconds=0", "compiled=yes"]
+    assert masking.main([*arguments, f"out={tmp_path / 'masking.json'}"]) == 0
+    cases = list(json.loads((tmp_path / "masking.json").read_text())["cases"])
+    pair = ["0.75 hidden, compiled", "0.75 hidden, transformers", "0.75 hidden, transformers, compiled"]
+    assert cases == ["fine-tuning", "0.75 hidden", *pair]
+    assert [type(network).__name__ for network in compiled] == ["VideoMAE", "VideoMAEForPreTraining"]
+
+
 def test_networks_meet_where_one_from_scratch_is_as_good():
     accuracies = {
         "videomae": {"5": [0.1, 0.2], "60": [0.5, 0.7], "240": [0.8, 0.8]},
