@@ -8,6 +8,7 @@
     seeds=3             of the weights, the order and the labels
     max_per_class=10    labeled videos of each class
     scratch_lr=1e-3     peak lr from scratch; the recipes' own are for pre-trained networks
+    jobs=1              networks that are fine-tuned at a time
     out=PATH            the result (default bench/results/few_labels.json)
 
 The videos are those of the demo, in demo/ (`python -m pipelines.synthetic demo`). Accuracies are top-1 of the 3 x 3
@@ -18,11 +19,13 @@ only.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -48,12 +51,13 @@ class Settings:
     seeds: int = 3
     max_per_class: int = 10
     scratch_lr: float = 1e-3
+    jobs: int = 1
     out: str = "bench/results/few_labels.json"
     dry_run_args: ClassVar[str] = "cases=vit_scratch steps=5 seeds=1 max_per_class=1"
 
     def __post_init__(self) -> None:
         check_choices(self, cases=CASES)
-        check_minimum(self, steps=1, seeds=1, max_per_class=1)
+        check_minimum(self, steps=1, seeds=1, max_per_class=1, jobs=1)
 
 
 def measure_all(settings: Settings) -> Iterator[dict[str, Any]]:
@@ -67,12 +71,25 @@ def measure_all(settings: Settings) -> Iterator[dict[str, Any]]:
         if not Path("demo/train.txt").exists():
             synthetic.main(["demo"])
         for steps in map(int, settings.steps):
-            for case in settings.cases:
-                runs = [fine_tune(settings, case, steps, seed, folder) for seed in range(settings.seeds)]
+            for case, runs in fine_tune_all(settings, steps, folder):
                 accuracies[case][str(steps)] = runs
                 text = ", ".join(f"{100 * accuracy:.1f}" for accuracy in runs)
                 print(f"{case}, {steps} steps: top-1 {text} %", flush=True)
                 yield {"top1": accuracies, "meet_at": meeting_points(accuracies)}
+
+
+def fine_tune_all(settings: Settings, steps: int, folder: str) -> Iterator[tuple[str, list[float]]]:
+    """Yield each case with the accuracies of its seeds, as soon as they are there."""
+    with ThreadPoolExecutor(settings.jobs) as pool:
+        futures = {
+            case: [pool.submit(fine_tune, settings, case, steps, seed, folder) for seed in range(settings.seeds)]
+            for case in settings.cases
+        }
+        try:
+            for case, runs in futures.items():
+                yield case, [run.result() for run in runs]
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def fine_tune(settings: Settings, case: str, steps: int, seed: int, folder: str) -> float:
@@ -84,6 +101,8 @@ def fine_tune(settings: Settings, case: str, steps: int, seed: int, folder: str)
     batch_size = min(12, 6 * settings.max_per_class)  # six classes
     epochs = -(-steps // (6 * settings.max_per_class // batch_size))
     overrides += [f"data.batch_size={batch_size}", f"optim.epochs={epochs}"]
+    if settings.jobs > 1:
+        overrides.append(f"run.cpu_threads={max(1, len(os.sched_getaffinity(0)) // settings.jobs)}")
     if case in SCRATCH:
         overrides += ["model.pretrained=", "model.args.head_scale=1", "optim.layer_decay=1"]
         overrides += [f"optim.lr={settings.scratch_lr}"]
