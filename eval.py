@@ -131,8 +131,10 @@ def build_recipe(source: Path, overrides: Sequence[str]) -> tuple[Config, Path, 
     checkpoint = weights.read_checkpoint(cfg.model.pretrained)
     cfg, input_lines = apply_input_spec(cfg, weights.input_spec(checkpoint))
     data = cfg.data
-    lists = [path for path in (data.train, data.test, data.val) if path]
-    classes = read_class_names(next(filter(list_exists, lists), data.train), data.class_names, data.class_subset)
+    classes: list[str] = []
+    if not cfg.task.is_pretraining:
+        lists = [path for path in (data.train, data.test, data.val) if path]
+        classes = read_class_names(next(filter(list_exists, lists), data.train), data.class_names, data.class_subset)
     torch.manual_seed(cfg.run.seed)  # for what the checkpoint leaves as initialized
     network = build_network(cfg, len(classes)).eval()
     report = init_from_pretrained(network, checkpoint, cfg.model, classes, complete=True)
@@ -179,6 +181,7 @@ def build_test_loader(run: EvalRun) -> EvalVideoLoader:
         world=run.world,
         seed=run.cfg.run.seed,
         classes=run.classes,
+        labeled=is_test,
     )
 
 

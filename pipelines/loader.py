@@ -59,7 +59,8 @@ class VideoLoader(_ListLoader):
     end, label), or a Dataset. Keyword arguments are keys of the section data; `data` holds the values of the others.
     `device` is auto, cpu, cuda or a torch.device; `dtype` float32 or float16. With torch.distributed initialized, each
     rank gets its part of every batch; `world` says otherwise. `global_batch_size` is optim.global_batch_size: an epoch
-    then has whole optimizer steps. `classes` are the class names if they are not those of `videos`.
+    then has whole optimizer steps. `classes` are the class names if they are not those of `videos`. With
+    `labeled=False`, for pre-training, the videos need no labels, and label is -1.
 
     Prints what the list holds and who decodes it. Raises ValueError for a wrong argument, for a list without a
     readable video, with more unreadable ones than max_unreadable allows, or with fewer videos than a step needs.
@@ -77,11 +78,13 @@ class VideoLoader(_ListLoader):
         world: World | None = None,
         global_batch_size: int = 0,
         classes: Sequence[str] | None = None,
+        labeled: bool = True,
         **keys: Any,
     ):
         data = _sections(data, None, keys, takes_views=False).data
         run = LoaderContext.choose(device, dtype, seed, world)
-        self.dataset = _load_list(videos, data, run, classes, data.max_per_class, data.few_shot_seed)
+        few = {"max_per_class": data.max_per_class, "few_shot_seed": data.few_shot_seed}
+        self.dataset = _load_list(videos, data, run, classes=classes, labeled=labeled, **few)
         size = run.world.size
         grad_accum_steps = order.grad_accum_steps(global_batch_size, data.batch_size, size)
         batch_size = data.batch_size // data.aug_repeats
@@ -128,36 +131,22 @@ class EvalVideoLoader(_ListLoader):
         seed: int = 0,
         world: World | None = None,
         classes: Sequence[str] | None = None,
+        labeled: bool = True,
         **keys: Any,
     ):
         cfg = _sections(data, test, keys, takes_views=True)
         data, test = cfg.data, cfg.eval
         run = LoaderContext.choose(device, dtype, seed, world)
-        self.dataset = _load_list(videos, data, run, classes, data.eval_max_per_class)
+        number = data.eval_max_per_class
+        self.dataset = _load_list(videos, data, run, classes=classes, labeled=labeled, max_per_class=number)
         source = build_source(self.dataset, data, _eval_views(data, test), run, test.batch_size)
         super().__init__(source, _pipeline_config(source, data, run), run.device, targets=self.dataset.targets)
 
 
-def _load_list(
-    videos: Videos,
-    data: Data,
-    run: LoaderContext,
-    classes: Sequence[str] | None,
-    max_per_class: int,
-    few_shot_seed: int | str = "first",
-) -> Dataset:
-    """Read the list on the main rank, for all of them."""
-    return run.world.broadcast(
-        lambda: load_dataset(
-            videos,
-            data.root,
-            class_names=data.class_names,
-            class_subset=data.class_subset,
-            classes=classes,
-            max_per_class=max_per_class,
-            few_shot_seed=few_shot_seed,
-        )
-    )
+def _load_list(videos: Videos, data: Data, run: LoaderContext, **options: Any) -> Dataset:
+    """Read the list on the main rank, for all of them; `options` are those of load_dataset()."""
+    names: dict[str, Any] = {"class_names": data.class_names, "class_subset": data.class_subset}
+    return run.world.broadcast(lambda: load_dataset(videos, data.root, **names, **options))
 
 
 def _sections(data: Data | None, test: Eval | None, keys: Mapping[str, Any], takes_views: bool) -> Config:

@@ -124,7 +124,7 @@ class Plan(NamedTuple):
     """The files to write, and the list to write of them."""
 
     targets: dict[str, str]  # source path -> path of the prepared file
-    lines: list[tuple[str, ...]]  # path below the target folder, start and end if it has them, label; in its order
+    lines: list[tuple[str, ...]]  # path below the target folder, start and end, and label, if it has them; in its order
 
 
 def plan_targets(source: str, folder: Path, root: str) -> Plan:
@@ -144,7 +144,8 @@ def plan_targets(source: str, folder: Path, root: str) -> Plan:
             names.add(name)
             targets[video.path] = str(folder / name)
         interval = () if not video.is_part else (f"{video.start:.12g}", f"{video.end:.12g}")
-        lines.append((os.path.relpath(targets[video.path], folder), *interval, entry.label))
+        label = (entry.label,) if entry.label else ()
+        lines.append((os.path.relpath(targets[video.path], folder), *interval, *label))
     return Plan(targets, lines)
 
 

@@ -34,14 +34,17 @@ def draw_before_and_after(cfg: Config, num_clips: int) -> Figure:
         "grayscale": 0.0,
     }
     plain |= dict.fromkeys(("mixup", "cutmix", "random_erasing", "blur", "solarize"), 0.0)
-    loaders = [VideoLoader(data.train, data, device="cpu", seed=cfg.run.seed, **keys) for keys in (plain, {})]
+    labeled = not cfg.task.is_pretraining
+    loaders = [
+        VideoLoader(data.train, data, device="cpu", seed=cfg.run.seed, labeled=labeled, **keys) for keys in (plain, {})
+    ]
     before, after = (next(iter(loader)) for loader in loaders)
     classes = loaders[0].classes
     first = [batch.video if data.num_clips == 1 else batch.video[:, 0] for batch in (before, after)]  # clips of each
     video = torch.stack([video[:num_clips] for video in first], dim=1).flatten(0, 1)
     titles = []
     for index in after.class_index[:num_clips].tolist():
-        titles += [f"{classes[index]}: the frames", "what the network gets"]
+        titles += [f"{classes[index]}: the frames" if classes else "the frames", "what the network gets"]
     return draw_strips(denormalize(video, data.mean, data.std), titles)
 
 

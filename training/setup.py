@@ -46,7 +46,10 @@ def load_resume_checkpoint(cfg: Config, world: World) -> Checkpoint | None:
 def build_loaders(
     cfg: Config, device: torch.device, dtype: torch.dtype, world: World
 ) -> tuple[VideoLoader | FeatureLoader, EvalVideoLoader | FeatureLoader | None]:
-    """Read the training and the validation list; of each of its videos one center view is scored, or one per clip."""
+    """Read the training and the validation list; of each of its videos one center view is scored, or one per clip.
+
+    Of a pre-training the lists need no labels.
+    """
     data = cfg.data
     if not data.train:
         raise ValueError("data.train: expected a training list, or a folder with one folder per class")
@@ -55,6 +58,7 @@ def build_loaders(
     shared: dict[str, Any] = {"device": device, "dtype": clip_dtype(dtype), "world": world, "seed": cfg.run.seed}
     if is_feature_folder(data.train):
         return build_feature_loaders(cfg, **shared)
+    shared["labeled"] = not cfg.task.is_pretraining
     train_loader = VideoLoader(data.train, data, global_batch_size=cfg.optim.global_batch_size, **shared)
     if not data.val:
         return train_loader, None

@@ -11,6 +11,7 @@
     Class/v_Class_g01_c01.avi [1]       trainlist and testlist of UCF-101
     FOLDER/*_test_split1.txt:train      the split files of HMDB-51, with their training (or :test) videos
     FOLDER/class/video.mp4              a folder with one subfolder per class
+    path, or FOLDER/video.mp4           videos without labels, for pre-training
     train-{0000..0099}.tar              shards (`pipelines.data.webdataset`); also with * and ?
 
 The format is recognized by the first line, and every other line must follow it. Lines that begin with # are comments.
@@ -26,7 +27,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +54,7 @@ class Entry(NamedTuple):
     """One video of a list, as the list has it."""
 
     file: str
-    label: str
+    label: str  # "" if the list has none
     line: str  # file:line, for messages
     is_stem: bool = False  # `file` is a name without folder and suffix, and has to be searched for
     split: str = ""  # the folder in which a stem is preferred
@@ -82,6 +83,17 @@ def read_entries(path: str, root: str | Path = "") -> list[Entry]:
     if not entries:
         raise ValueError(f"{path}: the list holds no videos")
     return entries
+
+
+def require_labels(entries: Iterable[Entry]) -> None:
+    """Raise ValueError if a video has no label."""
+    unlabeled = next((entry for entry in entries if not entry.label), None)
+    if unlabeled is None:
+        return
+    raise ValueError(
+        f"{unlabeled.line}: no label: expected 'path label' with a whole number, or 'path<TAB>class name' (in a "
+        "folder: a folder per class); only pre-training needs no labels"
+    )
 
 
 def list_exists(path: str) -> bool:
@@ -155,15 +167,21 @@ def is_kinetics_list(text: str) -> bool:
 
 
 def _read_class_folder(folder: Path) -> list[Entry]:
-    entries = [
-        Entry(f"{file.parent.name}/{file.name}", label=file.parent.name, line=str(file))
-        for file in sorted(folder.glob("*/*"))
-        if file.suffix.lower() in VIDEO_SUFFIXES or file.is_dir() and holds_images(file)
-    ]
+    entries = []
+    for path in sorted(folder.iterdir()):
+        if _is_video(path):
+            entries.append(Entry(path.name, label="", line=str(path)))
+        elif path.is_dir():
+            files = (file for file in sorted(path.iterdir()) if _is_video(file))
+            entries += [Entry(f"{path.name}/{file.name}", label=path.name, line=str(file)) for file in files]
     if not entries:
         expected = f"{folder}/CLASS/*.mp4 or {folder}/CLASS/CLIP/*.jpg (for shards: '{folder}/*.tar')"
         raise ValueError(f"{folder}: no videos in it; expected {expected}")
     return entries
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES or path.is_dir() and holds_images(path)
 
 
 def _read_lines(path: str, text: str, root: str | Path) -> Iterator[Entry]:
@@ -187,8 +205,14 @@ def _read_lines(path: str, text: str, root: str | Path) -> Iterator[Entry]:
         yield from _read_intervals(path, numbered[is_interval_header(first_line) :])
         return
     parse = choose_parser([line for _, line in numbered], is_video)
+    has_labels = not is_video(first_line) or any(parse(first_line) or ())
     for number, line in numbered:
         file, label = parse(line) or parse_any(line, is_video)
+        if not has_labels and is_video(line):
+            yield Entry(line.strip(), "", f"{path}:{number}")
+            continue
+        if not has_labels:
+            raise ValueError(f"{path}:{number}: {line!r}: expected the path of a video, without a label as in line 1")
         if not file.strip() or not label.strip():
             raise ValueError(
                 f"{path}:{number}: {line!r}: expected 'path label' with a whole number, or 'path<TAB>class name'"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines.data.annotations import Entry, base_folder, read_entries
+from pipelines.data.annotations import Entry, base_folder, read_entries, require_labels
 from pipelines.data.classes import choose_subset, classes_in_list, labels_to_indices, read_shipped_or_file
 from pipelines.data.memory import read_memory
 from pipelines.decode.image_folder import is_image_name
@@ -26,7 +26,7 @@ class VideoEntry(NamedTuple):
     """One line of a list: the path of a video, the index of its class, and the part of the video that is meant."""
 
     path: str
-    label: int  # with targets the row in them
+    label: int  # with targets the row in them; -1 if there is none, or labels are not read
     start: float = 0.0  # seconds
     end: float = math.inf
 
@@ -53,7 +53,7 @@ class Dataset(NamedTuple):
 
 
 @paused_gc()
-def load_dataset(
+def load_dataset(  # noqa: PLR0913  # the configuration's keys, and what the task needs
     source: str | Path | Dataset | Sequence[Any],
     root: str | Path = "",
     *,
@@ -62,12 +62,14 @@ def load_dataset(
     classes: Sequence[str] | None = None,
     max_per_class: int = 0,
     few_shot_seed: int | str = "first",
+    labeled: bool = True,
 ) -> Dataset:
     """Read a list, a class folder or entries in memory once: the videos, their labels and the class names.
 
     `class_names` and `class_subset` are those of the configuration; `classes`, for validation and test lists, are the
-    classes of the training list and win over both. Entries in memory are described in `pipelines.data.memory`. A
-    Dataset is returned as it is. Raises ValueError as read_list().
+    classes of the training list and win over both. With `labeled=False` labels are read only to choose among the
+    videos; without class_subset and max_per_class a list needs none, and there are no classes. Entries in memory are
+    described in `pipelines.data.memory`. A Dataset is returned as it is. Raises ValueError as read_list().
     """
     if isinstance(source, Dataset):
         if classes is not None and list(classes) != source.classes:
@@ -87,6 +89,10 @@ def load_dataset(
         base = base_folder(path, root)
         videos = [VideoEntry(join_path(base, e.file), row, e.start, e.end) for row, e in enumerate(entries)]
         return Dataset(path, videos, [], targets)
+    if not labeled and not class_subset and not max_per_class:
+        videos = [video._replace(label=-1) for video in _label_entries(path, entries, root, (), False)]
+        return Dataset(path, videos, [])
+    require_labels(entries)
     if classes is None:
         classes = _choose_classes(path, entries, class_names, class_subset)
     videos = _label_entries(path, entries, root, classes, bool(class_subset))
@@ -107,8 +113,8 @@ def read_list(
     Relative paths are under `root`, a folder or address, or else the list's own folder; names without a folder
     (Kinetics' CSV, Something-Something) are looked for below it, and keep the path they should have if there is none.
     With `classes` every label must be a name of it (`_` and space count as equal) or a number below its length; with
-    `subset` videos of other classes are left out. Without, names are numbered in sorted order.
-    Raises ValueError with file:line for a malformed line, and for a list that is missing or empty.
+    `subset` videos of other classes are left out. Without, names are numbered in sorted order. The label of a video
+    without one is -1. Raises ValueError with file:line for a malformed line, and for a list that is missing or empty.
     """
     return _label_entries(path, read_entries(str(path), root), root, classes, subset)
 
@@ -116,6 +122,7 @@ def read_list(
 def read_class_names(path: str | Path, class_names: str | Path = "", class_subset: str = "") -> list[str]:
     """Return the names of all classes, from `class_names` or else from the training list at `path`."""
     entries = [] if class_names else read_entries(str(path))
+    require_labels(entries)
     return _choose_classes(path, entries, str(class_names), class_subset)
 
 
@@ -152,8 +159,8 @@ def _choose_classes(path: str | Path, entries: Sequence[Entry], class_names: str
 def _label_entries(
     path: str | Path, entries: Sequence[Entry], root: str | Path, classes: Sequence[str], subset: bool
 ) -> list[VideoEntry]:
-    labels = [(entry.label, entry.line) for entry in entries]
-    indices = labels_to_indices(labels, classes, not os.path.isdir(path), subset)
+    labels = [(entry.label, entry.line) for entry in entries if entry.label]
+    indices = labels_to_indices(labels, classes, not os.path.isdir(path), subset) | {"": -1}
     base = base_folder(str(path), root)
     stems = {entry.file for entry in entries if entry.is_stem}
     find = _Finder(base or ".", stems) if stems else None

@@ -238,6 +238,11 @@ def test_plan_targets_of_a_class_folder_avoids_equal_names(tmp_path):
     ]
 
 
+def test_plan_of_a_list_without_labels_has_none(tmp_path):
+    (tmp_path / "list.txt").write_text("a.avi\nb.mp4\n")
+    assert plan_targets(str(tmp_path / "list.txt"), tmp_path / "out", "").lines == [("a.mp4",), ("b.mp4",)]
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [

@@ -11,6 +11,7 @@ import torch
 from matplotlib.image import imread
 
 from networks import weights
+from pipelines.data.dataset import read_list
 from pipelines.sample_source import SampleSource
 from tests.helpers.runs import (
     ONE_EPOCH,
@@ -75,6 +76,26 @@ def test_pretrained_network_is_evaluated_fine_tuned_and_continued(arguments, pre
     again = last_checkpoint(continued)["network"]
     state = {name: value for name, value in start.state_dict().items() if not name.startswith("teacher.")}
     assert all(torch.equal(value, again[name]) for name, value in state.items()), "a teacher moves at any lr"
+
+
+@pytest.mark.parametrize("form", ["list", "folder"])
+def test_pretraining_needs_no_labels(arguments, tmp_path, capsys, form):
+    videos = [video.path for video in read_list(arguments[0].removeprefix("data.train="))]
+    source = tmp_path / "unlabeled"
+    if form == "list":
+        source.write_text("".join(f"{path}\n" for path in videos))
+    else:
+        source.mkdir()
+        for number, path in enumerate(videos):
+            (source / f"{number:02}.mp4").symlink_to(path)
+    lists = [f"data.train={source}", f"data.val={source}", "data.class_names="]
+    pretrained = train(arguments, "pre", *VIDEOMAE, *ONE_EPOCH, *lists)
+    evaluate(pretrained)
+    assert weights.load_network(pretrained / "best")[1]["id2label"] == {}
+    labeled = train(arguments, "labeled", *VIDEOMAE, *ONE_EPOCH)
+    assert losses(pretrained) == losses(labeled)
+    train(arguments, "x", *CLASSIFY, *lists, status=2)
+    assert "no label: expected 'path label'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

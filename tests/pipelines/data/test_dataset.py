@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.data.classes import read_classes
-from pipelines.data.dataset import VideoEntry, read_class_names, read_list
+from pipelines.data.dataset import VideoEntry, load_dataset, read_class_names, read_list
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_label_is_a_class_name_after_a_tab(write, tmp_path):
 
 
 def test_class_folder_has_one_subfolder_per_class(folder):
-    root = folder("run/b.mp4", "run/a.MKV", "jump/c.webm", "jump/notes.txt", "loose.mp4", "run/deep/d.mp4", "empty/x")
+    root = folder("run/b.mp4", "run/a.MKV", "jump/c.webm", "jump/notes.txt", "notes.txt", "run/deep/d.mp4", "empty/x")
     assert relative(read_list(root), root) == [("jump/c.webm", 0), ("run/a.MKV", 1), ("run/b.mp4", 1)]
 
 
@@ -174,6 +174,39 @@ def test_class_names_are_read_from_a_file(write):
 # --- errors -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("text", ["b.mp4\nmy videos/a 2.mp4\n", "/x/b.mp4\r\nc.avi\r\n", "v_Run_g01.mp4\n"])
+def test_videos_of_a_list_without_labels_are_for_pretraining_only(write, text):
+    path = write(f"# videos\n{text}")
+    files = text.split()[:1] + text.splitlines()[1:]
+    assert [os.path.basename(video.path) for video in read_list(path)] == [os.path.basename(file) for file in files]
+    dataset = load_dataset(path, labeled=False)
+    assert dataset.classes == [] and {video.label for video in dataset.videos} == {-1}
+    message = f"{path}:2: no label: expected 'path label' with a whole number, or 'path<TAB>class name'"
+    assert_raises(message, load_dataset, path)
+    assert_raises(message, read_class_names, path)
+    with pytest.raises(ValueError, match="only pre-training needs no labels"):
+        load_dataset(path, labeled=False, max_per_class=2)
+    mixed = write(f"{text}d.mp4 3\n", "mixed.txt")
+    assert_raises("'d.mp4 3': expected the path of a video, without a label as in line 1", read_list, mixed)
+
+
+def test_videos_in_no_class_folder_are_for_pretraining_only(folder):
+    root = folder("a.mp4", "b.mp4", "frames/img_00001.jpg")
+    assert relative(load_dataset(root, labeled=False).videos, root) == [("a.mp4", -1), ("b.mp4", -1), ("frames", -1)]
+    assert_raises(f"{root}/a.mp4: no label: expected", load_dataset, root)
+    root = folder("run/c.mp4")
+    expected = [("a.mp4", -1), ("b.mp4", -1), ("frames", -1), ("run/c.mp4", 0)]
+    assert relative(read_list(root), root) == expected
+    assert_raises(f"{root}/a.mp4: no label: expected", load_dataset, root)
+
+
+def test_labels_of_a_list_are_not_read_for_pretraining(write):
+    dataset = load_dataset(write("a.mp4\trun\nb.mp4\tjump\n"), labeled=False, class_names="k400")
+    assert dataset.classes == [] and [video.label for video in dataset.videos] == [-1, -1]
+    dataset = load_dataset(write("a.mp4\trun\nb.mp4\tjump\n"), labeled=False, class_subset="jump")
+    assert [os.path.basename(video.path) for video in dataset.videos] == ["b.mp4"] and dataset.classes == ["jump"]
+
+
 @pytest.mark.parametrize("line", ["a.mp4", "a.mp4 run", "a.mp4 -1", "a.mp4 1.5", "a.mp4\t", "\trun", "\t3", "a.mp4 ²"])
 def test_malformed_line_is_named_by_file_and_line(write, line):
     path = write(f"# head\nok.mp4 1\n{line}\n")
@@ -197,7 +230,7 @@ def test_lists_and_folders_without_videos_are_refused(write, tmp_path, folder):
     for text in ("", "\n# nothing\n\n"):
         path = write(text)
         assert_raises(f"{path}: the list holds no videos", read_list, path)
-    root = folder("run/notes.txt", "loose.mp4")
+    root = folder("run/notes.txt", "run/deep/d.mp4")
     assert_raises(f"{root}: no videos in it; expected {root}/CLASS/*.mp4", read_list, root)
 
 
