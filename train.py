@@ -78,6 +78,8 @@ def train(cfg: Config, given: Collection[str] = ()) -> int:
     accumulate = t.train_loader.grad_accum_steps
     step_text = describe_step(t.schedule, cfg.data.batch_size, world.size, accumulate)
     t.run_dir.log(f"{t.schedule.steps_per_epoch} steps per epoch, each of {step_text}")
+    if isinstance(t.task, PretrainingTask):
+        t.run_dir.log(t.task.description)
     if cfg.task.name == "probe":
         t.run_dir.log(describe_probes(probe_settings(t.cfg)))
 
@@ -197,8 +199,9 @@ def finish(t: Training, stop: GracefulStop) -> int:
             t.run_dir.log(summarize_run(read_metrics(path), keeps_last))
             files = {
                 "best": "network: model.safetensors, config.json",
-                "curves.png": "loss and accuracy",
-                "clips.png": "clips and predictions; attention.png",
+                "curves.png": "loss, and accuracy or the loss relative to that of the mean target",
+                "clips.png": "clips and predictions",
+                "attention.png": "attention of the network",
                 "probes.csv": "the best validation of each probe; probes.png",
                 "metrics.jsonl": "every figure",
                 "tb": f"TensorBoard: tensorboard --logdir {path}",

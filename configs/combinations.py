@@ -35,9 +35,9 @@ def _check_data(cfg: Config) -> None:
     fits = data.crop != "scale_jitter" or data.image_size <= low <= high
     _require(fits, "data.short_side_range", data.short_side_range, expected)
     _require(min(data.std) > 0, "data.std", data.std, "numbers above 0")
-    mixing = [key for key in ("mixup", "cutmix", "random_erasing") if getattr(data, key)]
-    allowed = not cfg.task.is_pretraining or not mixing
-    _require(allowed, "data." + "|".join(mixing), "on", f"0 with task.name={cfg.task.name}")
+    if cfg.task.is_pretraining:
+        for key in ("mixup", "cutmix", "random_erasing"):
+            _require(not getattr(data, key), f"data.{key}", getattr(data, key), f"0 with task.name={cfg.task.name}")
 
 
 def _check_training(cfg: Config) -> None:
@@ -48,8 +48,13 @@ def _check_training(cfg: Config) -> None:
     ratio, predicts_pixels = task.decoder_mask_ratio, task.name not in ("maskfeat", "jepa")
     _require(predicts_pixels or not ratio, "task.decoder_mask_ratio", ratio, f"0 {because}")
     _require(predicts_pixels or task.norm_pix_loss, "task.norm_pix_loss", "no", f"yes {because}")
+    if task.is_pretraining:
+        _require(not task.label_smoothing, "task.label_smoothing", task.label_smoothing, f"0 {because}")
     own_masks = task.name != "jepa" or (task.mask == "auto" and task.mask_ratio == "auto")
-    _require(own_masks, "task.mask|mask_ratio", f"{task.mask}|{task.mask_ratio}", "auto with task.name=jepa")
+    key, value = ("task.mask", task.mask) if task.mask != "auto" else ("task.mask_ratio", task.mask_ratio)
+    _require(own_masks, key, value, "auto with task.name=jepa")
+    uses_hog = task.name not in ("mae", "jepa") or (not task.hog_window and task.hog_gradient == "sobel")
+    _require(uses_hog, "task.hog_window|hog_gradient", f"{task.hog_window}|{task.hog_gradient}", f"0|sobel {because}")
     _require(0 <= min(o.betas) <= max(o.betas) < 1, "optim.betas", o.betas, "numbers of 0 to below 1")
     no_milestones = o.schedule == "step" or not o.milestones
     _require(no_milestones, "optim.milestones", list(o.milestones), "none unless optim.schedule=step")

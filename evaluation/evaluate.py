@@ -200,7 +200,12 @@ def evaluate_pretraining(
         figure.savefig(output_dir / "predictions.png", dpi=90)
         with SummaryWriter(str(output_dir.parent.parent / "tb")) as tensorboard:
             tensorboard.add_figure("predictions", figure)
-        summary = {"videos": len(loader.videos), "loss": loss, "mean_target_loss": baseline}
+        summary = {
+            "videos": len(loader.videos),
+            "loss": loss,
+            "mean_target_loss": baseline,
+            "masks": task.description,
+        }
         (output_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     written = f"written: {output_dir}/{{predictions.png,summary.json}}"
-    return f"loss {loss:.4f}, loss of predicting the mean target {baseline:.4f}\n{written}"
+    return f"{task.description}\nloss {loss:.4f}, loss of predicting the mean target {baseline:.4f}\n{written}"

@@ -86,7 +86,9 @@ def draw_curves(folder: Path) -> Path:
             axes.plot(
                 *zip(*points, strict=True) if points else ((), ()), label=kind, markersize=3, linewidth=1, **style
             )
-        axes.set(xlabel="step", title=title, ylim=(0, 102 if scale == 100 else None))
+        highest = max((y for line in axes.lines for y in line.get_ydata()), default=0)
+        top = 102 if key == "top1" else min(max(102, 1.05 * highest), 300) if scale == 100 else None
+        axes.set(xlabel="step", title=title, ylim=(0, top))
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(folder / "curves.png", dpi=110)

@@ -59,6 +59,11 @@ class PretrainingTask(ABC):
 
     keeps_last = False
 
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """Say what is hidden, and what is predicted of it."""
+
     @abstractmethod
     def __call__(self, network: nn.Module, batch: SeededClips) -> dict[str, Tensor]:
         """Return what masked_loss() returns, and what was masked, on the device.
@@ -76,9 +81,21 @@ class CellMaskTask(PretrainingTask):
         self.ratio = network.default_mask_ratio if isinstance(ratio, str) else ratio
         hidden = draw_masks(self.mask, self.mask_grid, self.ratio, [(0, 0, 0)])
         if not hidden.any() or hidden.all():
-            what = "all" if hidden.all() else "none"
-            cells = "x".join(map(str, self.mask_grid))
-            raise ValueError(f"mask_ratio={self.ratio}: masks {what} of {cells} cells")
+            what, other = ("all", "smaller") if hidden.all() else ("none", "larger")
+            raise ValueError(
+                f"task.mask_ratio={self.ratio}: task.mask={self.mask} hides {what} of {self._cells} cells; expected a "
+                f"{other} one"
+            )
+        self.share = float(hidden.mean())  # of the cells, exactly
+
+    @property
+    def _cells(self) -> str:
+        return "x".join(map(str, self.mask_grid))
+
+    @property
+    def description(self) -> str:
+        """Say what is hidden."""
+        return f"{self.mask} masks hide {100 * self.share:.3g} % of {self._cells} cells"
 
     def draw_masks(self, batch: SeededClips) -> np.ndarray:
         """Return (B, t, h, w) bool, on the host. Each clip's mask depends on its (seed, epoch, sample_index) alone."""
@@ -150,13 +167,25 @@ class MAETask(CellMaskTask):
     ):
         super().__init__(network, mask, ratio)
         if self.mask == "frame_runs":
-            raise ValueError("mask=frame_runs: expected another one; it hides more patches in one clip than in another")
+            raise ValueError(
+                "task.mask=frame_runs: expected cube, tube or random, which hide as many patches in each clip"
+            )
         self.targets, self.normalize, self.decoder_ratio = network.pixel_targets, normalize, decoder_ratio
         if decoder_ratio:
             running_cell_masks(self.targets.grid, decoder_ratio, [(0, 0, 0)])  # raises ValueError if it cannot
         self.mean, self.std = (torch.tensor(values).view(-1, 1, 1, 1) for values in (mean, std))
         # Mean and standard deviation that what pixels() returns is still normalized with.
         self.unit = ((0.0,), (1.0,)) if self.targets.unit_range else (tuple(mean), tuple(std))
+
+    @property
+    def description(self) -> str:
+        """Say what is hidden, what the decoder leaves out, and in which unit pixels are predicted."""
+        parts = [super().description]
+        if self.decoder_ratio:
+            parts.append(f"the decoder leaves out {100 * self.decoder_ratio:g} % of the patches")
+        if not self.normalize:
+            parts.append("patches are not normalized")
+        return "; ".join(parts)
 
     def sample_positions(self, batch: SeededClips) -> tuple[np.ndarray, ...]:
         """Return the mask (B, t, h, w), and the positions of visible cells (B, n) and of predicted tokens (B, m), with
@@ -197,13 +226,17 @@ class JEPATask(PretrainingTask):
     """
 
     keeps_last = True  # the teacher learns, too
+    description = "masks of small blocks and of large ones"
 
     def __init__(self, network: JEPA):
         self.mask_grid = network.mask_grid
         for mask in multi_block_masks(self.mask_grid, [(0, 0, 0)]):
             if mask.all() or not mask.any():
                 cells = "x".join(map(str, self.mask_grid))
-                raise ValueError(f"data.image_size: frames of {cells} patches are too small for the blocks of V-JEPA")
+                raise ValueError(
+                    f"data.image_size: frames of {cells} patches are too small for the blocks of V-JEPA; "
+                    "expected larger frames, or smaller patches"
+                )
 
     def __call__(self, network: nn.Module, batch: SeededClips) -> dict[str, Tensor]:
         """Return also the masks (B, 2, t, h, w)."""

@@ -237,7 +237,8 @@ def describe_step(schedule: Schedule, batch_size: int, world_size: int, grad_acc
     counts = ((batch_size, "clips"), (world_size, "processes"), (grad_accum_steps, "batches"))
     factors = " x ".join(f"{count} {what}" for count, what in counts if count > 1)
     scaled = f" = {o.lr:g} x {clips} / {o.lr_base_batch}" if o.lr_base_batch else ""
-    return f"{clips} clips ({factors or 'one clip'}); {o.name}, lr {schedule.peak_lr:.3g}{scaled}"
+    made_of = f" ({factors})" if " x " in factors else ""
+    return f"{clips} clip{'s' * (clips > 1)}{made_of}; {o.name}, lr {schedule.peak_lr:.3g}{scaled}"
 
 
 def model_card(cfg: Config, classes: Sequence[str], probe: ProbeSetting | None = None) -> dict[str, Any]:

@@ -46,7 +46,7 @@ ADAPT_OPTIONS = ("inflation", "temporal", "head", "source_grid")
 def input_spec(checkpoint: Checkpoint) -> InputSpec:
     """Return the clips that a checkpoint was trained on and its published test, as far as it tells."""
     config = checkpoint.config
-    if config.network_kwargs is not None:
+    if config.network_kwargs is not None or config.input:  # what is exported to transformers has the latter, too
         return own_input_spec(config.input)
     file_format, num_classes, assumed = None, None, set()
     kwargs: dict[str, Any] = {}
@@ -157,7 +157,7 @@ def parse_checkpoint(checkpoint: Checkpoint) -> RenamedWeights:
             key: KeyRecord(status=MAPPED, sources=(stored_key,), target=key) for key, stored_key in stored_keys.items()
         },
         dropped=[],
-        kwargs=backbone.kwargs | {key: kwargs[key] for key in kwargs if key.endswith("_num_heads")},
+        kwargs=backbone.kwargs | {key: kwargs[key] for key in kwargs if key.startswith(("decoder_", "predictor_"))},
         notes=[],
         grid=list(backbone.patch_embed.grid),
     )

@@ -3,7 +3,7 @@
 Strict: every key of the source and of the network is mapped, reshaped, created or dropped, otherwise it is an error.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -99,6 +99,8 @@ def adapt(
     adapter.drop_unused()
     if adapter.problems:
         problems = adapter.problems if len(adapter.problems) <= 10 else [shorten(adapter.problems)]
+        known: dict[str, Any] = {**body.kwargs, **network.kwargs}  # type: ignore[dict-item]
+        problems += differing_arguments(source.kwargs, known)
         raise ValueError(f"a {source.format.name} checkpoint does not fit this {kind}\n  " + "\n  ".join(problems))
     return dict(zip(network.state_dict(), adapter.state.values(), strict=True)), adapter.report
 
@@ -284,6 +286,16 @@ class _Adapter:
             else:
                 self.problems.append(f"{' + '.join(sources)}: the network has no {key}")
         self.report.records += self.source.dropped
+
+
+def differing_arguments(source: Mapping[str, Any], target: Mapping[str, Any]) -> list[str]:
+    """Return a line that names the arguments that differ between checkpoint and network, none if none is known to."""
+    differing = [
+        f"{key}={source[key]} in the checkpoint, {target[key]} in the network"
+        for key in sorted(source.keys() & target.keys() - {"num_classes", "backbone_args"})
+        if source[key] != target[key]
+    ]
+    return [f"arguments that differ (model.args): {'; '.join(differing)}"] if differing else []
 
 
 def family(key: str) -> str:

@@ -43,7 +43,8 @@ def export(
         raise ValueError(
             f"{folder}: contains a network of this project, which would be overwritten; choose another folder"
         )
-    hf_config = model.config | describe_classes(network, config) | describe_loss(network, config.get("task", {}))
+    hf_config: dict[str, Any] = {"input": dict(config["input"])} if config.get("input") else {}
+    hf_config |= model.config | describe_classes(network, config) | describe_loss(network, config.get("task", {}))
     state = dict(rename_state(network.state_dict(), model))
     json_files = {CONFIG: hf_config}
     clip = config.get("input", {})
@@ -59,7 +60,7 @@ def export(
         hf_config,
         license_name=license_name,
         figures=figures or {},
-        address=repository or folder.name,
+        address=repository or str(folder),
     )
     return f"wrote {folder}: {model.name} for transformers"
 

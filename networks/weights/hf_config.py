@@ -71,16 +71,19 @@ def describe_for_transformers(network: nn.Module) -> HFModel:
 
 
 def describe_loss(network: nn.Module, task: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what config.json of transformers tells of the loss of a pre-training, as far as `task` tells it.
+    """Return what config.json of transformers tells of the loss of a masked autoencoder, {} for other networks.
 
-    `task` has norm_pix_loss and mask_ratio, which may be "auto".
+    `task` has norm_pix_loss and mask_ratio, which may be "auto", or is empty. Only Hiera draws masks there; for
+    VideoMAE the ratio is a note.
     """
-    is_hiera = isinstance(network, HieraMAE)
-    if not isinstance(network, VideoMAE | HieraMAE) or not task:
+    if not isinstance(network, VideoMAE | HieraMAE):
         return {}
-    ratio = network.default_mask_ratio if task["mask_ratio"] == "auto" else task["mask_ratio"]
-    key = "normalize_pixel_loss" if is_hiera else "norm_pix_loss"
-    return {key: task["norm_pix_loss"], **({"mask_ratio": ratio} if is_hiera else {})}
+    ratio = task.get("mask_ratio", "auto")
+    key = "normalize_pixel_loss" if isinstance(network, HieraMAE) else "norm_pix_loss"
+    return {
+        key: task.get("norm_pix_loss", True),
+        "mask_ratio": network.default_mask_ratio if ratio == "auto" else ratio,
+    }
 
 
 def _require(kind: str, kwargs: Mapping[str, Any], **supported: Any) -> None:

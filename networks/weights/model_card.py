@@ -75,7 +75,10 @@ def describe_network(
     if name == "VJEPA2Model":
         text += " The encoder is the teacher of the pre-training, the EMA of the one that was trained."
     elif hf_config["model_type"] == "vjepa2":
-        text += " transformers also builds a predictor, which this network does not need and these files do not have."
+        text += (
+            " transformers also builds a predictor, which this network does not need: it reports that weights of the "
+            "predictor are missing, and the logits are right all the same."
+        )
     if hf_config.get("norm_pix_loss") is False:
         text += (
             " It predicts pixels from 0 to 1, which are not normalized for each patch. The loss of transformers takes "
@@ -96,7 +99,7 @@ def describe_figures(figures: Mapping[str, Any]) -> str:
         return "\n".join(["## Results", "", "| clips x crops | videos | top-1 | top-5 |", "|---|---|---|---|", *rows])
     losses = [
         f"Loss {summary['loss']:.4f} on {summary['videos']} videos; predicting the mean target gives "
-        f"{summary['mean_target_loss']:.4f}."
+        f"{summary['mean_target_loss']:.4f}." + (f" {summary['masks']}." if "masks" in summary else "")
         for summary in figures.values()
         if "mean_target_loss" in summary
     ]
@@ -121,8 +124,13 @@ def usage(hf_config: Mapping[str, Any], auto_class: str, address: str) -> str:
         call = f"model({'pixel_values_videos=' if kind == 'vjepa2' else ''}clips)"
     if is_pretraining and kind == "videomae":
         tubelets = frames // hf_config["tubelet_size"]
-        tokens = tubelets * (height // hf_config["patch_size"]) * (width // hf_config["patch_size"])
-        lines.append(f"hidden = torch.arange({tokens}).remainder(10).gt(0)[None]  # 90 % of the patches")
+        patches, ratio = (
+            (height // hf_config["patch_size"]) * (width // hf_config["patch_size"]),
+            hf_config["mask_ratio"],
+        )
+        comment = f"a tube mask, {100 * ratio:g} % of the patches"
+        hidden = f"torch.randperm({patches}).lt({round(ratio * patches)}).repeat({tubelets})[None]"
+        lines.append(f"hidden = {hidden}  # {comment}")
         call = "model(clips, hidden)"
     if auto_class == "AutoModel":
         call, result = "model(pixel_values_videos=clips, skip_predictor=True)", "last_hidden_state.mean(1)"

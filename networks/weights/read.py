@@ -202,7 +202,8 @@ def read_torch(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL" not in str(error):
-            raise
+            expected = "expected .pt, .pth, .safetensors or .npz, or the folder of a run"
+            raise ValueError(f"damaged, or of another kind: {expected}") from error
         reason = str(error).split("Check the documentation")[0].split("WeightsUnpickler error:")[-1].strip()
         raise UnsupportedCheckpoint(
             f"contains more than tensors, and reading it could run code: {reason.splitlines()[0]}\n"

@@ -42,6 +42,18 @@ def test_command_prints_a_row_per_network(capsys):
     assert [row.split()[:2] for row in rows] == [["vivit_tiny", "4x64x64"], ["timesformer_tiny", "4x64x64"]]
 
 
+def test_pretraining_is_counted_with_the_published_share_hidden(capsys):
+    names = ["pretrain_videomae_b", "mae_hiera_tiny", "pretrain_vjepa2_tiny", "maskfeat_tiny"]
+    assert main(names) == 0
+    rows = dict(line.split()[::3] for line in capsys.readouterr().out.splitlines()[1:] if line.startswith(tuple(names)))
+    assert rows.keys() == set(names)
+    # Encoder: 160 tokens, of them 8 x 20 visible; decoder: all 1568.
+    dim, depth, n, tokens = 768, 12, 8 * 20, 1568
+    encoder = n * (2 * 16 * 16 * 3 * dim + depth * (12 * dim**2 + 2 * n * dim)) + n * dim * 384
+    decoder = tokens * 4 * (12 * 384**2 + 2 * tokens * 384) + (tokens - n) * 384 * 1536
+    assert float(rows["pretrain_videomae_b"]) == pytest.approx((encoder + decoder) / 1e9, rel=0.005)
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

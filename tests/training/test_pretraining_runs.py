@@ -10,6 +10,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
+import networks
 from networks import weights
 from pipelines.data.dataset import read_list
 from pipelines.sample_source import SampleSource
@@ -58,6 +59,8 @@ def test_pretrained_network_is_evaluated_fine_tuned_and_continued(arguments, pre
     summary = json.loads((test_dir / "summary.json").read_text())
     losses_seen = [row["loss"] for row in metrics(pretrained, "val")]  # of a JEPA the last network is kept
     assert summary["videos"] == 13 and summary["loss"] == (losses_seen[-1] if kind == "VJEPA2" else min(losses_seen))
+    hidden = {"ViViT": "tube masks hide 75 %", "Hiera": "random masks hide", "VJEPA2": "masks of small blocks"}[kind]
+    assert summary["masks"].startswith(hidden) and f"\n{summary['masks']}\n" in (pretrained / "log.txt").read_text()
     for path in (test_dir / "predictions.png", pretrained / "clips.png"):
         image = imread(path)
         assert image.shape[0] > 100 and image[..., :3].std() > 0.1
@@ -76,6 +79,13 @@ def test_pretrained_network_is_evaluated_fine_tuned_and_continued(arguments, pre
     again = last_checkpoint(continued)["network"]
     state = {name: value for name, value in start.state_dict().items() if not name.startswith("teacher.")}
     assert all(torch.equal(value, again[name]) for name, value in state.items()), "a teacher moves at any lr"
+
+
+def test_weights_of_other_arguments_are_refused_with_their_names(tmp_path):
+    network = networks.build("pretrain_videomae_tiny", decoder_embed_dim=96)
+    weights.save_network(tmp_path, network, "pretrain_videomae_tiny")
+    with pytest.raises(ValueError, match=r"arguments that differ \(model.args\): decoder_embed_dim=96 .*, 48 in the"):
+        weights.load_pretrained(networks.build("pretrain_videomae_tiny"), tmp_path)
 
 
 @pytest.mark.parametrize("form", ["list", "folder"])
@@ -107,16 +117,22 @@ def test_pretraining_needs_no_labels(arguments, tmp_path, capsys, form):
         ),
         (["model.name=maskfeat_tiny"], "model.name=maskfeat_tiny is not for task.name=mae"),
         (["task.name=classify"], "model.name=pretrain_videomae_tiny is not for task.name=classify"),
-        (["task.mask=frame_runs"], "mask=frame_runs: expected another one"),
-        (["task.mask_ratio=0.99"], "masks all of 2x4x4 cells"),
+        (["task.mask=frame_runs"], "task.mask=frame_runs: expected cube, tube or random"),
+        (
+            ["task.mask_ratio=0.99"],
+            "task.mask_ratio=0.99: task.mask=tube hides all of 2x4x4 cells; expected a smaller one",
+        ),
         (["task.decoder_mask_ratio=0.6"], "decoder_mask_ratio=0.6: expected 0.25, 0.5 or 0.75"),
         (["optim.layer_decay=0.75"], "optim.layer_decay=0.75: expected 1 with task.name=mae"),
         (
             [*JEPA, "task.mask_ratio=auto", "task.norm_pix_loss=no"],
             "norm_pix_loss=no: expected yes with task.name=jepa",
         ),
-        (["data.mixup=0.8"], "data.mixup=on: expected 0 with task.name=mae"),
-        ([*JEPA, "task.mask=tube", "task.mask_ratio=auto"], "expected auto with task.name=jepa"),
+        (["data.mixup=0.8"], "data.mixup=0.8: expected 0 with task.name=mae"),
+        ([*JEPA, "task.mask=tube", "task.mask_ratio=auto"], "task.mask=tube: expected auto with task.name=jepa"),
+        (JEPA, "task.mask_ratio=0.75: expected auto with task.name=jepa"),
+        (["task.label_smoothing=0.1"], "task.label_smoothing=0.1: expected 0 with task.name=mae"),
+        (["task.hog_window=16"], "task.hog_window|hog_gradient=16|sobel: expected 0|sobel with task.name=mae"),
         ([*JEPA, "task.mask_ratio=auto", "data.image_size=8"], "frames of 2x1x1 patches are too small"),
         (["model.freeze=backbone"], "model.freeze=backbone: the network has no head"),
     ],

@@ -14,6 +14,7 @@ import networks
 from configs.loading import parse_config
 from networks import weights
 from networks.weights.__main__ import main
+from networks.weights.read import read_checkpoint
 from tests.helpers.networks import SMALL, random_video, randomize, seeded_clips
 from tests.networks.test_masked_autoencoders import IMAGENET, SMALL_VIDEOMAE
 from training.pretraining_tasks import MAETask
@@ -89,6 +90,8 @@ def test_transformers_loads_every_weight_and_computes_the_same(kind, tmp_path):
             return  # test_masked_autoencoders compares the predictions of the same weights
         torch.testing.assert_close(network(video), expected, atol=1e-5, rtol=1e-5)
     assert loaded.config.id2label[2] == "class 2"
+    if not kind.startswith("Hiera"):  # which is not read from transformers
+        assert weights.input_spec(read_checkpoint(tmp_path / "hf")).frame_stride == 4
 
 
 def test_exported_pretraining_predicts_the_same(tmp_path):
@@ -122,13 +125,18 @@ def test_exported_pretraining_has_the_loss_of_its_run(tmp_path):
     ):
         name, options = CASES[kind]
         network = randomize(networks.build(name, **options), seed=4)
+        ratio = ["task.mask_ratio=0.75"] if kind.startswith("VideoMAE") else []
         folder = tmp_path / name
-        card = model_card(parse_config("", "", ["task.name=mae", "task.norm_pix_loss=no", f"model.name={name}"]), [])
+        card = model_card(
+            parse_config("", "", ["task.name=mae", "task.norm_pix_loss=no", *ratio, f"model.name={name}"]), []
+        )
         weights.save_network(folder / "ours", network, name, card)
         assert main(["export", str(folder / "ours"), str(folder / "hf"), "--to", "hf"]) == 0
         config = json.loads((folder / "hf" / "config.json").read_text())
         assert config.items() >= expected.items()
-        assert ("not normalized for each patch" in read_card(folder / "hf")[1]) == kind.startswith("VideoMAE")
+        card_text = read_card(folder / "hf")[1]
+        assert ("not normalized for each patch" in card_text) == kind.startswith("VideoMAE")
+        assert ("a tube mask, 75 % of the patches" in card_text) == kind.startswith("VideoMAE")
     network, config = weights.load_network(tmp_path / "pretrain_videomae_tiny" / "ours")
     loaded = auto_class("").from_pretrained(tmp_path / "pretrain_videomae_tiny" / "hf").eval()
     batch = seeded_clips(2, 3, 4, 32, 32)
