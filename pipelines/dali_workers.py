@@ -96,7 +96,8 @@ def unlink_semaphores(pool: Any) -> None:
     locks = [lock for queue in queues if queue for lock in (queue.lock, *vars(queue.cv_not_empty).values())]
     ids = {id(lock) for lock in locks}
     for finalizer in list(util._finalizer_registry.values()):  # type: ignore[attr-defined]
-        if finalizer._weakref is not None and id(finalizer._weakref()) in ids:
+        weakref = getattr(finalizer, "_weakref", None)  # a finalizer may be of no object
+        if weakref is not None and id(weakref()) in ids:
             finalizer()
 
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from multiprocessing.synchronize import SemLock
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,11 @@ def test_killed_worker_is_replaced_and_the_stream_stays_the_same(clips_folder, t
 
 def test_semaphores_of_workers_have_no_names_once_a_batch_is_there(clips_folder, tmp_path):
     """They would stay in shared memory if the program and Python's resource tracker were killed together."""
+    # A finalizer of no object, as a program has that uses a multiprocessing.Manager.
+    finalizer = Finalize(None, print, exitpriority=1)
     loader = make_loader(clips_folder(tmp_path, 9), "data.num_workers=2")
     next(iter(loader))
+    finalizer.cancel()
     pool = loader.decoder.dali.pipe._py_pool.pool
     for queue in (pool._result_queue, pool._general_task_queue):
         locks = [value for value in (queue.lock, *vars(queue.cv_not_empty).values()) if isinstance(value, SemLock)]
