@@ -105,7 +105,8 @@ def describe(dataset: Dataset, infos: Sequence[VideoInfo]) -> str:
     """Describe a list in one line: its coverage, and the number of classes that occur."""
     if dataset.targets is not None:
         return f"{coverage(infos)}, labels of shape {dataset.targets.shape[1:]}"
-    return f"{coverage(infos)}, {len({video.label for video in dataset.videos})} classes"
+    labels = {video.label for video in dataset.videos} - {-1}
+    return f"{coverage(infos)}, {len(labels)} classes" if labels else coverage(infos)
 
 
 def _print_notes(dataset: Dataset, source: SampleSource, readable: Sequence[VideoInfo]) -> None:

@@ -11,9 +11,13 @@ import torch
 from matplotlib.image import imread
 
 import networks
+from configs.schema import Data
 from networks import weights
+from pipelines import index as index_command
+from pipelines import preview
 from pipelines.data.dataset import read_list
 from pipelines.sample_source import SampleSource
+from pipelines.tuning.tune import read_training_list
 from tests.helpers.runs import (
     ONE_EPOCH,
     evaluate,
@@ -104,6 +108,11 @@ def test_pretraining_needs_no_labels(arguments, tmp_path, capsys, form):
     assert weights.load_network(pretrained / "best")[1]["id2label"] == {}
     labeled = train(arguments, "labeled", *VIDEOMAE, *ONE_EPOCH)
     assert losses(pretrained) == losses(labeled)
+    assert index_command.main([str(source)]) == 0
+    keys = [argument for argument in arguments if argument.startswith("data.") and "train=" not in argument]
+    assert preview.main([str(source), *keys, f"out={tmp_path / 'preview.png'}"]) == 0
+    assert read_training_list(Data(train=str(source))).classes == []
+    capsys.readouterr()
     train(arguments, "x", *CLASSIFY, *lists, status=2)
     assert "no label: expected 'path label'" in capsys.readouterr().err
 
