@@ -96,7 +96,7 @@ def read_subject(source: str, overrides: Sequence[str]) -> Subject:
     path = Path(source)
     if is_recipe:
         if not cfg.data.train:
-            raise ValueError("data.train: expected a training list, or a folder with one folder per class")
+            raise ValueError("data.train: expected a training list, or a folder of videos")
         dataset = read_training_list(cfg.data)
     elif path.suffix.lower() in VIDEO_SUFFIXES or path.is_dir() and _has_videos(path):
         dataset = load_dataset([(video, 0) for video in find_in_folder(source)])

@@ -54,7 +54,8 @@ def _check_training(cfg: Config) -> None:
     key, value = ("task.mask", task.mask) if task.mask != "auto" else ("task.mask_ratio", task.mask_ratio)
     _require(own_masks, key, value, "auto with task.name=jepa")
     uses_hog = task.name not in ("mae", "jepa") or (not task.hog_window and task.hog_gradient == "sobel")
-    _require(uses_hog, "task.hog_window|hog_gradient", f"{task.hog_window}|{task.hog_gradient}", f"0|sobel {because}")
+    key, expected = ("hog_window", "0") if task.hog_window else ("hog_gradient", "sobel")
+    _require(uses_hog, f"task.{key}", getattr(task, key), f"{expected} {because}")
     _require(0 <= min(o.betas) <= max(o.betas) < 1, "optim.betas", o.betas, "numbers of 0 to below 1")
     no_milestones = o.schedule == "step" or not o.milestones
     _require(no_milestones, "optim.milestones", list(o.milestones), "none unless optim.schedule=step")

@@ -60,7 +60,7 @@ class VideoLoader(_ListLoader):
     `device` is auto, cpu, cuda or a torch.device; `dtype` float32 or float16. With torch.distributed initialized, each
     rank gets its part of every batch; `world` says otherwise. `global_batch_size` is optim.global_batch_size: an epoch
     then has whole optimizer steps. `classes` are the class names if they are not those of `videos`. With
-    `labeled=False`, for pre-training, the videos need no labels, and label is -1.
+    `labeled=False`, for pre-training, a list or folder needs no labels, and label is -1; with None it may have none.
 
     Prints what the list holds and who decodes it. Raises ValueError for a wrong argument, for a list without a
     readable video, with more unreadable ones than max_unreadable allows, or with fewer videos than a step needs.
@@ -78,13 +78,16 @@ class VideoLoader(_ListLoader):
         world: World | None = None,
         global_batch_size: int = 0,
         classes: Sequence[str] | None = None,
-        labeled: bool = True,
+        labeled: bool | None = True,
         **keys: Any,
     ):
         data = _sections(data, None, keys, takes_views=False).data
         run = LoaderContext.choose(device, dtype, seed, world)
         few = {"max_per_class": data.max_per_class, "few_shot_seed": data.few_shot_seed}
         self.dataset = _load_list(videos, data, run, classes=classes, labeled=labeled, **few)
+        if not self.dataset.classes and self.dataset.targets is None and (data.mixup or data.cutmix):
+            key = "mixup" if data.mixup else "cutmix"
+            raise ValueError(f"data.{key}={getattr(data, key)}: expected 0 for {self.dataset.path}, without labels")
         size = run.world.size
         grad_accum_steps = order.grad_accum_steps(global_batch_size, data.batch_size, size)
         batch_size = data.batch_size // data.aug_repeats
@@ -131,7 +134,7 @@ class EvalVideoLoader(_ListLoader):
         seed: int = 0,
         world: World | None = None,
         classes: Sequence[str] | None = None,
-        labeled: bool = True,
+        labeled: bool | None = True,
         **keys: Any,
     ):
         cfg = _sections(data, test, keys, takes_views=True)

@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 
 from configs import loading
 from configs.schema import Config
-from pipelines.data.dataset import read_list
 from pipelines.loader import VideoLoader
 from pipelines.sample_source import TooManyUnreadableVideos
 from utils.cli import run_command
@@ -35,9 +34,8 @@ def draw_before_and_after(cfg: Config, num_clips: int) -> Figure:
         "grayscale": 0.0,
     }
     plain |= dict.fromkeys(("mixup", "cutmix", "random_erasing", "blur", "solarize"), 0.0)
-    labeled = all(video.label >= 0 for video in read_list(data.train, data.root))
     loaders = [
-        VideoLoader(data.train, data, device="cpu", seed=cfg.run.seed, labeled=labeled, **keys) for keys in (plain, {})
+        VideoLoader(data.train, data, device="cpu", seed=cfg.run.seed, labeled=None, **keys) for keys in (plain, {})
     ]
     before, after = (next(iter(loader)) for loader in loaders)
     classes = loaders[0].classes

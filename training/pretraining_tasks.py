@@ -168,7 +168,8 @@ class MAETask(CellMaskTask):
         super().__init__(network, mask, ratio)
         if self.mask == "frame_runs":
             raise ValueError(
-                "task.mask=frame_runs: expected cube, tube or random, which hide as many patches in each clip"
+                "task.mask=frame_runs: expected cube, tube or random; it is for MaskFeat, which predicts the middle "
+                "frame of each run"
             )
         self.targets, self.normalize, self.decoder_ratio = network.pixel_targets, normalize, decoder_ratio
         if decoder_ratio:

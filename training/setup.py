@@ -52,7 +52,7 @@ def build_loaders(
     """
     data = cfg.data
     if not data.train:
-        raise ValueError("data.train: expected a training list, or a folder with one folder per class")
+        raise ValueError("data.train: expected a training list, or a folder of videos")
     if cfg.task.name == "probe" and not data.val:
         raise ValueError("data.val=: expected a validation list with task.name=probe: it tells which probe is best")
     shared: dict[str, Any] = {"device": device, "dtype": clip_dtype(dtype), "world": world, "seed": cfg.run.seed}
@@ -237,7 +237,7 @@ def describe_step(schedule: Schedule, batch_size: int, world_size: int, grad_acc
     counts = ((batch_size, "clips"), (world_size, "processes"), (grad_accum_steps, "batches"))
     factors = " x ".join(f"{count} {what}" for count, what in counts if count > 1)
     scaled = f" = {o.lr:g} x {clips} / {o.lr_base_batch}" if o.lr_base_batch else ""
-    made_of = f" ({factors})" if " x " in factors else ""
+    made_of = f" ({factors})" if world_size * grad_accum_steps > 1 else ""
     return f"{clips} clip{'s' * (clips > 1)}{made_of}; {o.name}, lr {schedule.peak_lr:.3g}{scaled}"
 
 

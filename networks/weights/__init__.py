@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from networks import PRETRAINING, build
 from networks.argument_checks import check_choice
 from networks.frame_encoder import FrameEncoder
+from networks.pretraining import MaskedAutoencoder
 from networks.weights.adapt import HEAD, adapt
 from networks.weights.adapt_frame_encoder import adapt_frame_encoder
 from networks.weights.formats import Format
@@ -229,6 +230,8 @@ def describe_source(checkpoint: Checkpoint, file_format: Format, network: nn.Mod
         },
         "converted_from": {"source": checkpoint.source, "format": file_format.name},
     }
+    if config.task and isinstance(network, MaskedAutoencoder):
+        extra["task"] = config.task
     if len(config.id2label) == kwargs.get("num_classes", 0) > 0:
         extra["id2label"] = {str(number): label for number, label in config.id2label.items()}
     return extra

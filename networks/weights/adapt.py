@@ -3,7 +3,7 @@
 Strict: every key of the source and of the network is mapped, reshaped, created or dropped, otherwise it is an error.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from networks.timesformer import TimeSformer
 from networks.videoprism import VideoPrism
 from networks.vivit import ViViT
 from networks.vjepa2 import VJEPA2
-from networks.weights.architecture import check_num_heads
+from networks.weights.architecture import check_num_heads, misfit_hints
 from networks.weights.pretraining_parts import PREDICTION_WEIGHTS, is_of_pretraining, with_teacher_weights
 from networks.weights.read import shorten
 from networks.weights.rename_keys import RenamedWeights
@@ -73,8 +73,8 @@ def adapt(
     among all frames ("average"). temporal: attention over time that the source lacks starts as a copy of the attention
     over space ("copy"), or with an output of zero ("zero"); temporal_fc starts at zero in any case, so that TimeSformer
     starts as the image model (section 4 of its paper). head: "auto" keeps the head of a video network with the same
-    number of classes, "new" keeps none. source_grid: (t, h, w) of the source's position embeddings, where their number
-    does not determine it.
+    number of classes, "new" keeps none, and no decoder or predictor of a pre-training. source_grid: (t, h, w) of the
+    source's position embeddings, where their number does not determine it.
 
     Raises ValueError that lists every key of the source that the network has not, every key of the network that the
     source has not, and every pair of keys with different shapes.
@@ -89,8 +89,9 @@ def adapt(
     if source.format.architecture not in SOURCE_ARCHITECTURES[type(body)]:
         raise ValueError(f"a {source.format.name} checkpoint cannot fill a {kind}: it is of another architecture")
     check_num_heads("num_heads", source.kwargs, body.kwargs)  # type: ignore[arg-type]
-    for key in ("decoder_num_heads", "predictor_num_heads"):
-        check_num_heads(key, source.kwargs, network.kwargs)  # type: ignore[arg-type]
+    for part in ("decoder", "predictor"):
+        if any(key.startswith(f"{part}_") for key in source.state) and head != "new":
+            check_num_heads(f"{part}_num_heads", source.kwargs, network.kwargs)  # type: ignore[arg-type]
     target_state = {key.removeprefix("backbone."): tensor for key, tensor in network.state_dict().items()}
     resizer = Resizer(source, body, target_state, inflation=inflation, source_grid=grid)
     adapter = _Adapter(source, body, target_state, resizer, temporal=temporal, head=head)
@@ -99,8 +100,7 @@ def adapt(
     adapter.drop_unused()
     if adapter.problems:
         problems = adapter.problems if len(adapter.problems) <= 10 else [shorten(adapter.problems)]
-        known: dict[str, Any] = {**body.kwargs, **network.kwargs}  # type: ignore[dict-item]
-        problems += differing_arguments(source.kwargs, known)
+        problems += misfit_hints(adapter.problems, source.kwargs, body.kwargs | network.kwargs)  # type: ignore
         raise ValueError(f"a {source.format.name} checkpoint does not fit this {kind}\n  " + "\n  ".join(problems))
     return dict(zip(network.state_dict(), adapter.state.values(), strict=True)), adapter.report
 
@@ -183,7 +183,10 @@ class _Adapter:
         if "cls_token" not in target_state:
             unwanted["cls_token"] = "the network has no class token"
         own_parts = [key for key in self.source.state if is_of_pretraining(key)]
-        if not all(key in target_state for key in own_parts if key in PREDICTION_WEIGHTS):
+        if self.head == "new":
+            parts = (key for key in own_parts if not key.startswith("teacher."))
+            unwanted |= dict.fromkeys(parts, "a new decoder or predictor was asked for")
+        elif not all(key in target_state for key in own_parts if key in PREDICTION_WEIGHTS):
             unwanted |= dict.fromkeys(own_parts, "mask token, decoder, predictor or HOG head of the pre-training")
         return unwanted
 
@@ -286,16 +289,6 @@ class _Adapter:
             else:
                 self.problems.append(f"{' + '.join(sources)}: the network has no {key}")
         self.report.records += self.source.dropped
-
-
-def differing_arguments(source: Mapping[str, Any], target: Mapping[str, Any]) -> list[str]:
-    """Return a line that names the arguments that differ between checkpoint and network, none if none is known to."""
-    differing = [
-        f"{key}={source[key]} in the checkpoint, {target[key]} in the network"
-        for key in sorted(source.keys() & target.keys() - {"num_classes", "backbone_args"})
-        if source[key] != target[key]
-    ]
-    return [f"arguments that differ (model.args): {'; '.join(differing)}"] if differing else []
 
 
 def family(key: str) -> str:

@@ -1,6 +1,6 @@
 """An inferred architecture, and what the shapes of weights tell about it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isqrt
 from typing import Any, NamedTuple
 
@@ -62,3 +62,16 @@ def check_num_heads(key: str, source_kwargs: Mapping[str, Any], target_kwargs: M
             f"the checkpoint has {key}={source_heads}, the network {key}={target_heads}: the shapes are equal, "
             "but the outputs are not"
         )
+
+
+def misfit_hints(problems: Sequence[str], source: Mapping[str, Any], target: Mapping[str, Any]) -> list[str]:
+    """Return lines that help with keys that do not fit: arguments that differ between checkpoint and network."""
+    hints = []
+    if any("decoder_" in problem or "predictor_" in problem for problem in problems):
+        hints.append("model.pretrained_args.head=new starts with a new decoder or predictor")
+    differing = [
+        f"{key}={source[key]} in the checkpoint, {target[key]} in the network"
+        for key in sorted(source.keys() & target.keys() - {"num_classes", "backbone_args"})
+        if source[key] != target[key]
+    ]
+    return hints + ([f"arguments that differ (model.args): {'; '.join(differing)}"] if differing else [])

@@ -60,6 +60,7 @@ def export(
         hf_config,
         license_name=license_name,
         figures=figures or {},
+        title=repository or folder.name,
         address=repository or str(folder),
     )
     return f"wrote {folder}: {model.name} for transformers"

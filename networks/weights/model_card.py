@@ -25,6 +25,7 @@ def write_model_card(
     *,
     license_name: str,
     figures: Mapping[str, Any],
+    title: str,
     address: str,
 ) -> None:
     """Write README.md.
@@ -37,7 +38,7 @@ def write_model_card(
     if task:
         metadata["pipeline_tag"] = task
     sections = [
-        f"# {address}",
+        f"# {title}",
         description,
         describe_figures(figures),
         f"## Use\n\n```python\n{usage(hf_config, auto_class, address)}```",
@@ -124,10 +125,8 @@ def usage(hf_config: Mapping[str, Any], auto_class: str, address: str) -> str:
         call = f"model({'pixel_values_videos=' if kind == 'vjepa2' else ''}clips)"
     if is_pretraining and kind == "videomae":
         tubelets = frames // hf_config["tubelet_size"]
-        patches, ratio = (
-            (height // hf_config["patch_size"]) * (width // hf_config["patch_size"]),
-            hf_config["mask_ratio"],
-        )
+        patches = (height // hf_config["patch_size"]) * (width // hf_config["patch_size"])
+        ratio = hf_config["mask_ratio"]
         comment = f"a tube mask, {100 * ratio:g} % of the patches"
         hidden = f"torch.randperm({patches}).lt({round(ratio * patches)}).repeat({tubelets})[None]"
         lines.append(f"hidden = {hidden}  # {comment}")

@@ -221,6 +221,8 @@ def tensors_of(content: Any) -> dict[str, Tensor]:
         if inner is None:
             break
         predictor, content = predictor_of(content), inner
+    if predictor and isinstance(content, Mapping):
+        content = {str(key).removeprefix("module."): value for key, value in content.items()} | predictor
     if not isinstance(content, Mapping) or not content:
         raise UnsupportedCheckpoint(f"expected a dictionary of tensors, found {type(content).__name__}")
     other_keys = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
@@ -228,20 +230,16 @@ def tensors_of(content: Any) -> dict[str, Tensor]:
         raise UnsupportedCheckpoint(
             f"expected only tensors under {', '.join(WRAPPERS)} or at the top level, found {shorten(other_keys)}"
         )
-    if predictor:
-        return {str(key).removeprefix("module."): value for key, value in content.items()} | predictor
     return {str(key): value for key, value in content.items()}
 
 
 def predictor_of(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Return the predictor that V-JEPA 2 stores beside its encoders, with its mask tokens joined, {} without one."""
-    stored = content.get("predictor")
-    if not isinstance(stored, Mapping):
-        return {}
+    stored = content["predictor"] if isinstance(content.get("predictor"), Mapping) else {}
     plain = {str(key).removeprefix("module.").removeprefix("backbone."): value for key, value in stored.items()}
     tokens = [plain.pop(f"mask_tokens.{number}") for number in range(len(plain)) if f"mask_tokens.{number}" in plain]
-    if not tokens:  # one of V-JEPA 2-AC, which predicts what actions lead to
-        return {}
+    if not tokens or not all(isinstance(token, Tensor) for token in tokens):
+        return {}  # such as that of V-JEPA 2-AC, which predicts what actions lead to
     return {f"predictor.{key}": value for key, value in (plain | {"mask_tokens": torch.cat(tokens)}).items()}
 
 

@@ -36,6 +36,7 @@ class SourceConfig:
     id2label: dict[str, Any] = field(default_factory=dict)
     labels: list[str] | None = None  # class names in order, None if they are only placeholders
     input: dict[str, Any] = field(default_factory=dict)
+    task: dict[str, Any] = field(default_factory=dict)  # of a masked autoencoder: norm_pix_loss, mask_ratio
     mean: Any = None
     std: Any = None
     encoder: str = ""  # the name in timm of an image encoder
@@ -55,6 +56,7 @@ def parse_source_config(config: Mapping[str, Any], preprocessor: Mapping[str, An
         "id2label": config.get("id2label", {}),
         "labels": parse_labels(config.get("id2label", {})),
         "input": own_input,
+        "task": config.get("task") if is_object(config.get("task")) else parse_task(config),
         "mean": own_input.get("mean") or preprocessor.get("image_mean") or timm_input.get("mean"),
         "std": own_input.get("std") or preprocessor.get("image_std") or timm_input.get("std"),
         "problem": describe_problem(config),
@@ -159,6 +161,12 @@ def parse_kwargs(config: Mapping[str, Any]) -> dict[str, Any]:
     if "attn_logit_softcapping" in config:
         kwargs["attn_softcap"] = config["attn_logit_softcapping"]
     return kwargs
+
+
+def parse_task(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a config of transformers tells of the loss of a masked autoencoder, {} for other networks."""
+    key = next((key for key in ("norm_pix_loss", "normalize_pixel_loss") if key in config), None)
+    return {"norm_pix_loss": bool(config[key]), "mask_ratio": config.get("mask_ratio", "auto")} if key else {}
 
 
 def describe_problem(config: Mapping[str, Any]) -> str:

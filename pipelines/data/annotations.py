@@ -85,14 +85,14 @@ def read_entries(path: str, root: str | Path = "") -> list[Entry]:
     return entries
 
 
-def require_labels(entries: Iterable[Entry]) -> None:
-    """Raise ValueError if a video has no label."""
+def require_labels(entries: Iterable[Entry], reason: str = "only pre-training needs no labels") -> None:
+    """Raise ValueError, with the reason why labels are needed, if a video has none."""
     unlabeled = next((entry for entry in entries if not entry.label), None)
     if unlabeled is None:
         return
     raise ValueError(
         f"{unlabeled.line}: no label: expected 'path label' with a whole number, or 'path<TAB>class name' (in a "
-        "folder: a folder per class); only pre-training needs no labels"
+        f"folder: a folder per class); {reason}"
     )
 
 
@@ -167,13 +167,18 @@ def is_kinetics_list(text: str) -> bool:
 
 
 def _read_class_folder(folder: Path) -> list[Entry]:
-    entries = []
-    for path in sorted(folder.iterdir()):
-        if _is_video(path):
-            entries.append(Entry(path.name, label="", line=str(path)))
-        elif path.is_dir():
-            files = (file for file in sorted(path.iterdir()) if _is_video(file))
-            entries += [Entry(f"{path.name}/{file.name}", label=path.name, line=str(file)) for file in files]
+    top = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    classes = [
+        Entry(f"{path.name}/{file.name}", label=path.name, line=str(file))
+        for path in top
+        if path.is_dir()
+        for file in sorted(path.iterdir())
+        if _is_video(file)
+    ]
+    loose = [path for path in top if path.suffix.lower() in VIDEO_SUFFIXES]
+    if not classes:  # beside class folders, a folder of images may be anything
+        loose += [path for path in top if path.is_dir() and holds_images(path)]
+    entries = [*(Entry(path.name, label="", line=str(path)) for path in sorted(loose)), *classes]
     if not entries:
         expected = f"{folder}/CLASS/*.mp4 or {folder}/CLASS/CLIP/*.jpg (for shards: '{folder}/*.tar')"
         raise ValueError(f"{folder}: no videos in it; expected {expected}")
@@ -205,14 +210,18 @@ def _read_lines(path: str, text: str, root: str | Path) -> Iterator[Entry]:
         yield from _read_intervals(path, numbered[is_interval_header(first_line) :])
         return
     parse = choose_parser([line for _, line in numbered], is_video)
-    has_labels = not is_video(first_line) or any(parse(first_line) or ())
+    first = parse(first_line)
+    has_labels = not is_video(first_line) or bool(first and is_video(first[0]))
     for number, line in numbered:
         file, label = parse(line) or parse_any(line, is_video)
         if not has_labels and is_video(line):
             yield Entry(line.strip(), "", f"{path}:{number}")
             continue
         if not has_labels:
-            raise ValueError(f"{path}:{number}: {line!r}: expected the path of a video, without a label as in line 1")
+            raise ValueError(
+                f"{path}:{number}: {line!r}: expected the path of a video without a label, as in line "
+                f"{numbered[0][0]}, or a label in each line"
+            )
         if not file.strip() or not label.strip():
             raise ValueError(
                 f"{path}:{number}: {line!r}: expected 'path label' with a whole number, or 'path<TAB>class name'"

@@ -62,14 +62,15 @@ def load_dataset(  # noqa: PLR0913  # the configuration's keys, and what the tas
     classes: Sequence[str] | None = None,
     max_per_class: int = 0,
     few_shot_seed: int | str = "first",
-    labeled: bool = True,
+    labeled: bool | None = True,
 ) -> Dataset:
     """Read a list, a class folder or entries in memory once: the videos, their labels and the class names.
 
     `class_names` and `class_subset` are those of the configuration; `classes`, for validation and test lists, are the
     classes of the training list and win over both. With `labeled=False` labels are read only to choose among the
-    videos; without class_subset and max_per_class a list needs none, and there are no classes. Entries in memory are
-    described in `pipelines.data.memory`. A Dataset is returned as it is. Raises ValueError as read_list().
+    videos; without class_subset and max_per_class a list needs none, and there are no classes. None reads them if all
+    videos have one. Entries in memory are described in `pipelines.data.memory`. A Dataset is returned as it is. Raises
+    ValueError as read_list().
     """
     if isinstance(source, Dataset):
         if classes is not None and list(classes) != source.classes:
@@ -89,10 +90,11 @@ def load_dataset(  # noqa: PLR0913  # the configuration's keys, and what the tas
         base = base_folder(path, root)
         videos = [VideoEntry(join_path(base, e.file), row, e.start, e.end) for row, e in enumerate(entries)]
         return Dataset(path, videos, [], targets)
+    labeled = all(entry.label for entry in entries) if labeled is None else labeled
     if not labeled and not class_subset and not max_per_class:
         videos = [video._replace(label=-1) for video in _label_entries(path, entries, root, (), False)]
         return Dataset(path, videos, [])
-    require_labels(entries)
+    require_labels(entries, *([] if labeled else ["data.class_subset and data.max_per_class need labels"]))
     if classes is None:
         classes = _choose_classes(path, entries, class_names, class_subset)
     videos = _label_entries(path, entries, root, classes, bool(class_subset))

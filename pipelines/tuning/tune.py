@@ -151,7 +151,7 @@ def _draw(data: Data, seed: int, limit: int) -> Sample:
 
 
 def read_training_list(data: Data) -> Dataset:
-    """Read the training list as the loader does; labels only if clips are mixed, which takes time."""
+    """Read the training list as the loader does; it need not have labels."""
     return load_dataset(
         data.train,
         data.root,
@@ -159,7 +159,7 @@ def read_training_list(data: Data) -> Dataset:
         class_subset=data.class_subset,
         max_per_class=data.max_per_class,
         few_shot_seed=data.few_shot_seed,
-        labeled=bool(data.mixup or data.cutmix),
+        labeled=None,
     )
 
 

@@ -76,7 +76,7 @@ def write_checkpoint(name, folder):
         np.savez(path, **{key: tensor.numpy() for key, tensor in state.items()})
         return path
     family = name.split("_")[0]
-    predictor = make_state("vjepa2", "predictor")
+    predictor = make_state("vjepa2", "predictor") | {"predictor_pos_embed": torch.zeros(1, 12, 24)}
     content = {
         "hiera": {"model_state": state},
         "timesformer": {"model_state": state, "epoch": 3, "cfg": "TIMESFORMER: {}"},

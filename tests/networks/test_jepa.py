@@ -72,6 +72,14 @@ def test_predictor_equals_transformers(tmp_path):
     other = networks.build("pretrain_vjepa2_tiny", **SMALL_JEPA | {"predictor_num_heads": 4})
     with pytest.raises(ValueError, match="predictor_num_heads=2"):
         weights.load_pretrained(other, tmp_path)
+    other = networks.build("pretrain_vjepa2_tiny", **SMALL_JEPA | {"predictor_depth": 1})
+    with pytest.raises(ValueError, match="head=new starts with a new decoder or predictor"):
+        weights.load_pretrained(other, tmp_path)
+    fresh = other.predictor_proj.weight.clone()
+    weights.load_pretrained(other, tmp_path, head="new")
+    assert torch.equal(other.predictor_proj.weight, fresh)
+    key = "encoder.layer.1.mlp.fc1.weight"
+    assert torch.equal(other.backbone.blocks[1].mlp.fc1.weight, reference.state_dict()[key])
 
 
 def test_loss_and_gradients_equal_the_projects_code(tmp_path, monkeypatch):

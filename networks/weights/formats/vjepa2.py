@@ -22,6 +22,7 @@ PREDICTOR: Rules = {
     ),
 }
 PREDICTOR_OF_PRETRAINING = "predictor of the pre-training"
+UNUSED_POSITIONS = "a table that is not used: positions are rotary"
 
 V2_KWARGS = {"gelu": "exact", "rope_layout": "tiled", "ref_grid_size": 0, "modality_embed": False}
 V2_1_KWARGS = {"gelu": "exact", "rope_layout": "interleaved", "ref_grid_size": 16, "modality_embed": True}
@@ -34,7 +35,10 @@ FORMATS = (
         forbidden_keys=("*cls_token*", "*pool_{qkv:q|k|v}*", "*pos_embed_*", "*time_embed", "*attn.q_bias", "decoder*"),
         patch_kernel_ndim=5,
         rules=with_prefix(PREFIX, V2) | with_prefix("predictor.", PREDICTOR),
-        dropped_keys={f"{PREFIX}pos_embed": "a table that the encoder does not use: its positions are rotary"},
+        dropped_keys={
+            f"{PREFIX}pos_embed": UNUSED_POSITIONS,
+            "predictor.predictor_pos_embed": UNUSED_POSITIONS,
+        },
         kwargs=V2_KWARGS,
         normalization=IMAGENET,
         **VJEPA2_TEST,
@@ -52,7 +56,7 @@ FORMATS = (
             f"{PREFIX}img_mod_embed": "for single images",
             f"{PREFIX}patch_embed_img.*": "for single images",
             "predictor.*": PREDICTOR_OF_PRETRAINING,
-            f"{PREFIX}pos_embed": "a table that the encoder does not use: its positions are rotary",
+            f"{PREFIX}pos_embed": UNUSED_POSITIONS,
         },
         kwargs=V2_1_KWARGS,
         normalization=IMAGENET,

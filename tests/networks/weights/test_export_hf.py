@@ -145,6 +145,20 @@ def test_exported_pretraining_has_the_loss_of_its_run(tmp_path):
         expected = loaded(batch.video.transpose(1, 2), out["mask"].flatten(1)).loss
     assert out["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
 
+    network, _ = weights.load_network(tmp_path / "mae_hiera_tiny" / "ours")
+    loaded = auto_class("").from_pretrained(tmp_path / "mae_hiera_tiny" / "hf", mask_ratio=0.6).eval()
+    batch = seeded_clips(2, 3, 1, 64, 64)
+    with torch.no_grad():
+        out = MAETask(network, "random", 0.6, normalize=False)(network, batch)
+        noise = out["mask"].flatten(1).float() + torch.rand(2, 16) / 2
+        assert loaded(batch.video[:, :, 0], noise=noise).loss.item() == pytest.approx(out["loss"].item(), rel=1e-5)
+
+    source = tmp_path / "pretrain_videomae_tiny"
+    for folder in ("ours", "hf"):  # what is predicted is not lost on the way over another folder
+        assert main(["convert", str(source / folder), str(source / "again")]) == 0
+        assert main(["export", str(source / "again"), str(source / "hf_again"), "--to", "hf"]) == 0
+        assert json.loads((source / "hf_again" / "config.json").read_text())["norm_pix_loss"] is False
+
 
 @pytest.mark.parametrize("kind", [kind for kind in CASES if not kind.startswith("Hiera")])
 def test_exported_folder_is_read_again(kind, tmp_path):

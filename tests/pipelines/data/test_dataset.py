@@ -184,19 +184,26 @@ def test_videos_of_a_list_without_labels_are_for_pretraining_only(write, text):
     message = f"{path}:2: no label: expected 'path label' with a whole number, or 'path<TAB>class name'"
     assert_raises(message, load_dataset, path)
     assert_raises(message, read_class_names, path)
-    with pytest.raises(ValueError, match="only pre-training needs no labels"):
+    assert load_dataset(path, labeled=None).classes == []
+    with pytest.raises(ValueError, match="data.class_subset and data.max_per_class need labels"):
         load_dataset(path, labeled=False, max_per_class=2)
-    mixed = write(f"{text}d.mp4 3\n", "mixed.txt")
-    assert_raises("'d.mp4 3': expected the path of a video, without a label as in line 1", read_list, mixed)
+    mixed = write(f"# videos\n{text}d.mp4 3\n", "mixed.txt")
+    assert_raises("'d.mp4 3': expected the path of a video without a label, as in line 2", read_list, mixed)
+
+
+def test_folders_of_images_without_labels_may_end_with_numbers(write, folder):
+    root = folder("clip 1/img_1.jpg", "clip 2/img_1.jpg")
+    path = write("clip 1\nclip 2\n", "videos/list.txt")
+    assert relative(load_dataset(path, labeled=False).videos, root) == [("clip 1", -1), ("clip 2", -1)]
 
 
 def test_videos_in_no_class_folder_are_for_pretraining_only(folder):
     root = folder("a.mp4", "b.mp4", "frames/img_00001.jpg")
     assert relative(load_dataset(root, labeled=False).videos, root) == [("a.mp4", -1), ("b.mp4", -1), ("frames", -1)]
     assert_raises(f"{root}/a.mp4: no label: expected", load_dataset, root)
-    root = folder("run/c.mp4")
-    expected = [("a.mp4", -1), ("b.mp4", -1), ("frames", -1), ("run/c.mp4", 0)]
-    assert relative(read_list(root), root) == expected
+    root = folder("run/c.mp4", "run/cover.jpg", ".b.mp4")
+    expected = [("a.mp4", -1), ("b.mp4", -1), ("run/c.mp4", 0)]
+    assert relative(read_list(root), root) == expected, "beside class folders, a folder of images may be anything"
     assert_raises(f"{root}/a.mp4: no label: expected", load_dataset, root)
 
 
