@@ -77,9 +77,10 @@ def build_network(cfg: Config, num_classes: int) -> nn.Module:
         )
     variants = PRETRAINING_TASKS.get(cfg.task.name, VARIANTS)
     if cfg.model.name in (VARIANTS | PRETRAINING).keys() - variants.keys():
-        raise ValueError(
-            f"model.name={cfg.model.name} is not for task.name={cfg.task.name}: expected one of {', '.join(variants)}"
-        )
+        is_for = next((task for task, names in PRETRAINING_TASKS.items() if cfg.model.name in names), "classify")
+        expected = ", ".join(variants) if cfg.task.is_pretraining else "those of `python -m networks.flops` for classes"
+        wrong = f"model.name={cfg.model.name} is not for task.name={cfg.task.name} but for {is_for}"
+        raise ValueError(f"{wrong}: expected one of {expected}")
     try:
         if cfg.task.name == "probe" and cfg.model.name not in VARIANTS:
             raise unknown_network(cfg.model.name)

@@ -52,7 +52,10 @@ def test_pretrained_network_is_evaluated_fine_tuned_and_probed(arguments):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model.name=vivit_tiny"], "model.name=vivit_tiny is not for task.name=maskfeat: expected one of maskfeat_"),
+        (
+            ["model.name=vivit_tiny"],
+            "model.name=vivit_tiny is not for task.name=maskfeat but for classify: expected one of maskfeat_",
+        ),
         (["task.name=classify"], "model.name=maskfeat_tiny is not for task.name=classify"),
         (["data.image_size=30"], "patch_size=4 does not divide image_size=30x30"),
         (["data.image_size=24"], "masks of 2x2 tokens do not divide the 3x3 tokens of a frame"),

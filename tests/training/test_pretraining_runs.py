@@ -122,7 +122,7 @@ def test_pretraining_needs_no_labels(arguments, tmp_path, capsys, form):
     [
         (
             ["model.name=vivit_tiny"],
-            "model.name=vivit_tiny is not for task.name=mae: expected one of pretrain_",
+            "model.name=vivit_tiny is not for task.name=mae but for classify: expected one of pretrain_",
         ),
         (["model.name=maskfeat_tiny"], "model.name=maskfeat_tiny is not for task.name=mae"),
         (["task.name=classify"], "model.name=pretrain_videomae_tiny is not for task.name=classify"),
