@@ -24,11 +24,16 @@ class MaskUnitAttention(Attention):
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, N', D)."""
         query, key, value = self.query_key_value(tokens)
-        return self.proj(self.merge_units(attend(query, key, value, self.scale), len(tokens)))
+        return self.proj(self.merge_units(attend(query, key, value, self.scale), self.count_units(tokens)))
 
-    def merge_units(self, mixed: Tensor, batch_size: int) -> Tensor:
+    def count_units(self, tokens: Tensor) -> int:
+        """Return the number of mask units among tokens (B, N, D) that attend by themselves: 1 if all attend to all."""
+        return tokens.shape[1] // self.unit_size if self.unit_size else 1
+
+    def merge_units(self, mixed: Tensor, units: int) -> Tensor:
         """(B units, heads, N' / units, d) -> (B, N', D)."""
-        return rearrange(mixed, "(B units) heads n d -> B (n units) (heads d)", B=batch_size)
+        # The batch size is left open: a number given here would be that of an exported network for ever.
+        return rearrange(mixed, "(B units) heads n d -> B (n units) (heads d)", units=units)
 
     def query_key_value(self, tokens: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, D) -> query (B units, heads, N' / units, d), key, value (B units, heads, N / units, d)."""
@@ -37,7 +42,7 @@ class MaskUnitAttention(Attention):
             "B (n units) (three heads d) -> three (B units) heads n d",
             three=3,
             heads=self.num_heads,
-            units=tokens.shape[1] // self.unit_size if self.unit_size else 1,
+            units=self.count_units(tokens),
         )
         return max_pool(query, self.pool), key, value
 

@@ -72,10 +72,20 @@ def test_recipe_trains_from_a_stand_in_and_is_tested(name, clips_folder, tmp_pat
         kwargs = {"encoder_args": SMALL_VIT}
         num_frames, image_size = 4, 32
     else:
-        own = weights.convert(checkpoint, **given)[0].kwargs
+        network = weights.convert(checkpoint, **given)[0]
+        own = getattr(network, "backbone", network).kwargs  # of a pre-training the encoder
         num_frames, image_size = own["num_frames"], own["image_size"]
         image_size = image_size if isinstance(image_size, int) else image_size[0]
-        unset = {"num_classes", "num_frames", "image_size", "pooling", "pooler_depth", "drop_path", "head_scale"}
+        unset = {
+            "num_classes",
+            "num_frames",
+            "image_size",
+            "pooling",
+            "pooler_depth",
+            "drop_path",
+            "head_scale",
+            "q_pool",
+        }
         kwargs = {key: value for key, value in own.items() if key not in unset}
     overrides = [
         f"data.train={video_list}",

@@ -59,7 +59,7 @@ def test_attention_maps_reproduce_the_output_of_each_layer(kind):
         if getattr(layer, "residual_pooling", False):
             mixed[:, :, 1:] += query[:, :, 1:, : layer.head_dim]
         is_in_units = isinstance(layer, MaskUnitAttention)
-        actual = layer.merge_units(mixed, len(video)) if is_in_units else layer.merge_heads(mixed)
+        actual = layer.merge_units(mixed, layer.count_units(inputs[0])) if is_in_units else layer.merge_heads(mixed)
         actual = layer.proj(actual) if hasattr(layer, "proj") else actual
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 

@@ -400,8 +400,8 @@ def test_running_cells_refuse_what_they_cannot_do(grid, ratio, message):
 def test_task_refuses_masks_that_hide_nothing_everything_or_unequal_numbers():
     network = VideoMAE(**SMALL_VIDEOMAE)
     for options, message in (
-        (dict(ratio=0.01), "masks none of 2x4x4 cells"),
-        (dict(ratio=0.99), "masks all of 2x4x4 cells"),
+        (dict(ratio=0.01), "hides none of 2x4x4 cells; expected a larger one"),
+        (dict(ratio=0.99), "hides all of 2x4x4 cells; expected a smaller one"),
         (dict(mask="frame_runs"), "mask=frame_runs"),
     ):
         with pytest.raises(ValueError, match=message):
