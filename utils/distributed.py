@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 _TIMEOUT = timedelta(hours=6)  # the other ranks wait while the main one builds an index
@@ -40,7 +40,14 @@ class World:
             import torch.distributed  # here, because decode workers import this module and must stay free of torch
 
             backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
-            torch.distributed.init_process_group(backend, timeout=_TIMEOUT)
+            attempt, options = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), dict[str, Any]()
+            if attempt != "0" and local_world_size() == self.size:
+                # torchrun keeps the store of the first attempt, in which a rank may find the address of one that has
+                # died. On several machines the count may differ from one to another, so the store is left as it is.
+                store, rank, size = next(torch.distributed.rendezvous("env://", timeout=_TIMEOUT))
+                store = torch.distributed.PrefixStore(f"attempt_{attempt}", store)
+                options = {"store": store, "rank": rank, "world_size": size}
+            torch.distributed.init_process_group(backend, timeout=_TIMEOUT, **options)
 
     def broadcast(self, compute: Callable[[], T]) -> T:
         """Call `compute` on the main rank only and return its result on every rank."""
