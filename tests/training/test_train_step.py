@@ -79,7 +79,7 @@ def test_lr_is_scaled_logged_and_multiplied_at_milestones(arguments, capsys):
         "optim.clip_grad_norm=0.1",
     )
     assert [row["lr"] for row in metrics(run_dir, "train")] == pytest.approx([0.1] * 4 + [0.05] * 4)
-    assert "4 steps per epoch, each of 3 clips (3 clips); sgd, lr 0.1 = 0.2 x 3 / 6" in capsys.readouterr().out
+    assert "4 steps per epoch, each of 3 clips; sgd, lr 0.1 = 0.2 x 3 / 6" in capsys.readouterr().out
 
 
 def test_min_lr_is_scaled_as_lr_is():

@@ -91,4 +91,6 @@ def test_class_folder_takes_folders_of_images_and_files(frames):
     assert [(os.path.relpath(video.path, frames / "train"), video.label) for video in videos] == expected
     assert read_class_names(frames / "train") == ["jump", "run"]
     with pytest.raises(ValueError, match=r"no videos in it; expected .*/CLASS/\*.mp4 or .*/CLASS/CLIP/\*.jpg"):
-        read_list(frames / "train" / "run")
+        read_list(frames / "train" / "run" / "empty")
+    unlabeled = [(os.path.basename(video.path), video.label) for video in read_list(frames / "train" / "run")]
+    assert unlabeled == [("a_1", -1), ("c.mp4", -1)]
