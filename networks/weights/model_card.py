@@ -100,7 +100,7 @@ def describe_figures(figures: Mapping[str, Any]) -> str:
         return "\n".join(["## Results", "", "| clips x crops | videos | top-1 | top-5 |", "|---|---|---|---|", *rows])
     losses = [
         f"Loss {summary['loss']:.4f} on {summary['videos']} videos; predicting the mean target gives "
-        f"{summary['mean_target_loss']:.4f}." + (f" {summary['masks']}." if "masks" in summary else "")
+        f"{summary['mean_target_loss']:.4f}." + (f" Masks: {summary['masks']}." if "masks" in summary else "")
         for summary in figures.values()
         if "mean_target_loss" in summary
     ]
