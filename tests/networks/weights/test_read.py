@@ -291,3 +291,11 @@ def test_convert_reads_a_folder_of_this_project(tmp_path):
     assert report.summary() == f"{len(network.state_dict())} mapped, 0 reshaped, 0 created, 0 dropped"
     assert config["name"] == "videomae_tiny" and converted.kwargs == network.kwargs
     assert config["extra"]["id2label"]["3"] == "c3"
+
+
+def test_file_that_is_no_checkpoint_is_refused_without_advice_of_pytorch(tmp_path):
+    path = tmp_path / "notes.pth"
+    path.write_text("garbage")
+    with pytest.raises(ValueError, match="not a complete PyTorch checkpoint: damaged, or of another kind") as caught:
+        read_checkpoint(path)
+    assert "weights_only" not in str(caught.value)
