@@ -29,7 +29,7 @@ Arguments = dict[str, Any]
 class Data(Section):
     """Videos, frames and crops; augmentation; decoders."""
 
-    train: str = option("", "training list, or a folder with a folder per class (to pre-train: or of videos)")
+    train: str = option("", "training list, or a folder with a folder per class; to pre-train also a folder of videos")
     val: str = option("", "validation list, scored after each epoch (empty: no validation)")
     test: str = option("", "list for the multi-view test (empty: the validation list)")
     root: str = option("", "folder that the relative paths in a list refer to (empty: the folder of the list)")

@@ -87,7 +87,7 @@ def draw_curves(folder: Path) -> Path:
                 *zip(*points, strict=True) if points else ((), ()), label=kind, markersize=3, linewidth=1, **style
             )
         highest = max((y for line in axes.lines for y in line.get_ydata()), default=0)
-        top = 102 if key == "top1" else min(max(102, 1.05 * highest), 300) if scale == 100 else None
+        top = max(102, min(1.05 * highest, 300)) if scale == 100 else None
         axes.set(xlabel="step", title=title, ylim=(0, top))
         axes.grid(alpha=0.3)
         axes.legend()

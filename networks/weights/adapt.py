@@ -183,11 +183,11 @@ class _Adapter:
         if "cls_token" not in target_state:
             unwanted["cls_token"] = "the network has no class token"
         own_parts = [key for key in self.source.state if is_of_pretraining(key)]
-        if self.head == "new":
+        if not all(key in target_state for key in own_parts if key in PREDICTION_WEIGHTS):
+            unwanted |= dict.fromkeys(own_parts, "mask token, decoder, predictor or HOG head of the pre-training")
+        elif self.head == "new":
             parts = (key for key in own_parts if not key.startswith("teacher."))
             unwanted |= dict.fromkeys(parts, "a new decoder or predictor was asked for")
-        elif not all(key in target_state for key in own_parts if key in PREDICTION_WEIGHTS):
-            unwanted |= dict.fromkeys(own_parts, "mask token, decoder, predictor or HOG head of the pre-training")
         return unwanted
 
     def unwanted_pooler(self) -> dict[str, str]:

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.data.list_lines import (
+    IsVideo,
     begins_intervals,
     choose_parser,
     is_interval_header,
@@ -87,13 +88,10 @@ def read_entries(path: str, root: str | Path = "") -> list[Entry]:
 
 def require_labels(entries: Iterable[Entry], reason: str = "only pre-training needs no labels") -> None:
     """Raise ValueError, with the reason why labels are needed, if a video has none."""
-    unlabeled = next((entry for entry in entries if not entry.label), None)
-    if unlabeled is None:
-        return
-    raise ValueError(
-        f"{unlabeled.line}: no label: expected 'path label' with a whole number, or 'path<TAB>class name' (in a "
-        f"folder: a folder per class); {reason}"
-    )
+    for entry in entries:
+        if not entry.label:
+            expected = "'path label' with a whole number, or 'path<TAB>class name' (in a folder: a folder per class)"
+            raise ValueError(f"{entry.line}: no label: expected {expected}; {reason}")
 
 
 def list_exists(path: str) -> bool:
@@ -211,23 +209,25 @@ def _read_lines(path: str, text: str, root: str | Path) -> Iterator[Entry]:
         return
     parse = choose_parser([line for _, line in numbered], is_video)
     first = parse(first_line)
-    has_labels = not is_video(first_line) or bool(first and is_video(first[0]))
+    if is_video(first_line) and not (first and is_video(first[0])):
+        yield from _read_unlabeled(path, numbered, is_video)
+        return
     for number, line in numbered:
         file, label = parse(line) or parse_any(line, is_video)
-        if not has_labels and is_video(line):
-            yield Entry(line.strip(), "", f"{path}:{number}")
-            continue
-        if not has_labels:
-            raise ValueError(
-                f"{path}:{number}: {line!r}: expected the path of a video without a label, as in line "
-                f"{numbered[0][0]}, or a label in each line"
-            )
         if not file.strip() or not label.strip():
             raise ValueError(
                 f"{path}:{number}: {line!r}: expected 'path label' with a whole number, or 'path<TAB>class name'"
             )
         # A file name before a tab may begin or end with spaces.
         yield Entry(file if "\t" in line else file.strip(), label.strip(), f"{path}:{number}")
+
+
+def _read_unlabeled(path: str, numbered: list[tuple[int, str]], is_video: IsVideo) -> Iterator[Entry]:
+    expected = f"expected the path of a video without a label, as in line {numbered[0][0]}, or a label in each line"
+    for number, line in numbered:
+        if not is_video(line):
+            raise ValueError(f"{path}:{number}: {line!r}: {expected}")
+        yield Entry(line.strip(), "", f"{path}:{number}")
 
 
 def _read_jester(path: str, numbered: list[tuple[int, str]]) -> Iterator[Entry]:

@@ -85,15 +85,8 @@ def test_predictor_equals_transformers(tmp_path):
 def test_loss_and_gradients_equal_the_projects_code(tmp_path, monkeypatch):
     """On a checkpoint of V-JEPA 2, predictor included; foreign_checkpoints.py tells where it comes from."""
     recorded = ENTRIES["vjepa2"]["pretraining"]
-    network = networks.build(
-        "pretrain_vjepa2_tiny",
-        num_frames=4,
-        image_size=48,
-        backbone_args=dict(patch_size=8, embed_dim=40, depth=3, num_heads=2),
-        predictor_embed_dim=24,
-        predictor_depth=2,
-        predictor_num_heads=2,
-    )
+    backbone_args = SMALL_JEPA["backbone_args"] | {"depth": 3, "num_heads": 2}
+    network = networks.build("pretrain_vjepa2_tiny", **SMALL_JEPA | dict(image_size=48, backbone_args=backbone_args))
     report = weights.load_pretrained(network, write_checkpoint("vjepa2", tmp_path))
     created = {record.target for record in report.with_status("created")}
     assert created == {name for name in network.state_dict() if name.startswith("teacher.")}
