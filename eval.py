@@ -41,6 +41,7 @@ from evaluation.scores import Scores
 from evaluation.video import classify_video, classify_videos, score_video
 from networks import weights
 from networks.probed_encoder import ProbeGrid
+from networks.weights.adapter import weights_file
 from pipelines.data.annotations import list_exists
 from pipelines.data.dataset import read_class_names
 from pipelines.data.feature_shards import is_feature_folder
@@ -138,7 +139,7 @@ def build_recipe(source: Path, overrides: Sequence[str]) -> tuple[Config, Path, 
     torch.manual_seed(cfg.run.seed)  # for what the checkpoint leaves as initialized
     network = build_network(cfg, len(classes)).eval()
     report = init_from_pretrained(network, checkpoint, cfg.model, classes, complete=True)
-    print("\n".join([report, *input_lines]))
+    print("\n".join([report.text(), *input_lines]))
     path = run_path(cfg.run)  # not the run's own folder, whose results belong to its own weights
     return cfg, path.with_name(f"{path.name}_of_{Path(cfg.model.pretrained).name}"), network, classes
 
@@ -189,9 +190,9 @@ def run_multi_view_test(run: EvalRun, loader: EvalVideoLoader) -> str:
     """Score the list and write all files of the test to RUN/eval/; return the lines to print."""
     output_dir = run.path / "eval" / eval_dir_name(run.cfg, run.saved_cfg)
     has_best = (run.path / "best").exists()
-    weights_file = run.path / "best" / "model.safetensors" if has_best else Path(run.cfg.model.pretrained)
+    trained_weights = weights_file(run.path / "best") if has_best else Path(run.cfg.model.pretrained)
     videos = [(*v, i.size, i.mtime_ns) for v, i in zip(loader.videos, loader.infos, strict=True)]
-    fingerprint = eval_fingerprint(run.cfg, weights_file, videos)
+    fingerprint = eval_fingerprint(run.cfg, trained_weights, videos)
     ranks = f"rank{run.world.rank}of{run.world.size}"
     partial_scores = PartialScores(output_dir / f"partial_scores_{fingerprint[:8]}_{ranks}.pt", fingerprint)
     tests = build_further_tests(run.cfg, run.network)

@@ -25,6 +25,7 @@ from evaluation.evaluate import progress
 from evaluation.validate import is_validated, validate
 from networks.layers import AttentionLayout
 from networks.probed_encoder import ProbeGrid
+from networks.weights.adapter import weights_file
 from pipelines.batch_loader import Batch
 from pipelines.sample_source import TooManyUnreadableVideos
 from pipelines.sampling.order import torch_seed
@@ -198,7 +199,7 @@ def finish(t: Training, stop: GracefulStop) -> int:
             keeps_last = isinstance(t.task, PretrainingTask) and t.task.keeps_last
             t.run_dir.log(summarize_run(read_metrics(path), keeps_last))
             files = {
-                "best": "network: model.safetensors, config.json",
+                "best": f"network: {weights_file(path / 'best').name}, config.json",
                 "curves.png": "loss, and accuracy or the loss relative to that of the mean target",
                 "clips.png": "clips and predictions",
                 "attention.png": "attention of the network",

@@ -14,6 +14,7 @@ def check_combinations(cfg: Config) -> None:
     """Raise an error of pydantic's with the first key whose value contradicts another."""
     _check_data(cfg)
     _check_training(cfg)
+    _check_adapter(cfg)
     _check_probe(cfg)
     _check_eval(cfg)
 
@@ -65,6 +66,19 @@ def _check_training(cfg: Config) -> None:
     shorter = o.warmup_epochs < o.epochs
     _require(shorter, "optim.warmup_epochs", o.warmup_epochs, f"less than optim.epochs={o.epochs}")
     _require(o.min_lr <= o.lr, "optim.min_lr", o.min_lr, f"at most optim.lr={o.lr}")
+
+
+def _check_adapter(cfg: Config) -> None:
+    name, model = cfg.adapter.name, cfg.model
+    for key in cfg.adapter.unused:
+        expected = f"its default, as adapter.name={name} does not use it"
+        _require(False, f"adapter.{key}", getattr(cfg.adapter, key), expected)
+    if not name:
+        return
+    because = f"with adapter.name={name}"
+    _require(cfg.task.name == "classify", "adapter.name", name, f"none with task.name={cfg.task.name}")
+    _require(bool(model.pretrained), "model.pretrained", "", f"a checkpoint {because}, which trains little else")
+    _require(not model.freeze, "model.freeze", model.freeze, f"nothing {because}, which fixes all but the head")
 
 
 def _check_probe(cfg: Config) -> None:

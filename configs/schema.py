@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from configs.adapter import Adapter
 from configs.combinations import check_combinations
 from configs.evaluation import PRESETS as PRESETS
 from configs.evaluation import Eval, Probe
@@ -251,6 +252,7 @@ class Config(Section):
 
     data: Data = Data()
     model: Model = Model()
+    adapter: Adapter = Adapter()
     task: Task = Task()
     optim: Optim = Optim()
     probe: Probe = Probe()
@@ -266,6 +268,7 @@ class Config(Section):
 SECTIONS: dict[str, type[Section]] = {
     "data": Data,
     "model": Model,
+    "adapter": Adapter,
     "task": Task,
     "optim": Optim,
     "probe": Probe,

@@ -6,6 +6,7 @@ from evaluation.evaluate import evaluate
 from evaluation.evaluate_probes import evaluate_probes
 from networks import weights
 from networks.probed_encoder import ProbeGrid, select_state
+from networks.weights.adapter import save_adapter
 from pipelines.loader import EvalVideoLoader
 from training.history import is_best, read_metrics
 from training.parallel import network_state
@@ -45,7 +46,11 @@ def save_best(t: Training, probe: int | None) -> None:
         network, name, setting = network.select(probe), "probed_encoder", probe_settings(t.cfg)[probe]
         state = select_state(state, probe)
     card = model_card(t.cfg, t.classes, setting)
-    t.run_dir.save_best(lambda path: weights.save_network(path, network, name, card, state))
+    if t.adapter:
+        base, trained = t.adapter.base, {key: state[key] for key in t.adapter.keys if key in state}
+        t.run_dir.save_best(lambda path: save_adapter(path, network, name, card, trained, base))
+    else:
+        t.run_dir.save_best(lambda path: weights.save_network(path, network, name, card, state))
 
 
 def score_probes(t: Training, grid: ProbeGrid) -> tuple[dict[int, ProbeResult], dict[str, float]]:

@@ -14,6 +14,7 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from networks.adapters.prompts import Prompted
 from networks.attentive_pooler import CrossAttention
 from networks.layers import Attention, AttentionLayout
 from networks.pretraining import PretrainingNetwork
@@ -27,8 +28,8 @@ _MAX_ROLLOUT_TOKENS = 5000  # of a clip: roll-out multiplies (tokens, tokens) ma
 def attention_maps(network: nn.Module, video: Tensor, layers: Sequence[str] = ()) -> dict[str, Tensor]:
     """Return {"blocks.11.attn": (B', h, N, N'') float32, ...} of the named layers, by default of the last one.
 
-    Rows sum to 1. In MViT, N'' counts the pooled keys. The network may be compiled and in either mode; it is left as it
-    was. Raises ValueError that lists the layers if a name is unknown.
+    Rows sum to 1; prompt tokens are left out. In MViT, N'' counts the pooled keys. The network may be compiled and in
+    either mode; it is left as it was. Raises ValueError that lists the layers if a name is unknown.
     """
     network = getattr(network, "module", network)  # of DistributedDataParallel
     attention_layers = {name: module for name, module in network.named_modules() if _has_attention(module)}
@@ -38,15 +39,19 @@ def attention_maps(network: nn.Module, video: Tensor, layers: Sequence[str] = ()
         raise ValueError(f"no attention layer {', '.join(unknown)}; there are {', '.join(attention_layers)}")
     maps: dict[str, Tensor] = {}
 
+    def keep(name: str, weights: Tensor) -> None:
+        block = network.get_submodule(name.rpartition(".")[0])
+        maps[name] = without_prompts(weights, block.prompt_tokens.shape[1]) if isinstance(block, Prompted) else weights
+
     def compute_map(name: str, layer: Attention | CrossAttention, inputs: tuple[Tensor, ...]) -> None:
         if isinstance(layer, CrossAttention):
-            maps[name] = layer.attention_weights(*inputs)
+            keep(name, layer.attention_weights(*inputs))
             return
         query, key, _ = layer.query_key_value(*inputs)
-        maps[name] = layer.attention_weights(query.float(), key.float())
+        keep(name, layer.attention_weights(query.float(), key.float()))
 
     def keep_map(name: str, dropout: nn.Module, inputs: tuple[Tensor]) -> None:
-        maps[name] = inputs[0].float()
+        keep(name, inputs[0].float())
 
     with ExitStack() as stack:
         for name in names:
@@ -61,6 +66,12 @@ def attention_maps(network: nn.Module, video: Tensor, layers: Sequence[str] = ()
         stack.enter_context(all_tokens(network))
         network.forward_features(video)  # type: ignore[operator]  # network(video) may be compiled, without hooks
     return maps
+
+
+def without_prompts(weights: Tensor, num_prompts: int) -> Tensor:
+    """(B', h, N + P, N + P) -> (B', h, N, N): leave out prompt tokens, so that rows sum to 1 over the others."""
+    weights = weights[..., :-num_prompts, :-num_prompts]
+    return weights / weights.sum(-1, keepdim=True)
 
 
 def _has_attention(module: nn.Module) -> bool:

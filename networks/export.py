@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from networks import weights
+from networks.adapters import is_mergeable, merge_adapter
 from networks.run_length import all_tokens
 from utils.cli import run_command
 
@@ -86,6 +87,8 @@ def export_run(argv: Sequence[str]) -> int:
         raise ValueError(f"expected a run and a file to write, got {' '.join(argv)}")
     source, path = map(Path, argv)
     network, config = weights.load_network(source / "best" if (source / "best").is_dir() else source)
+    if is_mergeable(network):
+        merge_adapter(network)
     difference = export(network, path)
     if getattr(network, "rlt_threshold", 0):
         print("run-length tokenization is not exported: the file has the network with all tokens")

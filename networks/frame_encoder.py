@@ -6,13 +6,11 @@ tokens, D embedding dimension.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import timm
 from einops import rearrange, reduce
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from networks.argument_checks import (
     Grid,
@@ -24,6 +22,7 @@ from networks.argument_checks import (
     jsonable_kwargs,
 )
 from networks.attentive_pooler import AttentivePooler
+from networks.extend import Recomputed, extend
 from networks.layers import (
     NORM_EPS,
     Attention,
@@ -99,7 +98,7 @@ class FrameEncoder(nn.Module):
             )
         self.patch_embed = FrameShape((in_chans, num_frames, height, width), (num_frames, rows, columns))
         for block in self.backbone.blocks[:checkpoint_blocks]:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+            extend(block, Recomputed)
 
         embed_dim, num_heads = self.backbone.num_features, self.backbone.blocks[0].attn.num_heads
         added: list[nn.Module] = []

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import Config
+from networks.weights.adapter import weights_file
 from pipelines.data.feature_shards import is_feature_folder
 from pipelines.feature_loader import FeatureLoader
 
@@ -66,7 +67,7 @@ def weights_digest(path: Path) -> str:
 
     Empty for a name, hf:OWNER/NAME, which stays what it is.
     """
-    files = [path, path / "best" / "model.safetensors", path / "model.safetensors"]
+    files = [path, weights_file(path / "best"), weights_file(path)]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         return ""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from configs import loading
 from configs.schema import Config
@@ -16,6 +17,7 @@ from pipelines.data.feature_shards import is_feature_folder
 from pipelines.feature_loader import FeatureLoader
 from pipelines.loader import EvalVideoLoader, VideoLoader
 from pipelines.tuning.tune import SECONDS, tune
+from training.adapter import TrainedAdapter, resume_adapter, start_adapter
 from training.checkpoint_input import apply_input_spec, keep_saved_input
 from training.history import read_metrics
 from training.parallel import distribute
@@ -55,6 +57,7 @@ class Training:
     schedule: Schedule
     run_dir: RunDir
     step: int = 0
+    adapter: TrainedAdapter | None = None
 
     @property
     def device(self) -> torch.device:
@@ -93,14 +96,7 @@ def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Trai
 
     torch.manual_seed(cfg.run.seed)
     network = build_network(cfg, len(classes))
-    if cfg.model.freeze:
-        freeze(network, cfg.model.freeze)
-    report = ""
-    if source:
-        parts = [f"weights of {cfg.model.pretrained}", init_from_pretrained(network, source, cfg.model, classes)]
-        report = "\n".join([*parts, *input_lines])
-    elif cfg.task.name == "probe":
-        report = "the encoder has random weights; model.pretrained=CHECKPOINT gives it trained ones"
+    lines, adapter = prepare_weights(network, cfg, source, checkpoint, classes)
     accumulate = train_loader.grad_accum_steps
     training = Training(
         cfg=cfg,
@@ -113,8 +109,32 @@ def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Trai
         task=build_task(cfg, network, compiled=is_compiled(cfg, device)),
         schedule=Schedule(cfg.optim, len(train_loader) // accumulate, data.batch_size * world.size * accumulate),
         run_dir=RunDir(cfg.run, enabled=world.is_main),
+        adapter=adapter,
     )
-    return training, checkpoint, report
+    return training, checkpoint, "\n".join([*lines, *input_lines])
+
+
+def prepare_weights(
+    network: nn.Module,
+    cfg: Config,
+    source: weights.Checkpoint | None,
+    checkpoint: Checkpoint | None,
+    classes: Sequence[str],
+) -> tuple[list[str], TrainedAdapter | None]:
+    """Fill a new network from model.pretrained and fix the weights that are not trained; those of a checkpoint to
+    resume are loaded later. Returns what became of the keys, and the adapter if one is trained."""
+    name, lines, adapter = cfg.adapter.name, list[str](), None
+    if cfg.model.freeze:
+        freeze(network, cfg.model.freeze)
+    if source:
+        report = init_from_pretrained(network, source, cfg.model, classes)
+        lines = [f"weights of {cfg.model.pretrained}", report.text()]
+        adapter = start_adapter(network, cfg, report.keys_as_initialized()) if name else None
+    elif cfg.task.name == "probe":
+        lines = ["the encoder has random weights; model.pretrained=CHECKPOINT gives it trained ones"]
+    if name and checkpoint:
+        adapter = resume_adapter(network, cfg, checkpoint[1].get("adapter") or {})
+    return lines, adapter
 
 
 def tune_data(  # noqa: PLR0913  # what set_up() knows by then
@@ -207,5 +227,6 @@ def save_checkpoint(t: Training) -> None:
     loader = t.train_loader
     loader.share_faults()
     position = {"loader": loader.state_dict(), "step": t.step, "config": loading.dump_config(t.cfg)}
-    t.run_dir.save_last({**t.state.state_dict(), **position})
+    adapter = t.adapter.state_dict() if t.adapter else {}
+    t.run_dir.save_last({**t.state.state_dict(), **position, "adapter": adapter})
     t.run_dir.write_bad_videos((loader.videos[index].name, why) for index, why in sorted(loader.bad_videos.items()))

@@ -17,6 +17,7 @@ from networks.jepa import JEPA
 from networks.maskfeat import MaskFeat
 from networks.pretraining import MaskedAutoencoder, PretrainingNetwork
 from networks.probed_encoder import ProbeGrid
+from networks.weights.report import KeyReport
 from pipelines.data.feature_shards import is_feature_folder
 from pipelines.feature_loader import FeatureLoader
 from pipelines.loader import EvalVideoLoader, VideoLoader
@@ -93,8 +94,8 @@ def build_network(cfg: Config, num_classes: int) -> nn.Module:
 
 def init_from_pretrained(
     network: nn.Module, checkpoint: weights.Checkpoint, model: Model, classes: Sequence[str], complete: bool = False
-) -> str:
-    """Fill the network from a checkpoint, as model.pretrained_args says; report what became of every kind of key.
+) -> KeyReport:
+    """Fill the network from a checkpoint, as model.pretrained_args says; return what became of every key.
 
     Of a grid of probes only the encoder is filled. `complete`, and always for a grid: raises ValueError if any of these
     parameters, also those of a head for other classes, stay as they were initialized.
@@ -104,7 +105,7 @@ def init_from_pretrained(
     fresh = report.keys_as_initialized()
     if fresh and (complete or target is not network):
         raise ValueError(f"{model.pretrained}: gives no {', '.join(fresh[:3])}, which would be random\n{report.text()}")
-    return report.text()
+    return report
 
 
 def build_task(cfg: Config, network: nn.Module, compiled: bool = False) -> Classify | PretrainingTask:
@@ -194,6 +195,8 @@ def build_state(
             "run.precision=fp16: expected bf16 or fp32 with task.name=probe, as probes would share a scale"
         )
     ema = ModelEmaV3(network, o.ema_decay) if o.ema_decay else None
+    if ema and cfg.adapter.name:
+        share_fixed_weights(network, ema.module)
     if is_compiled(cfg, device):
         if _captures_cuda_graphs():
             raise ValueError(f"TORCHINDUCTOR_CUDAGRAPHS=1: {NO_CUDA_GRAPHS}; unset it")
@@ -209,6 +212,13 @@ def build_state(
         )
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     return TrainState(network, model, optimizers, scaler, ema)
+
+
+def share_fixed_weights(network: nn.Module, average: nn.Module) -> None:
+    """Let the average of a network have the tensors that are not trained, which would be a second copy of them."""
+    for parameter, averaged in zip(network.parameters(), average.parameters(), strict=True):
+        if not parameter.requires_grad:
+            averaged.data = parameter.data
 
 
 def is_compiled(cfg: Config, device: torch.device) -> bool:
@@ -227,7 +237,9 @@ def describe_network(name: str, network: nn.Module, dtype: torch.dtype) -> str:
     """Describe in one line what is trained, where and how precisely."""
     sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
     total, trained = sum(n for n, _ in sizes), sum(n for n, is_trained in sizes if is_trained)
-    of_which = f" ({trained / 1e6:.2f} M trained)" if trained < total else ""
+    adapter: dict[str, Any] | None = getattr(network, "adapter", None)
+    how = f", {adapter['name']}" if adapter else ""
+    of_which = f" ({trained / 1e3:.1f} k trained{how})" if trained < total else ""
     device = next(network.parameters()).device
     return f"{name}: {total / 1e6:.2f} M parameters{of_which}; {device}, {str(dtype).removeprefix('torch.')}"
 

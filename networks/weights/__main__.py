@@ -2,11 +2,15 @@
 
     python -m networks.weights inspect FILE [into=vivit_b num_frames=32 ...]     what would become of every key
     python -m networks.weights convert FILE FOLDER [labels=names.txt ...]        write a folder of this project
+    python -m networks.weights merge RUN FOLDER                                  write a folder without a base
     python -m networks.weights export RUN FOLDER --to hf                         write a folder that transformers reads
 
 FILE is a checkpoint, a folder, a run, timm:NAME or hf:OWNER/NAME (these two download). key=value are arguments of the
 network (num_heads=6) and of the adaptation (inflation, temporal, head, source_grid). With --every-key the report has
 one line per key, not per kind of change.
+
+merge takes a run that trained an adapter, and writes the network with all its weights; those of lora and bias are
+added to the weights of the base, those of other adapters are beside them.
 
 export takes a run, whose tests then are in the model card, or a folder that convert wrote. --license=NAME is what the
 card says (apache-2.0, cc-by-nc-4.0 ...), and --push=OWNER/NAME uploads the folder to the Hugging Face hub.
@@ -19,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from networks import PRETRAINING, build
+from networks.adapters import is_mergeable, merge_adapter
 from networks.arguments import parse_network_args
 from networks.weights import ADAPT_OPTIONS, convert, load_pretrained
 from networks.weights.export_hf import export
 from networks.weights.push import check_push, push
-from networks.weights.read import read_json
 from networks.weights.save_load import load_network, save_network
+from networks.weights.source_config import read_json
 from utils.cli import run_command
 
 
@@ -63,12 +68,28 @@ def convert_checkpoint(source: str, folder: str, arguments: dict[str, Any], ever
     return "\n".join([report.text(every_key), *notes, f"wrote {folder}: {config['name']}"])
 
 
+def merge(source: Path, folder: Path) -> str:
+    """Write a network with an adapter as a folder that needs no base; return the line to print."""
+    best = source / "best"
+    network, config = load_network(best if best.is_dir() else source)
+    adapter = config.get("adapter")
+    if adapter is None:
+        raise ValueError(f"{source}: has no adapter to merge")
+    if is_mergeable(network):
+        merge_adapter(network)
+    extra = {key: value for key, value in config.items() if key not in ("name", "kwargs", "adapter", "base")}
+    save_network(folder, network, config["name"], extra)
+    how = "merged" if not hasattr(network, "adapter") else "as a part of the network"
+    return f"wrote {folder}: {config['name']}, {adapter['name']} {how}"
+
+
 def export_network(source: Path, folder: Path, license_name: str, repository: str) -> str:
     """Write a folder for transformers from a run or a folder, push it if asked to, and return the lines to print."""
     if repository:
         check_push(repository)
     best = source / "best"
     network, config = load_network(best if best.is_dir() else source)
+    merge_adapter(network)
     summaries = sorted(source.glob("eval/*/summary.json"))
     figures = {path.parent.name: read_json(path) for path in summaries}
     lines = [export(network, config, folder, license_name=license_name, figures=figures, repository=repository)]
@@ -80,7 +101,7 @@ def export_network(source: Path, folder: Path, license_name: str, repository: st
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m networks.weights")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("inspect", "convert", "export"):
+    for name in ("inspect", "convert", "merge", "export"):
         command = commands.add_parser(name)
         command.add_argument("source")
         if name != "inspect":
@@ -101,6 +122,8 @@ def run(argv: Sequence[str]) -> int:
         print(inspect_checkpoint(args.source, arguments, args.every_key))
     elif args.command == "convert":
         print(convert_checkpoint(args.source, args.folder, arguments, args.every_key))
+    elif args.command == "merge":
+        print(merge(Path(args.source), Path(args.folder)))
     else:
         print(export_network(Path(args.source), Path(args.folder), args.license, args.push))
     return 0

@@ -11,9 +11,9 @@ from networks.argument_checks import height_width
 from networks.weights.hf_config import HFModel, describe_for_transformers, describe_loss
 from networks.weights.key_rules import rename_back
 from networks.weights.model_card import describe_network, write_model_card
-from networks.weights.read import PREPROCESSOR, read_json
+from networks.weights.read import PREPROCESSOR
 from networks.weights.save_load import write_folder
-from networks.weights.source_config import CONFIG
+from networks.weights.source_config import CONFIG, read_json
 
 PROCESSORS = {
     "vjepa2": {"video_processor_type": "VJEPA2VideoProcessor"},

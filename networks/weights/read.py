@@ -5,7 +5,6 @@ A source is a file, a folder with config.json, the folder of a run, "timm:vit_ba
 """
 
 import argparse
-import json
 import pickle
 import shlex
 from collections.abc import Mapping
@@ -19,7 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from networks.weights.source_config import CONFIG, SourceConfig, describe_timm_vit, parse_source_config
+from networks.weights.source_config import (
+    CONFIG,
+    SourceConfig,
+    describe_timm_vit,
+    parse_source_config,
+    read_json,
+)
 
 WEIGHTS = "model.safetensors"
 PREPROCESSOR = "preprocessor_config.json"
@@ -78,13 +83,17 @@ class Checkpoint:
 def read_checkpoint(source: str | Path) -> Checkpoint:
     """Read a checkpoint.
 
-    Raises ValueError with the source and the reason: missing, damaged, an unknown container, or a pickle that could run
-    code.
+    A folder with an adapter is read as the network that it makes of its base. Raises ValueError with the source and the
+    reason: missing, damaged, an unknown container, or a pickle that could run code.
     """
+    from networks.weights.adapter import read_adapter  # here, as the base of an adapter is a checkpoint, too
+
     source = str(source)
     try:
         if source.startswith("timm:"):
             return read_timm(source)
+        if adapter := read_adapter(source):
+            return adapter
         path = download(source.removeprefix("hf:")) if source.startswith("hf:") else locate(Path(source))
         preprocessor = read_json_beside(path, PREPROCESSOR) or read_json_beside(path, VIDEO_PREPROCESSOR)
         config = parse_source_config(read_json_beside(path, CONFIG), preprocessor)
@@ -138,18 +147,6 @@ def read_json_beside(path: Path, name: str) -> dict[str, Any]:
     """Return the JSON file of this name beside the weights of a folder, {} if there is none."""
     is_in_folder = path.name in FOLDER_FILES and (path.parent / name).is_file()
     return read_json(path.parent / name) if is_in_folder else {}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from error
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -1,4 +1,7 @@
-"""A network in a folder: model.safetensors (weights) and config.json (how to build it, and how to use it)."""
+"""A network in a folder: model.safetensors (weights) and config.json (how to build it, and how to use it).
+
+With an adapter there may be adapter.safetensors instead, what was trained beside the weights of another checkpoint.
+"""
 
 import json
 from collections.abc import Mapping
@@ -10,8 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from networks import build
-from networks.weights.read import WEIGHTS, read_json, read_safetensors, shorten
-from networks.weights.source_config import CONFIG
+from networks.adapters import add_adapter
+from networks.weights.read import WEIGHTS, read_safetensors, shorten
+from networks.weights.source_config import CONFIG, read_json
 from utils.files import atomic_path
 
 
@@ -28,11 +32,18 @@ def save_network(
     weights if the network itself holds only some of them. Each file is written to a temporary name and renamed, so an
     interrupted save leaves the old file.
     """
-    config = {"name": name, "kwargs": network.kwargs}
-    reserved_keys = sorted(config.keys() & (extra or {}).keys())
+    config = describe(network, name, extra)
+    write_folder(Path(folder), network.state_dict() if state is None else state, {CONFIG: config})
+
+
+def describe(network: nn.Module, name: str, extra: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return config.json: how to build the network, with its adapter if it has one, and `extra`."""
+    adapter: dict[str, Any] | None = getattr(network, "adapter", None)
+    config = {"name": name, "kwargs": network.kwargs, **({"adapter": adapter} if adapter else {})}
+    reserved_keys = sorted({"name", "kwargs", "adapter", "base"} & (extra or {}).keys())
     if reserved_keys:
         raise ValueError(f"extra may not contain {', '.join(reserved_keys)}: save writes these itself")
-    write_folder(Path(folder), network.state_dict() if state is None else state, {CONFIG: config | dict(extra or {})})
+    return config | dict(extra or {})
 
 
 def write_folder(
@@ -40,23 +51,34 @@ def write_folder(
     state: Mapping[str, Tensor],
     json_files: Mapping[str, Any],
     metadata: dict[str, str] | None = None,
+    weights_file: str = WEIGHTS,
 ) -> None:
-    """Write model.safetensors and JSON files, each completely or not at all."""
+    """Write the weights and JSON files, each completely or not at all."""
     contents = {name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in json_files.items()}
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:  # renames all files once all are written
-        paths = {name: stack.enter_context(atomic_path(folder / name)) for name in (WEIGHTS, *contents)}
-        save_file({key: tensor.contiguous() for key, tensor in state.items()}, paths[WEIGHTS], metadata)
+        paths = {name: stack.enter_context(atomic_path(folder / name)) for name in (weights_file, *contents)}
+        save_file({key: tensor.contiguous() for key, tensor in state.items()}, paths[weights_file], metadata)
         for name, content in contents.items():
             paths[name].write_text(content, encoding="utf-8")
 
 
 def load_network(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the network on the CPU in eval mode, and its config, in which the keys of id2label are integers again."""
+    """Return the network on the CPU in eval mode, and its config, in which the keys of id2label are integers again.
+
+    A network with an adapter still has it; `networks.adapters.merge_adapter` makes it a plain one.
+    """
     config_path, weights_path = Path(folder) / CONFIG, Path(folder) / WEIGHTS
     config = read_config(config_path)
     try:
         network = build(config["name"], **config["kwargs"])
+        if "base" in config:
+            from networks.weights.adapter import load_adapter  # here, as its base may be a folder of this kind
+
+            load_adapter(network, folder, config)
+            return network.eval(), config
+        if "adapter" in config:
+            add_adapter(network, **config["adapter"])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{config_path}: cannot build the network: {error}") from error
     try:

@@ -1,8 +1,10 @@
 """The JSON files beside a checkpoint: config.json, of this project ("name" and "kwargs") or of transformers, and the
 preprocessor_config.json of transformers."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -48,9 +50,23 @@ class SourceConfig:
         return {"mean": self.mean or default.get("mean"), "std": self.std or default.get("std")}
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
 def parse_source_config(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> SourceConfig:
-    """Raises ValueError for a key that is read and has an unexpected value."""
+    """Raises ValueError for a key that is read and has an unexpected value, and for an adapter that is not merged."""
     check_types(config)
+    if "adapter" in config:
+        raise ValueError(f"{CONFIG}: the network has an adapter ({config['adapter']['name']}), which others have not")
     own_input, timm_input = config.get("input", {}), config.get("pretrained_cfg", {})
     fields: dict[str, Any] = {
         "id2label": config.get("id2label", {}),

@@ -105,11 +105,16 @@ def classes_in_list(labels: Iterable[str], numeric: bool = True) -> list[str]:
 
 
 def labels_to_indices(
-    labels: Iterable[tuple[str, str]], classes: Sequence[str], numeric: bool = True, subset: bool = False
+    labels: Iterable[tuple[str, str]],
+    classes: Sequence[str],
+    numeric: bool = True,
+    subset: bool = False,
+    all_classes: Sequence[str] = (),
 ) -> dict[str, int]:
     """Map each label to the index of its class. `labels` are (label, file:line); `numeric`: a number may be an index.
 
-    If the classes are a subset, other labels are left out; otherwise they raise a ValueError with their file:line.
+    If the classes are a subset, other labels are left out; otherwise they raise a ValueError with their file:line. A
+    number is then an index of `all_classes`, if these are known.
     """
     first_lines: dict[str, str] = {}  # label -> file:line of its first occurrence
     for label, line in labels:
@@ -121,9 +126,13 @@ def labels_to_indices(
     index_of_name = {normalize_class_name(name): index for index, name in enumerate(classes)}
     indices = {}
     for label, line in first_lines.items():
+        is_index = label.isdecimal() and int(label) < len(all_classes if subset else classes)
         if normalize_class_name(label) in index_of_name:  # first: a class may be named by a number
             indices[label] = index_of_name[normalize_class_name(label)]
-        elif not subset and label.isdecimal() and int(label) < len(classes):
+        elif is_index and subset:
+            name = normalize_class_name(all_classes[int(label)])
+            indices |= {label: index_of_name[name]} if name in index_of_name else {}
+        elif is_index:
             indices[label] = int(label)
         elif not subset:
             hint = _did_you_mean(label, classes)

@@ -97,7 +97,8 @@ def load_dataset(  # noqa: PLR0913  # the configuration's keys, and what the tas
     require_labels(entries, *([] if labeled else ["data.class_subset and data.max_per_class need labels"]))
     if classes is None:
         classes = _choose_classes(path, entries, class_names, class_subset)
-    videos = _label_entries(path, entries, root, classes, bool(class_subset))
+    all_classes = read_shipped_or_file(class_names) if class_names and class_subset else ()
+    videos = _label_entries(path, entries, root, classes, bool(class_subset), all_classes)
     if max_per_class:
         videos = limit_per_class(videos, max_per_class, few_shot_seed)
     return Dataset(path, videos, list(classes))
@@ -159,10 +160,15 @@ def _choose_classes(path: str | Path, entries: Sequence[Entry], class_names: str
 
 
 def _label_entries(
-    path: str | Path, entries: Sequence[Entry], root: str | Path, classes: Sequence[str], subset: bool
+    path: str | Path,
+    entries: Sequence[Entry],
+    root: str | Path,
+    classes: Sequence[str],
+    subset: bool,
+    all_classes: Sequence[str] = (),
 ) -> list[VideoEntry]:
     labels = [(entry.label, entry.line) for entry in entries if entry.label]
-    indices = labels_to_indices(labels, classes, not os.path.isdir(path), subset) | {"": -1}
+    indices = labels_to_indices(labels, classes, not os.path.isdir(path), subset, all_classes) | {"": -1}
     base = base_folder(str(path), root)
     stems = {entry.file for entry in entries if entry.is_stem}
     find = _Finder(base or ".", stems) if stems else None

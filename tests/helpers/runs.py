@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests.helpers import ROOT
 from training.history import read_metrics
+from training.metrics import StepMetrics
 
 TINY_RUN = [
     "data.num_frames=4",
@@ -94,6 +97,42 @@ def wait_for_line(process: subprocess.Popen[str], *texts: str) -> None:
     for line in process.stdout:
         if any(text in line for text in texts):
             return
+
+
+def assert_resumed_run_is_bit_identical(
+    arguments: Sequence[str], *overrides: str, monkeypatch: pytest.MonkeyPatch, batches: int = 3
+) -> Path:
+    """Compare a run that a signal stops, and that goes on with workers, with one that is not; return its folder."""
+    expected = train(arguments, "whole", *overrides)
+    update, done = StepMetrics.update, []
+
+    def update_and_stop(self: StepMetrics, *values: Any) -> None:
+        update(self, *values)
+        done.append(1)
+        if len(done) == batches:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepMetrics, "update", update_and_stop)
+        train(arguments, "parts", *overrides, status=128 + signal.SIGTERM)
+    actual = train(arguments, "parts", *overrides, "data.num_workers=2")
+    assert losses(actual) == losses(expected)
+    assert has_same_weights(actual, expected)
+    assert metrics(actual, "val") == metrics(expected, "val")
+    return actual
+
+
+def assert_two_processes_equal_one(arguments: Sequence[str], *overrides: str, parallel: str) -> None:
+    """Compare a run of two processes with one of a process, with the same clips in each step of four."""
+    plain = [*arguments, *overrides, "optim.global_batch_size=4", "optim.epochs=3"]
+    expected = train(plain, "one", "data.batch_size=4")
+    run(torchrun_command([*plain, "run.name=two", "data.batch_size=2", f"run.parallel={parallel}"]))
+    actual = expected.parent / "two"
+    for (_, loss, norm), (_, expected_loss, expected_norm) in zip(losses(actual), losses(expected), strict=True):
+        assert loss == pytest.approx(expected_loss, abs=1e-5) and norm == pytest.approx(expected_norm, abs=1e-4)
+    weights, expected_weights = (last_checkpoint(run_dir)["network"] for run_dir in (actual, expected))
+    assert weights.keys() == expected_weights.keys()
+    assert all(torch.allclose(weights[name], expected_weights[name], atol=2e-4) for name in weights)
 
 
 def losses(run_dir: Path) -> list[tuple[int, float, float]]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 
 import pytest
 import torch
@@ -20,16 +18,14 @@ from pipelines.sample_source import SampleSource
 from pipelines.tuning.tune import read_training_list
 from tests.helpers.runs import (
     ONE_EPOCH,
+    assert_resumed_run_is_bit_identical,
+    assert_two_processes_equal_one,
     evaluate,
-    has_same_weights,
     last_checkpoint,
     losses,
     metrics,
-    run,
-    torchrun_command,
     train,
 )
-from training.metrics import StepMetrics
 from training.pretraining_tasks import MAETask
 
 VIDEOMAE = [
@@ -162,36 +158,14 @@ def test_error_is_one_line(arguments, capsys, overrides, message):
     ],
 )
 def test_stopped_and_resumed_run_is_bit_identical(arguments, overrides, monkeypatch):
-    expected = train(arguments, "whole", *overrides)
-    update, batches = StepMetrics.update, []
-
-    def update_and_stop(self, *values):
-        update(self, *values)
-        batches.append(1)
-        if len(batches) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(StepMetrics, "update", update_and_stop)
-    actual = train(arguments, "parts", *overrides, status=128 + signal.SIGTERM)
-    train(arguments, "parts", *overrides, "data.num_workers=2")
-    assert losses(actual) == losses(expected)
-    assert has_same_weights(actual, expected)
-    assert metrics(actual, "val") == metrics(expected, "val")
+    assert_resumed_run_is_bit_identical(arguments, *overrides, monkeypatch=monkeypatch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 @pytest.mark.parametrize("pretrain", [VIDEOMAE, HIERA, JEPA], ids=["videomae", "hiera", "jepa"])
-def test_two_processes_equal_one_with_the_same_clips(arguments, tmp_path, pretrain, parallel):
-    plain = [*arguments, *pretrain, "optim.global_batch_size=4", "optim.epochs=3"]
-    expected = train(plain, "one", "data.batch_size=4")
-    run(torchrun_command([*plain, "run.name=two", "data.batch_size=2", f"run.parallel={parallel}"]))
-    for (_, loss, norm), (_, expected_loss, expected_norm) in zip(
-        losses(tmp_path / "two"), losses(expected), strict=True
-    ):
-        assert loss == pytest.approx(expected_loss, abs=1e-5) and norm == pytest.approx(expected_norm, abs=1e-4)
-    actual, wanted = (last_checkpoint(run_dir)["network"] for run_dir in (tmp_path / "two", expected))
-    assert all(torch.allclose(actual[name], wanted[name], atol=2e-4) for name in wanted)
+def test_two_processes_equal_one_with_the_same_clips(arguments, pretrain, parallel):
+    assert_two_processes_equal_one(arguments, *pretrain, parallel=parallel)
 
 
 def test_repeated_augmentation_decodes_each_video_once_and_masks_its_views_differently(arguments, monkeypatch):

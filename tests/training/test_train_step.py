@@ -187,7 +187,7 @@ def test_frozen_parts_keep_their_weights(arguments):
         changed = {key for key in network if not torch.equal(initial[key], network[key])}
         changed_parts = {".".join(key.split(".")[: 2 if key.startswith("blocks") else 1]) for key in changed}
         assert changed_parts <= trained and {"head"} <= changed_parts, parts
-        assert "M trained)" in (run_dir / "log.txt").read_text()
+        assert "k trained)" in (run_dir / "log.txt").read_text()
 
 
 def test_frozen_parts_have_no_dropout_or_drop_path():

@@ -261,3 +261,12 @@ def test_read_classes_refuses_names_that_differ_by_underscores_only(write):
     """`_` and space count as equal in read_list(), so no video could be of the second class."""
     path = write("climb a wall\nrun\nclimb_a_wall\n")
     assert_raises(f"{path}:3: 'climb_a_wall' is already in line 1", read_classes, path)
+
+
+def test_class_subset_of_a_numbered_list_takes_the_numbers_of_all_names(write):
+    names = write("run\njump\nfly\n", "names.txt")
+    train, val = write("a.mp4 2\nb.mp4 0\nc.mp4 1\n"), write("d.mp4 1\ne.mp4 2\n", "val.txt")
+    options = {"class_names": str(names), "class_subset": "fly,run"}
+    dataset = load_dataset(train, **options)
+    assert relative(dataset.videos, train.parent) == [("a.mp4", 0), ("b.mp4", 1)]
+    assert relative(load_dataset(val, classes=dataset.classes, **options).videos, val.parent) == [("e.mp4", 0)]

@@ -1,0 +1,99 @@
+"""An adapter in a folder: adapter.safetensors, the parameters that were trained, and config.json, which names the base.
+
+The base is the checkpoint that training began with. Its weights are not kept again: they are read when the network is
+loaded, and must be the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from networks.adapters import add_adapter, merge_adapter
+from networks.weights import load_pretrained
+from networks.weights.read import WEIGHTS, Checkpoint, read_safetensors
+from networks.weights.save_load import describe, load_network, load_state, write_folder
+from networks.weights.source_config import CONFIG, parse_source_config
+
+ADAPTER_WEIGHTS = "adapter.safetensors"
+NORM_TOLERANCE = 1e-5  # relative; resizing position embeddings rounds differently on other machines
+
+
+class Base(NamedTuple):
+    """The checkpoint whose weights are fixed: where it is, how it was adapted, and the norm of all these weights."""
+
+    source: str
+    pretrained_args: dict[str, Any]
+    norm: float
+
+
+def describe_base(source: str, pretrained_args: Mapping[str, Any], network: nn.Module, trained: Iterable[str]) -> Base:
+    """Describe the checkpoint that a network was filled from, before training changes the `trained` parameters."""
+    is_local = not source.startswith(("timm:", "hf:"))
+    path = str(Path(source).resolve()) if is_local else source
+    return Base(path, dict(pretrained_args), norm_of_fixed(network, trained))
+
+
+def norm_of_fixed(network: nn.Module, trained: Iterable[str]) -> float:
+    """Return the Euclidean norm of all weights of a network but the trained ones."""
+    trained = set(trained)
+    fixed = (tensor for key, tensor in network.state_dict().items() if key not in trained)
+    return math.sqrt(math.fsum(tensor.double().square().sum().item() for tensor in fixed))
+
+
+def save_adapter(
+    folder: str | Path, network: nn.Module, name: str, extra: Mapping[str, Any], state: Mapping[str, Tensor], base: Base
+) -> None:
+    """Write the folder; `state` has the trained parameters, `extra` is added to config.json."""
+    config = {**describe(network, name, extra), "base": base._asdict()}
+    write_folder(Path(folder), state, {CONFIG: config}, weights_file=ADAPTER_WEIGHTS)
+
+
+def load_adapter(network: nn.Module, folder: str | Path, config: Mapping[str, Any]) -> None:
+    """Fill a new network from the base of an adapter's folder, add the adapter and fill it, too.
+
+    Raises ValueError if the base cannot be read, or has other weights than the adapter was trained with.
+    """
+    path, base = Path(folder) / ADAPTER_WEIGHTS, Base(**config["base"])
+    try:
+        load_pretrained(network, base.source, **base.pretrained_args)
+    except ValueError as error:
+        raise ValueError(f"the base of the adapter: {error} (config.json names it as base.source)") from error
+    add_adapter(network, **config["adapter"])
+    try:
+        state = read_safetensors(path)
+        load_state(network, network.state_dict() | state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    norm = norm_of_fixed(network, state)
+    if not math.isclose(norm, base.norm, rel_tol=NORM_TOLERANCE):
+        raise ValueError(
+            f"{base.source} has other weights than when the adapter was trained (their norm is {norm:.6g}, and was "
+            f"{base.norm:.6g}): expected the same checkpoint"
+        )
+
+
+def weights_file(folder: Path) -> Path:
+    """Return the file with the trained weights in a network's folder: of an adapter, or of all of it."""
+    adapter = folder / ADAPTER_WEIGHTS
+    return adapter if adapter.is_file() else folder / WEIGHTS
+
+
+def read_adapter(source: str) -> Checkpoint | None:
+    """Return a run or folder with an adapter as a checkpoint of the plain network that it stands for.
+
+    None if there is no adapter. Raises ValueError for one that cannot be merged.
+    """
+    folders = (Path(source), Path(source) / "best")
+    folder = next((folder for folder in folders if (folder / ADAPTER_WEIGHTS).is_file()), None)
+    if folder is None:
+        return None
+    network, config = load_network(folder)
+    merge_adapter(network)
+    plain = {key: value for key, value in config.items() if key not in ("adapter", "base")}
+    plain["id2label"] = {str(number): name for number, name in config.get("id2label", {}).items()}
+    return Checkpoint(source=source, state=network.state_dict(), config=parse_source_config(plain, {}))
