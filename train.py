@@ -29,6 +29,7 @@ from networks.weights.adapter import weights_file
 from pipelines.batch_loader import Batch
 from pipelines.sample_source import TooManyUnreadableVideos
 from pipelines.sampling.order import torch_seed
+from training.distillation import Distill
 from training.figures import draw_attention, draw_predictions, draw_pretraining
 from training.history import read_metrics, summarize_run
 from training.metrics import StepMetrics, log_line
@@ -79,7 +80,7 @@ def train(cfg: Config, given: Collection[str] = ()) -> int:
     accumulate = t.train_loader.grad_accum_steps
     step_text = describe_step(t.schedule, cfg.data.batch_size, world.size, accumulate)
     t.run_dir.log(f"{t.schedule.steps_per_epoch} steps per epoch, each of {step_text}")
-    if isinstance(t.task, PretrainingTask):
+    if isinstance(t.task, PretrainingTask | Distill):
         t.run_dir.log(t.task.description)
     if cfg.task.name == "probe":
         t.run_dir.log(describe_probes(probe_settings(t.cfg)))

@@ -49,8 +49,7 @@ def _check_training(cfg: Config) -> None:
     ratio, predicts_pixels = task.decoder_mask_ratio, task.name not in ("maskfeat", "jepa")
     _require(predicts_pixels or not ratio, "task.decoder_mask_ratio", ratio, f"0 {because}")
     _require(predicts_pixels or task.norm_pix_loss, "task.norm_pix_loss", "no", f"yes {because}")
-    if task.is_pretraining:
-        _require(not task.label_smoothing, "task.label_smoothing", task.label_smoothing, f"0 {because}")
+    _check_objective(cfg)
     own_masks = task.name != "jepa" or (task.mask == "auto" and task.mask_ratio == "auto")
     key, value = ("task.mask", task.mask) if task.mask != "auto" else ("task.mask_ratio", task.mask_ratio)
     _require(own_masks, key, value, "auto with task.name=jepa")
@@ -66,6 +65,20 @@ def _check_training(cfg: Config) -> None:
     shorter = o.warmup_epochs < o.epochs
     _require(shorter, "optim.warmup_epochs", o.warmup_epochs, f"less than optim.epochs={o.epochs}")
     _require(o.min_lr <= o.lr, "optim.min_lr", o.min_lr, f"at most optim.lr={o.lr}")
+
+
+def _check_objective(cfg: Config) -> None:
+    """Check the keys of the section task that only classifiers use, and those that depend on each other."""
+    task, because = cfg.task, f"with task.name={cfg.task.name}"
+    if task.is_pretraining:
+        for key in ("label_smoothing", "logit_adjustment", "class_balance_beta"):
+            _require(not getattr(task, key), f"task.{key}", getattr(task, key), f"0 {because}")
+        _require(task.loss == "cross_entropy", "task.loss", task.loss, f"cross_entropy {because}, which has its own")
+    _require(not task.teacher or task.name == "classify", "task.teacher", task.teacher, f"none {because}")
+    smoothable = task.loss in ("cross_entropy", "poly", "bce", "focal") or not task.label_smoothing
+    _require(smoothable, "task.label_smoothing", task.label_smoothing, f"0 with task.loss={task.loss}")
+    softmax = task.loss in ("cross_entropy", "focal", "poly", "gce") or not task.logit_adjustment
+    _require(softmax, "task.logit_adjustment", task.logit_adjustment, f"0 with task.loss={task.loss}, a sigmoid")
 
 
 def _check_adapter(cfg: Config) -> None:

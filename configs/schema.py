@@ -15,7 +15,8 @@ from configs.adapter import Adapter
 from configs.combinations import check_combinations
 from configs.evaluation import PRESETS as PRESETS
 from configs.evaluation import Eval, Probe
-from configs.section import Section, option
+from configs.section import Arguments, Section, option
+from configs.task import Task
 
 NO_CUDA_GRAPHS = (
     "DALI frees the buffers of its batches in a thread that waits for the whole device, which breaks the capture of "
@@ -23,8 +24,6 @@ NO_CUDA_GRAPHS = (
 )
 Probability = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[float, float]
-# Arguments that are passed on as they are: YAML's types, and 1e-3 is a number.
-Arguments = dict[str, Any]
 
 
 class Data(Section):
@@ -136,41 +135,6 @@ class Model(Section):
     freeze: str = option(
         "", "parts that are not trained: backbone (for a linear or attentive probe), or patch_embed,blocks.0-5"
     )
-
-
-class Task(Section):
-    """The objective: classification, by the network or by probes on it frozen, or pre-training without labels."""
-
-    name: Literal["classify", "probe", "maskfeat", "mae", "jepa"] = option(
-        "classify",
-        "classify; probe: classify by probes on the frozen network; pre-training without labels: maskfeat predicts "
-        "HOG, mae pixels (VideoMAE, Hiera), jepa the features of a teacher (V-JEPA)",
-    )
-    label_smoothing: float = option(0.0, "part of the target that is spread over all classes", ge=0, lt=1)
-    mask: Literal["auto", "cube", "tube", "random", "frame_runs"] = option(
-        "auto",
-        "what pre-training masks; frame_runs: whole frames, with the loss on the middle frame of each run (auto: as "
-        "published: cube for MaskFeat, tube for VideoMAE, random for Hiera)",
-    )
-    mask_ratio: Literal["auto"] | Annotated[float, Field(gt=0, lt=1)] = option(
-        "auto", "fraction of the tokens that pre-training masks (auto: as published, 0.4 for MaskFeat, 0.9 for mae)"
-    )
-    decoder_mask_ratio: float = option(
-        0, "mae: fraction of the tokens that the decoder leaves out, 0.5 in VideoMAE v2 (0: none)", ge=0, lt=1
-    )
-    norm_pix_loss: bool = option(True, "mae: each patch is normalized by its own mean and standard deviation")
-    hog_window: int = option(
-        0, "width in pixels of the Gaussian that weighs the gradients of MaskFeat's HOG (0: none; mmselfsup: 16)", ge=0
-    )
-    hog_gradient: Literal["sobel", "central"] = option(
-        "sobel", "gradient filter of MaskFeat's HOG targets; central is that of scikit-image"
-    )
-    figure_epochs: int = option(10, "epochs between two figures of what pre-training predicts", ge=1)
-
-    @property
-    def is_pretraining(self) -> bool:
-        """Return whether there are no classes."""
-        return self.name in ("maskfeat", "mae", "jepa")
 
 
 class Optim(Section):

@@ -9,6 +9,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+# Arguments that are passed on as they are: YAML's types, and 1e-3 is a number.
+Arguments = dict[str, Any]
+
 
 def option(default: Any, meaning: str, **bounds: float) -> Any:
     """Declare a key with its default, its meaning and its bounds (`ge`, `gt`, `le`, `lt`)."""

@@ -22,8 +22,8 @@ from evaluation.scores import Scores
 from pipelines.batch_loader import BatchLoader
 from pipelines.feature_loader import FeatureLoader
 from training.figures import draw_pretraining
+from training.objective import build_task
 from training.pretraining_tasks import PretrainingTask, mean_loss
-from training.setup import build_task
 from utils.device import autocast
 from utils.distributed import World
 from utils.timer import IntervalTimer

@@ -6,6 +6,7 @@ from evaluation.evaluate import evaluate
 from evaluation.evaluate_probes import evaluate_probes
 from networks import weights
 from networks.probed_encoder import ProbeGrid, select_state
+from networks.student import PROJECTION
 from networks.weights.adapter import save_adapter
 from pipelines.loader import EvalVideoLoader
 from training.history import is_best, read_metrics
@@ -45,6 +46,7 @@ def save_best(t: Training, probe: int | None) -> None:
         assert isinstance(network, ProbeGrid)
         network, name, setting = network.select(probe), "probed_encoder", probe_settings(t.cfg)[probe]
         state = select_state(state, probe)
+    state = {key: tensor for key, tensor in state.items() if not key.startswith(PROJECTION)}
     card = model_card(t.cfg, t.classes, setting)
     if t.adapter:
         base, trained = t.adapter.base, {key: state[key] for key in t.adapter.keys if key in state}

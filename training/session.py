@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,13 +14,16 @@ from configs import loading
 from configs.schema import Config
 from networks import weights
 from networks.probed_encoder import ProbeGrid
+from networks.student import make_student
 from pipelines.data.feature_shards import is_feature_folder
 from pipelines.feature_loader import FeatureLoader
 from pipelines.loader import EvalVideoLoader, VideoLoader
 from pipelines.tuning.tune import SECONDS, tune
 from training.adapter import TrainedAdapter, resume_adapter, start_adapter
 from training.checkpoint_input import apply_input_spec, keep_saved_input
+from training.distillation import load_teacher
 from training.history import read_metrics
+from training.objective import build_task
 from training.parallel import distribute
 from training.pretraining_tasks import PretrainingTask
 from training.probe_grid import active_probes, probe_settings
@@ -30,7 +34,6 @@ from training.setup import (
     build_loaders,
     build_network,
     build_state,
-    build_task,
     freeze,
     init_from_pretrained,
     is_compiled,
@@ -97,6 +100,11 @@ def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Trai
     torch.manual_seed(cfg.run.seed)
     network = build_network(cfg, len(classes))
     lines, adapter = prepare_weights(network, cfg, source, checkpoint, classes)
+    compiled, teacher = is_compiled(cfg, device), None
+    if cfg.task.teacher:
+        teacher = load_teacher(cfg, classes, device, dtype, compiled)
+        if cfg.task.distillation == "features":
+            make_student(network, teacher.feature_dim)
     accumulate = train_loader.grad_accum_steps
     training = Training(
         cfg=cfg,
@@ -106,12 +114,18 @@ def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Trai
         train_loader=train_loader,
         val_loader=val_loader,
         state=build_state(cfg, network.to(device), world.size, dtype, accumulate),
-        task=build_task(cfg, network, compiled=is_compiled(cfg, device)),
+        task=build_task(cfg, network, compiled, count_classes(train_loader), teacher),
         schedule=Schedule(cfg.optim, len(train_loader) // accumulate, data.batch_size * world.size * accumulate),
         run_dir=RunDir(cfg.run, enabled=world.is_main),
         adapter=adapter,
     )
     return training, checkpoint, "\n".join([*lines, *input_lines])
+
+
+def count_classes(loader: VideoLoader | FeatureLoader) -> list[int]:
+    """Count the training videos of each class."""
+    labels = np.fromiter((video.label for video in loader.videos), np.int64, len(loader.videos))
+    return np.bincount(labels[labels >= 0], minlength=len(loader.classes)).tolist()
 
 
 def prepare_weights(

@@ -13,9 +13,6 @@ from torch import nn
 
 from configs.schema import NO_CUDA_GRAPHS, Config, Eval, Model
 from networks import PRETRAINING, PRETRAINING_TASKS, VARIANTS, build, unknown_network, weights
-from networks.jepa import JEPA
-from networks.maskfeat import MaskFeat
-from networks.pretraining import MaskedAutoencoder, PretrainingNetwork
 from networks.probed_encoder import ProbeGrid
 from networks.weights.report import KeyReport
 from pipelines.data.feature_shards import is_feature_folder
@@ -24,12 +21,10 @@ from pipelines.loader import EvalVideoLoader, VideoLoader
 from training.feature_input import build_feature_loaders
 from training.optimizers import build_optimizer
 from training.parallel import distribute
-from training.pretraining_tasks import JEPATask, MAETask, MaskFeatTask, PretrainingTask
 from training.probe_grid import ProbeSetting, build_probe_optimizers, probe_grid_args, probe_settings
 from training.run_dir import find_checkpoint
 from training.schedule import Schedule
 from training.state import TrainState
-from training.tasks import Classify, ClassifyByProbes
 from utils.checkpoint_io import load_checkpoint
 from utils.device import clip_dtype
 from utils.distributed import World
@@ -106,26 +101,6 @@ def init_from_pretrained(
     if fresh and (complete or target is not network):
         raise ValueError(f"{model.pretrained}: gives no {', '.join(fresh[:3])}, which would be random\n{report.text()}")
     return report
-
-
-def build_task(cfg: Config, network: nn.Module, compiled: bool = False) -> Classify | PretrainingTask:
-    """Build the task, which turns a batch into a loss. Raises ValueError for a network of another task."""
-    task, data = cfg.task, cfg.data
-    if task.name == "probe":
-        return ClassifyByProbes(task.label_smoothing)
-    if task.name == "classify":
-        return Classify(task.label_smoothing)
-    masks = task.mask, task.mask_ratio
-    if task.name == "maskfeat" and isinstance(network, MaskFeat):
-        hog: dict[str, Any] = {"window": task.hog_window, "gradient": task.hog_gradient}
-        return MaskFeatTask(network, *masks, **hog, compiled=compiled)
-    if task.name == "mae" and isinstance(network, MaskedAutoencoder):
-        pixels: dict[str, Any] = {"normalize": task.norm_pix_loss, "mean": data.mean, "std": data.std}
-        return MAETask(network, *masks, decoder_ratio=task.decoder_mask_ratio, **pixels)
-    if task.name == "jepa" and isinstance(network, JEPA):
-        return JEPATask(network)
-    kind = "of another pre-training" if isinstance(network, PretrainingNetwork) else "a classifier"
-    raise ValueError(f"task.name={task.name}: the network is {kind}")
 
 
 def freeze(network: nn.Module, parts: str) -> None:

@@ -6,8 +6,9 @@ Those with labels are here, those without in `pretraining_tasks`.
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from training.losses import Loss
 
 
 class LabeledClips(Protocol):
@@ -20,12 +21,10 @@ class LabeledClips(Protocol):
 
 
 class Classify:
-    """Cross-entropy over classes."""
+    """A loss of logits against labels; by default the cross-entropy."""
 
-    def __init__(self, label_smoothing: float = 0.0):
-        if not 0.0 <= label_smoothing < 1.0:
-            raise ValueError(f"label_smoothing={label_smoothing}: expected a number, 0 to below 1")
-        self.label_smoothing = label_smoothing
+    def __init__(self, loss: Loss | None = None):
+        self.loss = loss or Loss()
 
     def __call__(self, network: nn.Module, batch: LabeledClips) -> dict[str, Tensor]:
         """Return loss () in float32 and logits (B, num_classes) in the dtype that the network computes in.
@@ -36,15 +35,9 @@ class Classify:
         logits = network(batch.video)
         return {"loss": self.loss(logits, batch.label), "logits": logits}
 
-    def loss(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Return the cross-entropy () of logits (B, num_classes)."""
-        # In float32, because half precision, which the logits have under autocast, would round the log-sum-exp.
-        label = label.float() if label.is_floating_point() else label
-        return F.cross_entropy(logits.float(), label, label_smoothing=self.label_smoothing)
-
 
 class ClassifyByProbes(Classify):
-    """Cross-entropy of each probe of a grid."""
+    """The loss of each probe of a grid."""
 
     def __call__(self, network: nn.Module, batch: LabeledClips) -> dict[str, Tensor]:
         """Return the loss (), which is the sum of the probes' losses, so that each gets the gradients of its own.

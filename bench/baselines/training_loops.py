@@ -22,7 +22,8 @@ from pipelines.batch_loader import Batch
 from pipelines.decode.frame_table import count_decoded, frame_packets, unpack_frame_table
 from pipelines.decode.video_info import VideoInfo, read_video_info
 from training.metrics import StepMetrics
-from training.setup import build_network, build_state, build_task
+from training.objective import build_task
+from training.setup import build_network, build_state
 from training.state import TrainState
 from utils.device import autocast
 

@@ -27,7 +27,8 @@ from pipelines.loader import VideoLoader
 from pipelines.sample_source import SampleSource
 from pipelines.sampling import order
 from pipelines.tuning.trials import Sample
-from training.setup import build_network, build_state, build_task, freeze, is_compiled
+from training.objective import build_task
+from training.setup import build_network, build_state, freeze, is_compiled
 from utils.device import autocast, choose_dtype, clip_dtype
 from utils.workers import worker_pool
 

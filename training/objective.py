@@ -1,0 +1,61 @@
+"""Build from a configuration what a network learns: a task, with its loss and its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from configs.schema import Config
+from networks.jepa import JEPA
+from networks.maskfeat import MaskFeat
+from networks.pretraining import MaskedAutoencoder, PretrainingNetwork
+from training.distillation import Distill, Teacher
+from training.losses import Loss, adjusted_offsets, effective_weights
+from training.pretraining_tasks import JEPATask, MAETask, MaskFeatTask, PretrainingTask
+from training.tasks import Classify, ClassifyByProbes
+
+
+def build_loss(cfg: Config, class_counts: Sequence[int], device: torch.device) -> Loss:
+    """Build the loss of a classifier; `class_counts` are the training videos of each class."""
+    task = cfg.task
+    corrections: dict[str, Any] = {}
+    if task.logit_adjustment:
+        corrections["logit_offsets"] = adjusted_offsets(class_counts, task.logit_adjustment).to(device)
+    if task.class_balance_beta:
+        corrections["class_weights"] = effective_weights(class_counts, task.class_balance_beta).to(device)
+    try:
+        return Loss(task.loss, task.loss_args, label_smoothing=task.label_smoothing, **corrections)
+    except ValueError as error:
+        raise ValueError(f"task.{error}") from None
+
+
+def build_task(
+    cfg: Config,
+    network: nn.Module,
+    compiled: bool = False,
+    class_counts: Sequence[int] = (),
+    teacher: Teacher | None = None,
+) -> Classify | PretrainingTask:
+    """Build the task, which turns a batch into a loss. Raises ValueError for a network of another task."""
+    task, data = cfg.task, cfg.data
+    if not task.is_pretraining:
+        loss = build_loss(cfg, class_counts, next(network.parameters()).device)
+        if task.name == "probe":
+            return ClassifyByProbes(loss)
+        if teacher:
+            return Distill(loss, teacher, task.distillation, task.distillation_alpha, task.distillation_tau)
+        return Classify(loss)
+    masks = task.mask, task.mask_ratio
+    if task.name == "maskfeat" and isinstance(network, MaskFeat):
+        hog: dict[str, Any] = {"window": task.hog_window, "gradient": task.hog_gradient}
+        return MaskFeatTask(network, *masks, **hog, compiled=compiled)
+    if task.name == "mae" and isinstance(network, MaskedAutoencoder):
+        pixels: dict[str, Any] = {"normalize": task.norm_pix_loss, "mean": data.mean, "std": data.std}
+        return MAETask(network, *masks, decoder_ratio=task.decoder_mask_ratio, **pixels)
+    if task.name == "jepa" and isinstance(network, JEPA):
+        return JEPATask(network)
+    kind = "of another pre-training" if isinstance(network, PretrainingNetwork) else "a classifier"
+    raise ValueError(f"task.name={task.name}: the network is {kind}")
