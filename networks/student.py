@@ -34,6 +34,7 @@ def make_student(network: nn.Module, feature_dim: int) -> None:
 
 def feature_dim(network: nn.Module) -> int:
     """Return the dimension of the features that a network's head classifies."""
-    clip = torch.empty(1, *network.patch_embed.input_shape, device=next(network.parameters()).device)  # type: ignore[misc,union-attr,arg-type]
+    weight = next(network.parameters())
+    clip = weight.new_zeros(1, *network.patch_embed.input_shape)  # type: ignore[misc,union-attr]
     with torch.inference_mode():
-        return network.forward_features(clip.zero_()).shape[-1]  # type: ignore[operator,no-any-return]
+        return network.forward_features(clip).shape[-1]  # type: ignore[operator,no-any-return]

@@ -45,10 +45,9 @@ def test_soft_divergence_is_that_of_hinton():
     torch.testing.assert_close(soft_divergence(student, teacher, tau=4.0), expected)
     torch.testing.assert_close(soft_divergence(student.repeat(3, 1), teacher.repeat(3, 1), tau=4.0), expected)
     assert soft_divergence(student, student + 7, tau=2.0).abs() < 1e-6
-    student = student.double().requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda x: F.kl_div(x.log_softmax(-1), p.double(), reduction="batchmean"), (student,)
-    )
+    student.requires_grad_()
+    soft_divergence(student, teacher, tau=4.0).backward()
+    torch.testing.assert_close(student.grad, 4 * (q - p))
 
 
 def test_cosine_distance_does_not_depend_on_lengths():
