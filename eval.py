@@ -69,6 +69,7 @@ class EvalRun(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     world: World
+    num_train_videos: Sequence[int] = ()  # of each class
 
 
 def evaluate_command(argv: Sequence[str]) -> int:
@@ -110,14 +111,15 @@ def load_run(source: Path, overrides: Sequence[str]) -> EvalRun:
     world = World.from_env()
     if source.suffix == ".yaml" and source.is_file():
         cfg, path, network, classes = build_recipe(source, overrides)
-        saved_cfg = cfg
+        saved_cfg, counts = cfg, ()
     else:
-        cfg, saved_cfg, network, classes = load_run_dir(source, overrides)
-        path = source
+        cfg, saved_cfg, network, card = load_run_dir(source, overrides)
+        path, counts = source, card.get("num_train_videos", ())
+        classes = [card["id2label"][index] for index in range(len(card["id2label"]))]
     device = choose_device(cfg.run.device, world.local_rank)
     dtype = choose_dtype(cfg.run.precision, device)
     world.init_process_group(device.type)
-    return EvalRun(cfg, saved_cfg, path, network.to(device), classes, device, dtype, world)
+    return EvalRun(cfg, saved_cfg, path, network.to(device), classes, device, dtype, world, counts)
 
 
 def build_recipe(source: Path, overrides: Sequence[str]) -> tuple[Config, Path, nn.Module, list[str]]:
@@ -144,8 +146,8 @@ def build_recipe(source: Path, overrides: Sequence[str]) -> tuple[Config, Path, 
     return cfg, path.with_name(f"{path.name}_of_{Path(cfg.model.pretrained).name}"), network, classes
 
 
-def load_run_dir(source: Path, overrides: Sequence[str]) -> tuple[Config, Config, nn.Module, list[str]]:
-    """Load the configuration of a run folder with and without overrides, its best network and the class names."""
+def load_run_dir(source: Path, overrides: Sequence[str]) -> tuple[Config, Config, nn.Module, dict[str, Any]]:
+    """Load the configuration of a run folder with and without overrides, its best network and what its card tells."""
     if not (source / "config.yaml").exists():
         raise ValueError(f"{source}: not a run folder (it has no config.yaml)")
     if not (source / "best").exists():
@@ -155,9 +157,7 @@ def load_run_dir(source: Path, overrides: Sequence[str]) -> tuple[Config, Config
             raise ValueError(f"{key}: a run keeps the classes that it was trained for")
     text = (source / "config.yaml").read_text()
     cfg, saved_cfg = (loading.parse_config(text, str(source / "config.yaml"), o) for o in (overrides, ()))
-    network, card = weights.load_network(source / "best")
-    names = card["id2label"]
-    return cfg, saved_cfg, network, [names[index] for index in range(len(names))]
+    return cfg, saved_cfg, *weights.load_network(source / "best")
 
 
 def build_test_loader(run: EvalRun) -> EvalVideoLoader:
@@ -216,7 +216,15 @@ def write_test(run: EvalRun, loader: EvalVideoLoader, scores: Scores, output_dir
         "shorter_than_clip": sum(map(loader.source.is_short, range(len(infos)))),
     }
     further = report_further_tests(tests, scores, output_dir)
-    report = write_report(output_dir, scores, loader.videos, run.classes, settings | further.summary)
+    report = write_report(
+        output_dir,
+        scores,
+        loader.videos,
+        run.classes,
+        settings | further.summary,
+        num_train_videos=run.num_train_videos,
+        shots=cfg.eval.shots,
+    )
     images: list[tuple[str, Image]] = [("Training", run.path / "curves.png"), ("Probes", run.path / "probes.png")]
     write_html_report(
         output_dir / "report.html",

@@ -31,7 +31,7 @@ from pipelines.sample_source import TooManyUnreadableVideos
 from pipelines.sampling.order import torch_seed
 from training.distillation import Distill
 from training.figures import draw_attention, draw_predictions, draw_pretraining
-from training.history import read_metrics, summarize_run
+from training.history import read_metrics, summarize_run, validations_since_best
 from training.metrics import StepMetrics, log_line
 from training.parallel import is_sharded, sync_gradients
 from training.pretraining_tasks import PretrainingTask
@@ -92,6 +92,8 @@ def train(cfg: Config, given: Collection[str] = ()) -> int:
         if checkpoint and t.step and not t.train_loader.batch_index and not world.broadcast(lambda: is_validated(t)):
             validate(t)  # the run was stopped between the end of the epoch and its validation
         for epoch in range(t.train_loader.epoch, cfg.optim.epochs):
+            if stops_early(t):
+                break
             last = train_epoch(t, epoch, total_steps, metrics, stop, timer, after_step)
             save_checkpoint(t)
             if stop.signal:
@@ -162,6 +164,15 @@ def log_metrics(t: Training, row: dict[str, float], epoch: int, total_steps: int
         )
 
 
+def stops_early(t: Training) -> bool:
+    """Tell whether run.patience ends the run here, and say so. All processes call it together."""
+    patience, metric = t.cfg.run.patience, t.cfg.eval.metric
+    waited = t.world.broadcast(lambda: validations_since_best(read_metrics(t.run_dir.path), metric)) if patience else 0
+    if patience and waited >= patience:
+        t.run_dir.log(f"stopped early: {waited} validations without a better one (run.patience={patience})")
+    return bool(patience) and waited >= patience
+
+
 def figure_interval(t: Training) -> int:
     """Return how many epochs lie between two figures: five or so in all, of a pre-training task.figure_epochs."""
     return t.cfg.task.figure_epochs if isinstance(t.task, PretrainingTask) else max(1, t.cfg.optim.epochs // 5)
@@ -198,7 +209,7 @@ def finish(t: Training, stop: GracefulStop) -> int:
             t.run_dir.log(f"stopped by {stop.signal.name} at step {t.step}; the same command continues from here")
         else:
             keeps_last = isinstance(t.task, PretrainingTask) and t.task.keeps_last
-            t.run_dir.log(summarize_run(read_metrics(path), keeps_last))
+            t.run_dir.log(summarize_run(read_metrics(path), keeps_last, t.cfg.eval.metric))
             files = {
                 "best": f"network: {weights_file(path / 'best').name}, config.json",
                 "curves.png": "loss, and accuracy or the loss relative to that of the mean target",

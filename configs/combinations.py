@@ -71,12 +71,16 @@ def _check_objective(cfg: Config) -> None:
     """Check the keys of the section task that only classifiers use, and those that depend on each other."""
     task, because = cfg.task, f"with task.name={cfg.task.name}"
     if task.is_pretraining:
+        _require(not cfg.data.balance, "data.balance", cfg.data.balance, f"nothing {because}")
         for key in ("label_smoothing", "logit_adjustment", "class_balance_beta"):
             _require(not getattr(task, key), f"task.{key}", getattr(task, key), f"0 {because}")
         _require(task.loss == "cross_entropy", "task.loss", task.loss, f"cross_entropy {because}, which has its own")
     _require(not task.teacher or task.name == "classify", "task.teacher", task.teacher, f"none {because}")
     smoothable = task.loss in ("cross_entropy", "poly", "bce", "focal") or not task.label_smoothing
     _require(smoothable, "task.label_smoothing", task.label_smoothing, f"0 with task.loss={task.loss}")
+    for key in ("logit_adjustment", "class_balance_beta"):
+        once = not (cfg.data.balance and getattr(task, key))
+        _require(once, "data.balance", cfg.data.balance, f"nothing with task.{key}, which corrects the same")
     softmax = task.loss in ("cross_entropy", "focal", "poly", "gce") or not task.logit_adjustment
     _require(softmax, "task.logit_adjustment", task.logit_adjustment, f"0 with task.loss={task.loss}, a sigmoid")
 
@@ -115,10 +119,14 @@ def _check_probe(cfg: Config) -> None:
 
 
 def _check_eval(cfg: Config) -> None:
-    e, size = cfg.eval, cfg.data.image_size
+    e, size, task = cfg.eval, cfg.data.image_size, cfg.task
+    known = {"probe": ("auto", "top1")}.get(task.name, ("auto", "loss") if task.is_pretraining else (e.metric,))
+    _require(e.metric in known, "eval.metric", e.metric, f"{' or '.join(known)} with task.name={task.name}")
     _require(e.num_crops in (1, 3), "eval.num_crops", e.num_crops, "1 or 3")
     letterbox = cfg.data.crop == "letterbox"
     _require(not letterbox or e.num_crops == 1, "eval.num_crops", e.num_crops, "1 with data.crop=letterbox")
+    low, high = e.shots
+    _require(0 <= low <= high, "eval.shots", list(e.shots), "two numbers of videos, the smaller one first")
     lowest = min(e.rlt_thresholds, default=0)
     _require(lowest >= 0, "eval.rlt_thresholds", list(e.rlt_thresholds), "numbers of 0 or more")
     large = isinstance(e.short_side, str) or e.short_side >= size

@@ -56,6 +56,16 @@ class Eval(Section):
     )
     num_crops: int = option(3, "crops per clip: 1 (center) or 3 (along the longer side)")
     average: Literal["probs", "logits"] = option("probs", "what is averaged over the views of a video")
+    metric: Literal["auto", "top1", "macro_top1", "loss"] = option(
+        "auto",
+        "which validation is the best, whose network is kept; macro_top1: the mean of the accuracies of the classes "
+        "(auto: top1, of a pre-training the loss)",
+    )
+    shots: tuple[int, int] = option(
+        (20, 100),
+        "head, middle and tail of the classes in a report: by more training videos than the second number, and fewer "
+        "than the first",
+    )
     attention_map: Literal["", "last", "rollout"] = option(
         "", "figure of the attention in four videos: of the last layer, or rolled out over all layers (empty: none)"
     )

@@ -71,6 +71,11 @@ class Data(Section):
     eval_max_per_class: int = option(
         0, "use only the first N videos of each class of the validation and test lists (0: all)", ge=0
     )
+    balance: Literal["", "class", "sqrt"] = option(
+        "",
+        "how often classes come in training; class: equally often, sqrt: in proportion to the square roots of their "
+        "sizes (empty: every video once in an epoch)",
+    )
     hflip: Probability = option(0.5, "probability of a horizontal flip; use 0 where direction tells the class")
     rand_augment: str = option("", "RandAugment in timm's notation, m7-n4-mstd0.5 (empty: off)")
     color_jitter: Probability = option(
@@ -195,6 +200,9 @@ class Run(Section):
     profile_steps: int = option(0, "steps to profile: RUN/profile/trace.json.gz and the most expensive operators", ge=0)
     parallel: Literal["ddp", "fsdp"] = option(
         "ddp", "fsdp: weights, gradients and optimizer state are sharded over the processes"
+    )
+    patience: int = option(
+        0, "validations without a better one after which a run stops early (0: it does not; see eval.metric)", ge=0
     )
     max_nonfinite_steps: int = option(
         10, "consecutive steps with a loss that is not finite after which a run stops", ge=1

@@ -35,6 +35,14 @@ class Confusion(NamedTuple):
     fraction: float
 
 
+class ShotGroup(NamedTuple):
+    """The classes with a range of numbers of training videos, and the mean of their accuracies."""
+
+    name: str  # head, middle or tail
+    classes: int
+    top1: float
+
+
 class Report(NamedTuple):
     """The content of the files of a test, and the lines to print."""
 
@@ -51,23 +59,30 @@ def write_report(
     videos: Sequence[VideoEntry],
     classes: Sequence[str],
     settings: Mapping[str, Any],
+    *,
+    num_train_videos: Sequence[int] = (),
+    shots: tuple[int, int] = (20, 100),
 ) -> Report:
     """Write summary.json, predictions.csv, per_class.csv, confusions.csv and confusion.png.
 
-    `settings` go into the summary: num_clips and num_crops at least.
+    `settings` go into the summary: num_clips and num_crops at least. If the numbers of training videos of the classes
+    are known, accuracy is also that of head, middle and tail, which `shots` divide.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     columns, rows = _prediction_rows(scores, videos, classes)
     write_csv(output_dir / "predictions.csv", columns, rows)
     matrix = confusion_matrix(scores, len(classes))
     per_class, confusions = count_classes(scores, matrix, classes)
-    class_rows = ((*result[:3], f"{result.top1:.4f}") for result in per_class)
-    write_csv(output_dir / "per_class.csv", ["class", "videos", "correct", "top1"], class_rows)
+    trained = dict(zip(classes, num_train_videos, strict=False))
+    class_rows = ((*r[:3], f"{r.top1:.4f}", *([trained[r.name]] if trained else [])) for r in per_class)
+    class_columns = ["class", "videos", "correct", "top1", *(["train_videos"] if trained else [])]
+    write_csv(output_dir / "per_class.csv", class_columns, class_rows)
     confusion_rows = ((*confusion[:3], f"{confusion.fraction:.4f}") for confusion in confusions)
     write_csv(output_dir / "confusions.csv", ["label", "predicted", "videos", "fraction_of_label"], confusion_rows)
     figure = draw_confusion(matrix, classes)
     figure.savefig(output_dir / "confusion.png", dpi=110)
-    summary = summarize(scores, settings)
+    groups = group_classes(per_class, trained, shots)
+    summary = summarize(scores, settings) | {"groups": [group._asdict() for group in groups]}
     atomic_write_text(output_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     lines = _lines(scores, videos, summary, per_class, confusions)
     return Report("\n".join(lines), summary, per_class, confusions, figure)
@@ -86,12 +101,29 @@ def summarize(scores: Scores, settings: Mapping[str, Any]) -> dict[str, Any]:
         "top1_interval": wilson_interval(top1 * n, n),
         "top5": top5,
         "top5_interval": wilson_interval(top5 * n, n),
+        "macro_top1": scores.macro_top1,
         "loss": scores.loss,
         "by_num_clips": [
             {"num_clips": count * scores.pooled_clips, "top1": top1_after, "top5": top5_after}
             for count, (top1_after, top5_after) in enumerate(scores.correct.double().mean(0).tolist(), start=1)
         ],
     }
+
+
+def group_classes(
+    per_class: Sequence[ClassResult], num_train_videos: Mapping[str, int], shots: tuple[int, int]
+) -> list[ShotGroup]:
+    """Group the classes that were tested by their training videos: more than shots[1], fewer than shots[0], or neither.
+
+    The mean accuracies of many-, few- and medium-shot classes (Liu et al., 2019). None if all are in one group.
+    """
+    groups: dict[str, list[float]] = {"head": [], "middle": [], "tail": []}
+    for result in per_class:
+        number = num_train_videos.get(result.name)
+        if number is not None:
+            groups["head" if number > shots[1] else "tail" if number < shots[0] else "middle"].append(result.top1)
+    found = [ShotGroup(name, len(top1), sum(top1) / len(top1)) for name, top1 in groups.items() if top1]
+    return found if len(found) > 1 else []
 
 
 def count_classes(scores: Scores, matrix: Tensor, classes: Sequence[str]) -> tuple[list[ClassResult], list[Confusion]]:
@@ -126,6 +158,11 @@ def _prediction_rows(
     return ["video", "label", "status", *(f"{what}{i}" for i in numbers for what in ("class", "score"))], rows
 
 
+def _describe_groups(groups: Sequence[Mapping[str, Any]]) -> str:
+    parts = (f"{g['name']} {100 * g['top1']:.2f} % ({g['classes']})" for g in groups)
+    return f"; {', '.join(parts)}" if groups else ""
+
+
 def _lines(
     scores: Scores,
     videos: Sequence[VideoEntry],
@@ -139,6 +176,7 @@ def _lines(
     worst = sorted(per_class, key=lambda result: result.top1)[:3]
     lines = [
         f"test {views}: top-1 {top1:.2f} % (95 %: {low:.1f}-{high:.1f})  top-5 {top5:.2f} %",
+        f"mean over classes {100 * summary['macro_top1']:.2f} %{_describe_groups(summary['groups'])}",
         scores.coverage(),
         *(f"  failed: {videos[index].name}: {reason}" for index, reason in sorted(scores.failed.items())),
         "worst classes: " + ", ".join(f"{result.name} {result.correct}/{result.videos}" for result in worst),

@@ -28,6 +28,18 @@ class Scores:
         correct = (best == self.label[:, None]).any(1) & self.scored
         return correct.double().mean().item()
 
+    def class_accuracies(self) -> tuple[Tensor, Tensor]:
+        """Return the numbers of videos (K,) and of correct ones (K,) of each class; unreadable videos are wrong."""
+        num_classes = self.probs.shape[1]
+        correct = (self.probs.argmax(1) == self.label) & self.scored
+        return tuple(torch.bincount(label, minlength=num_classes) for label in (self.label, self.label[correct]))  # type: ignore[return-value]
+
+    @property
+    def macro_top1(self) -> float:
+        """The mean of the accuracies of the classes that occur."""
+        total, correct = self.class_accuracies()
+        return (correct[total > 0].double() / total[total > 0]).mean().item()
+
     @property
     def loss(self) -> float:
         """Mean negative log probability of the label over the videos that were scored."""

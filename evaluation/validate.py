@@ -27,7 +27,7 @@ def validate(t: Training) -> None:
     elif t.val_loader:
         metrics = score_validation(t)
     is_kept = not metrics or (isinstance(t.task, PretrainingTask) and t.task.keeps_last)
-    if t.world.broadcast(lambda: is_kept or is_best(metrics, read_metrics(t.run_dir.path))):
+    if t.world.broadcast(lambda: is_kept or is_best(metrics, read_metrics(t.run_dir.path), t.cfg.eval.metric)):
         save_best(t, best_probe(results) if results else None)
     epoch = t.train_loader.epoch
     if results:
@@ -47,7 +47,7 @@ def save_best(t: Training, probe: int | None) -> None:
         network, name, setting = network.select(probe), "probed_encoder", probe_settings(t.cfg)[probe]
         state = select_state(state, probe)
     state = {key: tensor for key, tensor in state.items() if not key.startswith(PROJECTION)}
-    card = model_card(t.cfg, t.classes, setting)
+    card = model_card(t.cfg, t.classes, t.num_train_videos, setting)
     if t.adapter:
         base, trained = t.adapter.base, {key: state[key] for key in t.adapter.keys if key in state}
         t.run_dir.save_best(lambda path: save_adapter(path, network, name, card, trained, base))
@@ -79,10 +79,12 @@ def score_validation(t: Training) -> dict[str, float]:
         t.run_dir.log(f"epoch {epoch}  val: loss {loss:.4f}  mean target {baseline:.4f}")
         return {"loss": loss, "baseline": baseline}
     scores = evaluate(t.state.eval_model, t.val_loader, t.world, t.dtype, average=t.cfg.eval.average)
-    top1, top5 = scores.topk(1), scores.topk(5)
+    top1, top5, macro = scores.topk(1), scores.topk(5), scores.macro_top1
     accuracy = f"top-1 {100 * top1:.2f} %  top-5 {100 * top5:.2f} %"
+    if t.cfg.eval.metric == "macro_top1":
+        accuracy = f"mean over classes {100 * macro:.2f} %  {accuracy}"
     t.run_dir.log(f"epoch {epoch}  val: {accuracy}  loss {scores.loss:.4f}  {scores.coverage()}")
-    return {"loss": scores.loss, "top1": top1, "top5": top5}
+    return {"loss": scores.loss, "top1": top1, "top5": top5, "macro_top1": macro}
 
 
 def is_validated(t: Training) -> bool:

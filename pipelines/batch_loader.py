@@ -31,12 +31,22 @@ class Batch(NamedTuple):
     video: torch.Tensor  # train (B, [clips,] C, T, H, W), repeats side by side; eval (B, V, C, T, H, W)
     label: torch.Tensor  # (B,) int64; after mixing (B, num_classes) float32; targets that are no classes: float32
     sample_index: torch.Tensor  # (B,) int64, the line of the list; -1: not to be scored (padding or unreadable)
-    seeds: tuple[tuple[int, ...], ...]  # on the host: (seed, epoch, sample_index[, repeat]), for further random draws
+    seeds: tuple[tuple[int, ...], ...]  # on the host: (seed, epoch, sample_index[, repeat[, occurrence]])
 
     @property
     def class_index(self) -> torch.Tensor:
         """The classes (B,); of a mixed clip the one with the larger share."""
         return self.label if self.label.ndim == 1 else self.label.argmax(-1)
+
+
+def further_seed(repeat: int | None, occurrence: int) -> tuple[int, ...]:
+    """Return what tells a sample from others of the same video and epoch: repeat, and how often the video came before.
+
+    Nothing for the first one, if there are no repeats.
+    """
+    if occurrence:
+        return repeat or 0, occurrence
+    return () if repeat is None else (repeat,)
 
 
 class BatchLoader:
@@ -137,7 +147,8 @@ class BatchLoader:
         faults = [[*fault, *self._file(fault[0])] for fault in s.faults.state()]
         bad_videos = [[index, reason, *self._file(index)] for index, reason in sorted(self.bad_videos.items())]
         seen = batch_index * s.batch_size * s.world.size
-        stream = {"num_videos": len(self.videos), "seed": s.seed, "train": s.views.train}
+        balance = s.balance.power if s.balance else None
+        stream = {"num_videos": len(self.videos), "seed": s.seed, "train": s.views.train, "balance": balance}
         return {
             "epoch": self.epoch + epochs,
             "seen": seen,
@@ -177,7 +188,7 @@ class BatchLoader:
         if saved.get("train", s.views.train) != s.views.train:
             kinds = ("an evaluation", "training")
             raise ValueError(f"a state of {kinds[not s.views.train]}: expected one of {kinds[s.views.train]}")
-        now = {"num_videos": len(self.videos), "seed": s.seed}
+        now = {"num_videos": len(self.videos), "seed": s.seed, "balance": s.balance.power if s.balance else None}
         before = {key: saved.get(key, value) for key, value in now.items()}  # states of older versions do not have them
         changes = [f"{key}={now[key]}, and {before[key]} before" for key in now if now[key] != before[key]]
         if changes and seen and s.world.is_main:
@@ -244,13 +255,14 @@ class BatchLoader:
             metas = [meta for meta in metas for _ in range(v.aug_repeats)]
             numbers = numbers.repeat_interleave(v.aug_repeats, 0) if v.aug_repeats > 1 else numbers
         seeds = (
-            (self.source.seed, meta.batch_index // len(self) if v.train else 0, meta.sample_index, i % v.aug_repeats)
+            (self.source.seed, meta.batch_index // len(self) if v.train else 0, meta.sample_index)
+            + further_seed(i % v.aug_repeats if v.aug_repeats > 1 else None, meta.occurrence)
             for i, meta in enumerate(metas)
         )
         label, scored_index = numbers.unbind(1)
         if self.targets is not None:
             label = to_device(self.targets[[meta.label for meta in metas]], self.device)
-        return Batch(video, label, scored_index, tuple(seed if v.aug_repeats > 1 else seed[:3] for seed in seeds))
+        return Batch(video, label, scored_index, tuple(seeds))
 
     def _note_bad_video(self, index: int, batch_index: int) -> None:
         if index not in self.bad_videos:

@@ -84,6 +84,7 @@ def build_source(
         fill=mean_color(data.mean),
         decode_timeout=data.decode_timeout,
         grad_accum_steps=grad_accum_steps,
+        balance=order.balanced_order(data.balance * views.train, [v.label for v in dataset.videos], run.seed),
     )
     if world.is_main:
         who = describe_plan(readable, decoders, data.decoder, dali)

@@ -49,6 +49,7 @@ class FeatureLoader:
         row_of = {int(line): row for row, line in enumerate(self.shards.line)}
         rows = [row_of.get(line, -1) for line in lines]  # -1: the video could not be read
         self.rows = [row for row in rows if row >= 0] if train else rows
+        self.balance = order.balanced_order(data.balance, self.shards.label[self.rows], seed) if train else None
         self.grad_accum_steps = order.grad_accum_steps(global_batch_size, self.batch_size, self.world.size)
         if not len(self):
             clips = self.batch_size * self.world.size * self.grad_accum_steps
@@ -98,7 +99,10 @@ class FeatureLoader:
             for slot in range(self.batch_size)
         ]
         if self.train:
-            indices = [order.shuffled_index(count, self.seed, self.epoch, position) for position in positions]
+            if self.balance:
+                indices = [self.balance.at(self.epoch, position)[0] for position in positions]
+            else:
+                indices = [order.shuffled_index(count, self.seed, self.epoch, position) for position in positions]
             scored = indices
         else:
             indices = [min(position, count - 1) for position in positions]

@@ -88,6 +88,8 @@ class VideoLoader(_ListLoader):
         if not self.dataset.classes and self.dataset.targets is None and (data.mixup or data.cutmix):
             key = "mixup" if data.mixup else "cutmix"
             raise ValueError(f"data.{key}={getattr(data, key)}: expected 0 for {self.dataset.path}, without labels")
+        if not self.dataset.classes and data.balance:
+            raise ValueError(f"data.balance={data.balance}: expected nothing for {self.dataset.path}, without classes")
         size = run.world.size
         grad_accum_steps = order.grad_accum_steps(global_batch_size, data.batch_size, size)
         batch_size = data.batch_size // data.aug_repeats

@@ -28,3 +28,4 @@ class SampleMeta(NamedTuple):
     num_images: int  # that DALI is given; 0: the encoded frames are a video
     rotation: int = 0  # quarter turns, counterclockwise, that the frames still need, and then
     mirror: int = 0  # bit i: whether crop i is to be mirrored; 0 without rotation, where it is mirrored already
+    occurrence: int = 0  # how often the epoch has had this video before; 0 unless classes are balanced

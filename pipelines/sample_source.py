@@ -40,8 +40,7 @@ class TooManyUnreadableVideos(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class ViewSpec:
-    """The clips and crops that are made of a video. Train: random clips and random crops, which the clips of a video
-    share. Eval: clips x crops, nothing random."""
+    """The clips and crops of a video. Train: random ones; clips share a crop. Eval: clips x crops, nothing random."""
 
     num_frames: int
     frame_stride: int
@@ -91,6 +90,7 @@ class SampleSource:
     fill: tuple[int, int, int] = (0, 0, 0)  # RGB around letterboxed frames
     decode_timeout: float = math.inf  # seconds per file
     grad_accum_steps: int = 1  # batches per optimizer step; an epoch has whole steps
+    balance: order.BalancedOrder | None = None  # of training; None: every video once
 
     @property
     def num_batches(self) -> int:
@@ -115,17 +115,17 @@ class SampleSource:
     def sample(self, batch_index: int, slot: int, refused: Collection[int] = ()) -> tuple[np.ndarray, ...]:
         """Return the arrays of one sample.
 
-        Where DALI decodes none of the videos: views (V, C, T, H, W) uint8, mirror (crops,), SampleMeta (10,). Else:
+        Where DALI decodes none of the videos: views (V, C, T, H, W) uint8, mirror (crops,), SampleMeta (11,). Else:
         data, positions and order of EncodedFrames, boxes (crops, 4), color matrix (3, 3), views, mirror, SampleMeta; of
         data and views one is empty, as `by_pyav` says. Before mirror: what AugmentPolicy draws, (crops, ...) each.
         `batch_index` counts over all epochs; `refused` are indices of videos that DALI has just refused.
         """
-        index, status = self.sample_at(batch_index, slot)
+        index, status, occurrence = self.sample_at(batch_index, slot)
         epoch = batch_index // self.num_batches
         used = index
         for attempt in range(_MAX_REPLACEMENTS):
             # Every attempt has its own generator, so remembering an unreadable video changes no draw.
-            rng = order.sample_rng(self.seed, epoch if self.views.train else 0, index, attempt)
+            rng = order.sample_rng(self.seed, epoch if self.views.train else 0, index, attempt, occurrence)
             if attempt:
                 used = int(rng.integers(len(self.videos)))
             try:
@@ -138,8 +138,8 @@ class SampleSource:
                 if status is Status.OK:
                     status = Status.REPLACED if self.views.train else Status.FAILED
         else:
-            last = self.videos[used].path
-            raise TooManyUnreadableVideos(f"{_MAX_REPLACEMENTS} videos in a row cannot be read, the last is {last}")
+            last = f"the last is {self.videos[used].path}"
+            raise TooManyUnreadableVideos(f"{_MAX_REPLACEMENTS} videos in a row cannot be read, {last}")
         if self.views.augment:
             draws = (self.views.augment.draw(rng) for _ in range(self.views.aug_repeats))
             arrays += map(np.stack, zip(*draws, strict=True))
@@ -155,6 +155,7 @@ class SampleSource:
             num_images=num_images,
             rotation=rotation,
             mirror=sum(int(flag) << view for view, flag in enumerate(mirror)) if rotation else 0,
+            occurrence=occurrence,
         )
         return *arrays, mirror * (not rotation), np.array(meta, np.int64)
 
@@ -165,14 +166,16 @@ class SampleSource:
             return True
         return self.faults.is_known(index, REFUSED, batch_index)
 
-    def sample_at(self, batch_index: int, slot: int) -> tuple[int, Status]:
-        """Return the index of the video in a slot of a batch, and whether it only fills the batch."""
+    def sample_at(self, batch_index: int, slot: int) -> tuple[int, Status, int]:
+        """Return the video in a slot of a batch, whether it only fills the batch, and how often it came before."""
         epoch, batch_in_epoch = divmod(batch_index, self.num_batches)
         position = order.epoch_position(batch_in_epoch, slot, self.batch_size, self.world.rank, self.world.size)
         num_samples = len(self.videos)
         if self.views.train:
-            return order.shuffled_index(num_samples, self.seed, epoch, position), Status.OK
-        return min(position, num_samples - 1), Status.OK if position < num_samples else Status.PADDING
+            shuffled = order.shuffled_index(num_samples, self.seed, epoch, position), 0
+            index, occurrence = self.balance.at(epoch, position) if self.balance else shuffled
+            return index, Status.OK, occurrence
+        return min(position, num_samples - 1), Status.OK if position < num_samples else Status.PADDING, 0
 
     def reason(self, index: int) -> str:
         """Say why a video could not be read. Slow: reads it once more."""
@@ -185,10 +188,7 @@ class SampleSource:
         return "the decoder failed on it"
 
     def choose_frames(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        """Choose frame numbers (clips, frames) inside the entry's part of the video; training draws them.
-
-        Raises ValueError if the video ends before that part begins.
-        """
+        """Choose frame numbers (clips, frames) in the entry's part of the video. Raises ValueError as part_of()."""
         v, info, entry = self.views, self.infos[index], self.videos[index]
         first, count = self.part_of(index) if entry.is_part else (0, info.num_frames)
         stride = temporal.stride_in_frames(v.frame_stride, v.fps, info.fps)
@@ -251,8 +251,8 @@ class SampleSource:
         return frames, spatial.to_stored_orientation(boxes, info.width, info.height, info.rotation), mirror
 
     def _load(self, index: int, rng: np.random.Generator, by_pyav: bool) -> tuple[Any, ...]:
-        """Read the arrays of a sample after two values of its SampleMeta: whether PyAV decoded it, which it also does
-        where nothing can be made for DALI, and num_images."""
+        """Read the arrays of a sample after two of its SampleMeta: by_pyav, also where DALI can be given nothing, and
+        num_images."""
         v, info, path = self.views, self.infos[index], self.videos[index].path
         if not is_remote(path) and (current := fingerprint(path)) != (info.size, info.mtime_ns):
             raise ValueError(f"{path}: {'no such file' if current == (0, 0) else CHANGED}")
@@ -286,8 +286,7 @@ class SampleSource:
         return by_pyav, num_images, *arrays, boxes, correction(info.colorspace), views, mirror
 
     def _mirrors(self, info: VideoInfo) -> bool:
-        """Return whether views are mirrored here: where DALI would only do that and normalize them, as it takes DALI
-        longer on a CPU."""
+        """Return whether views are mirrored here: where DALI would only mirror and normalize, which takes it longer."""
         v = self.views
         return v.train and not self.decoders.uses_dali and not v.augment and not info.rotation
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+
+METRIC_NAMES = {"top1": "top-1", "macro_top1": "mean over classes"}
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -22,35 +25,53 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def is_best(metrics: dict[str, float], rows: list[dict]) -> bool:
-    """Tell whether a validation is at least as good as all earlier ones; of probes better, or equal with less loss."""
-    earlier = [row for row in rows if row["kind"] == "val"]
-    if "probe" in metrics:
-        return all(_probe_score(metrics) > _probe_score(row) for row in earlier)
-    if "top1" in metrics:
-        return metrics["top1"] >= max((row["top1"] for row in earlier), default=0)
-    return metrics["loss"] <= min((row["loss"] for row in earlier if row["loss"] is not None), default=math.inf)
+def is_best(metrics: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], metric: str = "auto") -> bool:
+    """Tell whether a validation is at least as good as all earlier ones by a metric; probes have to be better."""
+    earlier = max((score_of(row, metric) for row in rows if row["kind"] == "val"), default=None)
+    score = score_of(metrics, metric)
+    if score[0] == -math.inf:  # of a loss that is not finite
+        return False
+    return earlier is None or score > earlier or (score == earlier and "probe" not in metrics)
 
 
-def _probe_score(row: dict[str, Any]) -> tuple[float, float]:
-    """Return what probes are compared by: the accuracy, then the loss."""
-    loss = row["loss"]
-    return row["top1"], -loss if loss is not None and math.isfinite(loss) else -math.inf
+def score_of(row: Mapping[str, Any], metric: str = "auto") -> tuple[float, float]:
+    """Return what validations are compared by, more is better: of probes the accuracy, then the loss.
+
+    `metric` auto is the accuracy, of a pre-training the loss. Raises ValueError for one that the run does not have.
+    """
+    name = metric if metric != "auto" else "top1" if "top1" in row else "loss"
+    if name not in row:
+        scored = ", ".join(key for key in row if key not in ("kind", "step", "epoch", "probe"))
+        raise ValueError(f"eval.metric={metric}: expected one of {scored}")
+    loss = _negated(row.get("loss"))
+    if name == "loss":
+        return loss, 0.0
+    return row[name], loss if "probe" in row else 0.0
 
 
-def summarize_run(rows: list[dict[str, Any]], keeps_last: bool = False) -> str:
+def _negated(loss: float | None) -> float:
+    return -loss if loss is not None and math.isfinite(loss) else -math.inf
+
+
+def validations_since_best(rows: Sequence[Mapping[str, Any]], metric: str = "auto") -> int:
+    """Count the validations after the first one with the best score."""
+    scores = [score_of(row, metric) for row in rows if row["kind"] == "val"]
+    return len(scores) - 1 - scores.index(max(scores)) if scores else 0
+
+
+def summarize_run(rows: list[dict[str, Any]], keeps_last: bool = False, metric: str = "auto") -> str:
     """Summarize a finished run in one line: best epoch, time per epoch, clips/s, time spent waiting for data.
 
-    `keeps_last`: the last network was kept rather than the best one.
+    `keeps_last`: the last network was kept rather than the best one by `metric`.
     """
     train, val = ([row for row in rows if row["kind"] == kind] for kind in ("train", "val"))
     parts = []
-    if any("top1" in row for row in val):
-        best = max(val, key=_probe_score if "probe" in val[0] else lambda row: row["top1"])
-        parts.append(f"best epoch {best['epoch']}: top-1 {100 * best['top1']:.2f} %")
-    elif val:
-        best = val[-1] if keeps_last else min(val, key=lambda row: math.inf if row["loss"] is None else row["loss"])
-        parts.append(f"{'last' if keeps_last else 'best'} epoch {best['epoch']}: loss {best['loss']:.4f}")
+    if val:
+        best = val[-1] if keeps_last else max(val, key=lambda row: score_of(row, metric))
+        result = f"top-1 {100 * best['top1']:.2f} %" if "top1" in best else f"loss {best['loss']:.4f}"
+        if metric in METRIC_NAMES and metric not in ("top1", "loss"):
+            result = f"{METRIC_NAMES[metric]} {100 * best[metric]:.2f} %, {result}"
+        parts.append(f"{'last' if keeps_last else 'best'} epoch {best['epoch']}: {result}")
     seconds = sum(row["seconds"] for row in train)
     if seconds:
         waited = sum(row["data_time_frac"] * row["seconds"] for row in train) / seconds

@@ -5,6 +5,7 @@ Shapes: B clips, K classes. A target (B, K) has the probability of each class, o
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -101,20 +102,17 @@ class Loss:
         self.label_smoothing, self.multi_label = label_smoothing, multi_label
         self.class_weights, self.logit_offsets = class_weights, logit_offsets
         try:
-            self(torch.zeros(1, 2), torch.eye(2)[:1], check=True)
+            inspect.signature(self.function).bind("logits", "target", **self.args)
         except TypeError as error:
             raise ValueError(f"loss_args={self.args} with loss={name}: {error}") from error
 
-    def __call__(self, logits: Tensor, label: Tensor, check: bool = False) -> Tensor:
-        """Return the mean () over the clips, for logits (B, K), and label (B,) int64 or target (B, K).
-
-        `check` leaves out what depends on the classes.
-        """
+    def __call__(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Return the mean () over the clips, for logits (B, K), and label (B,) int64 or target (B, K)."""
         # In float32, because half precision, which the logits have under autocast, would round the log-sum-exp.
         logits = logits.float()
-        weights, offsets = (None, None) if check else (self.class_weights, self.logit_offsets)
-        if offsets is not None:
-            logits = logits + offsets
+        weights = self.class_weights
+        if self.logit_offsets is not None:
+            logits = logits + self.logit_offsets
         if self.name == "cross_entropy" and weights is None:
             label = label.float() if label.is_floating_point() else label
             return F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)

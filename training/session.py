@@ -61,6 +61,7 @@ class Training:
     run_dir: RunDir
     step: int = 0
     adapter: TrainedAdapter | None = None
+    num_train_videos: Sequence[int] = ()  # of each class
 
     @property
     def device(self) -> torch.device:
@@ -105,7 +106,7 @@ def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Trai
         teacher = load_teacher(cfg, classes, device, dtype, compiled)
         if cfg.task.distillation == "features":
             make_student(network, teacher.feature_dim)
-    accumulate = train_loader.grad_accum_steps
+    accumulate, num_train_videos = train_loader.grad_accum_steps, count_classes(train_loader)
     training = Training(
         cfg=cfg,
         world=world,
@@ -114,10 +115,11 @@ def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Trai
         train_loader=train_loader,
         val_loader=val_loader,
         state=build_state(cfg, network.to(device), world.size, dtype, accumulate),
-        task=build_task(cfg, network, compiled, count_classes(train_loader), teacher),
+        task=build_task(cfg, network, compiled, num_train_videos, teacher),
         schedule=Schedule(cfg.optim, len(train_loader) // accumulate, data.batch_size * world.size * accumulate),
         run_dir=RunDir(cfg.run, enabled=world.is_main),
         adapter=adapter,
+        num_train_videos=num_train_videos,
     )
     return training, checkpoint, "\n".join([*lines, *input_lines])
 

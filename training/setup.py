@@ -229,10 +229,13 @@ def describe_step(schedule: Schedule, batch_size: int, world_size: int, grad_acc
     return f"{clips} clip{'s' * (clips > 1)}{made_of}; {o.name}, lr {schedule.peak_lr:.3g}{scaled}"
 
 
-def model_card(cfg: Config, classes: Sequence[str], probe: ProbeSetting | None = None) -> dict[str, Any]:
+def model_card(
+    cfg: Config, classes: Sequence[str], num_train_videos: Sequence[int] = (), probe: ProbeSetting | None = None
+) -> dict[str, Any]:
     """Return what one needs beside the weights to use them: the class names and how the input is made.
 
-    Of a probe also how it was trained, of a masked autoencoder what its loss is of.
+    With the number of training videos of each class, if there are classes. Of a probe also how it was trained, of a
+    masked autoencoder what its loss is of.
     """
     data, is_mae = cfg.data, cfg.task.name == "mae"
     stride = {"frame_stride": data.frame_stride, "fps": data.fps} if data.sampling != "tsn" else {}
@@ -246,6 +249,7 @@ def model_card(cfg: Config, classes: Sequence[str], probe: ProbeSetting | None =
             "std": list(data.std),
             **({"preset": cfg.eval.preset} if cfg.eval.preset else {}),
         },
+        **({"num_train_videos": list(num_train_videos)} if classes else {}),
         **({"probe": probe._asdict()} if probe else {}),
         **({"task": {key: getattr(cfg.task, key) for key in ("mask_ratio", "norm_pix_loss")}} if is_mae else {}),
     }

@@ -12,3 +12,4 @@ DEVICE_AUGMENT = 5  # blur and solarization
 FEW_SHOT = 6  # the videos of each class that are kept, for a whole run
 PERTURBATION = 7  # noise, shuffled and dropped frames of a test
 DECODER_MASK = 8  # the patches that VideoMAE v2's decoder predicts
+BALANCE = 9  # which videos of each class are drawn in an epoch, and their order

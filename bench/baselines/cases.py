@@ -89,7 +89,7 @@ def draw_clips(loader: VideoLoader, num_clips: int) -> list[DrawnClip]:
     source, drawn_clips = loader.source, []
     for number in range(num_clips):
         batch_index, slot = divmod(number, source.batch_size)
-        index, _ = source.sample_at(batch_index, slot)
+        index, *_ = source.sample_at(batch_index, slot)
         rng = order.sample_rng(source.seed, batch_index // source.num_batches, index)
         frames, boxes, mirror = source.choose_views(index, rng)
         top, left, bottom, right = map(round, boxes[0].tolist())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -60,10 +62,69 @@ def shuffled_index(num_samples: int, seed: int, epoch: int, position: int) -> in
     return int(_permutation(num_samples, seed, epoch)[position])
 
 
-def sample_rng(seed: int, epoch: int, sample: int, attempt: int = 0) -> np.random.Generator:
-    """Return the generator of every random draw for one sample of one epoch, and for each attempt to replace it."""
+def sample_rng(seed: int, epoch: int, sample: int, attempt: int = 0, occurrence: int = 0) -> np.random.Generator:
+    """Return the generator of every random draw for one sample of one epoch, and for each attempt to replace it.
+
+    `occurrence`: how often the epoch has had the sample before.
+    """
     # The 1: [seed, epoch, 0] alone is the stream of the order.
-    return np.random.default_rng([seed, epoch, sample, random_streams.SAMPLE, *([attempt] if attempt else [])])
+    further = [attempt, occurrence] if occurrence else [attempt] if attempt else []
+    return np.random.default_rng([seed, epoch, sample, random_streams.SAMPLE, *further])
+
+
+class BalancedOrder:
+    """An order of epochs in which classes of any size come as often as their size to a power, shuffled.
+
+    Class j has n_j^power of the sum of all n_i^power (Kang et al., 2020, section 3.1): with 0 all classes equally
+    often, with 1/2 square-root sampling. An epoch has as many samples as there are videos. The videos of a class come
+    equally often, up to one time, and its number of samples differs from epoch to epoch by one at most.
+    """
+
+    def __init__(self, labels: np.ndarray, power: float, seed: int):
+        self.labels, self.power, self.seed = labels, power, seed
+        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # the latest two
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_epochs": {}}
+
+    def at(self, epoch: int, position: int) -> tuple[int, int]:
+        """Return the sample at a position of an epoch, and how often the epoch has had it before."""
+        if epoch not in self._epochs:
+            self._epochs = {**dict(list(self._epochs.items())[-1:]), epoch: self._draw(epoch)}
+        samples, occurrences = self._epochs[epoch]
+        return int(samples[position]), int(occurrences[position])
+
+    def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng([self.seed, epoch, 0, random_streams.BALANCE])
+        classes, inverse, sizes = np.unique(self.labels, return_inverse=True, return_counts=True)
+        by_class = np.split(np.argsort(inverse, kind="stable"), np.cumsum(sizes)[:-1])
+        samples, occurrences = [], []
+        for videos, number in zip(by_class, class_quotas(sizes, self.power, rng.random()), strict=True):
+            rounds = np.arange(number) // len(videos)
+            whole = np.tile(videos, number // len(videos))
+            rest = rng.permutation(videos)[: number % len(videos)]
+            samples.append(np.concatenate([whole, rest]))
+            occurrences.append(rounds)
+        order = rng.permutation(len(self.labels))
+        return np.concatenate(samples)[order], np.concatenate(occurrences)[order]
+
+
+def balanced_order(balance: str, labels: Sequence[int] | np.ndarray, seed: int) -> BalancedOrder | None:
+    """Return the order that data.balance asks for; None if every video comes once in an epoch."""
+    if not balance:
+        return None
+    return BalancedOrder(np.asarray(labels, np.int64), {"class": 0.0, "sqrt": 0.5}[balance], seed)
+
+
+def class_quotas(sizes: np.ndarray, power: float, start: float) -> np.ndarray:
+    """Divide as many samples as there are videos among classes of these sizes, in proportion to size^power.
+
+    Each class gets its share, rounded up or down: systematic sampling from `start`, 0 to below 1, which is drawn.
+    """
+    shares = sizes.astype(np.float64) ** power
+    ends = np.cumsum(shares) / shares.sum() * sizes.sum()
+    ends[-1] = sizes.sum()  # exactly
+    return np.diff(np.floor(ends + start), prepend=np.floor(start)).astype(np.int64)
 
 
 @lru_cache(maxsize=2)  # the current epoch and the next, into which workers read ahead

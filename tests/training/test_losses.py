@@ -152,7 +152,10 @@ def test_effective_weights_have_mean_one_and_fall_with_the_number_of_videos(coun
             {"name": "poly", "multi_label": True},
             "loss=poly: expected one of bce, focal, asymmetric with several labels",
         ),
-        ({"name": "poly", "args": {"eps": 1}}, r"loss_args={'eps': 1} with loss=poly: .*unexpected keyword.*'eps'"),
+        (
+            {"name": "poly", "args": {"eps": 1}},
+            r"loss_args={'eps': 1} with loss=poly: .*unexpected keyword argument 'eps'",
+        ),
         ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
     ],
 )

@@ -1,11 +1,20 @@
 """order: ranks share an epoch without gaps or overlaps, and neither their number nor a restart changes the samples."""
 
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.sampling.order import batches_per_epoch, epoch_position, sample_rng, shuffled_index
+from pipelines.sampling.order import (
+    balanced_order,
+    batches_per_epoch,
+    class_quotas,
+    epoch_position,
+    sample_rng,
+    shuffled_index,
+)
 
 WORLD_SIZES = pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 NUM_SAMPLES, BATCH_SIZE = st.integers(1, 300), st.integers(1, 9)
@@ -125,3 +134,49 @@ def test_sample_rng_streams_are_not_correlated():
     assert abs(draws.mean() - 0.5) < 0.04
     for first, second in ((draws[:, :-1], draws[:, 1:]), (draws[:-1], draws[1:])):
         assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.1
+
+
+SIZES = st.lists(st.integers(1, 60), min_size=1, max_size=8)
+
+
+@given(SIZES, st.sampled_from(["class", "sqrt"]), st.integers(0, 5))
+def test_balanced_epoch_has_each_class_as_often_as_asked_and_its_videos_equally_often(sizes, balance, epoch):
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    order = balanced_order(balance, labels, seed=3)
+    drawn = [order.at(epoch, position) for position in range(len(labels))]
+    shares = np.array(sizes) ** {"class": 0.0, "sqrt": 0.5}[balance]
+    expected = shares / shares.sum() * len(labels)
+    counts = np.bincount(labels[[sample for sample, _ in drawn]], minlength=len(sizes))
+    assert (np.abs(counts - expected) < 1 + 1e-9).all() and counts.sum() == len(labels)
+    of_video = np.bincount([sample for sample, _ in drawn], minlength=len(labels))
+    for label in range(len(sizes)):
+        assert np.ptp(of_video[labels == label]) <= 1
+    for sample in range(len(labels)):  # the first, the second ... of a video, in any order
+        assert sorted(occurrence for index, occurrence in drawn if index == sample) == list(range(of_video[sample]))
+
+
+def test_balanced_order_depends_on_seed_and_epoch_only():
+    labels = np.repeat([0, 1, 2], [50, 10, 3])
+    order = balanced_order("class", labels, seed=1)
+    epochs = [[order.at(epoch, position) for position in range(63)] for epoch in range(4)]
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    copy = pickle.loads(pickle.dumps(order))
+    for epoch in (2, 0, 3, 1):
+        assert [copy.at(epoch, position) for position in range(63)] == epochs[epoch]
+    other = balanced_order("class", labels, seed=2)
+    assert [other.at(0, position) for position in range(63)] != epochs[0]
+    assert balanced_order("", labels, seed=1) is None
+
+
+def test_sizes_of_classes_are_rounded_without_bias():
+    sizes = np.array([7, 2, 1])
+    drawn = [class_quotas(sizes, 0.0, start) for start in np.linspace(0, 1, 300, endpoint=False)]
+    assert all(quotas.sum() == 10 and set(quotas) <= {3, 4} for quotas in drawn)
+    assert np.mean(drawn, axis=0) == pytest.approx([10 / 3] * 3, abs=0.01)
+
+
+def test_occurrences_of_a_sample_have_streams_of_their_own():
+    keys = [(0, 0, 5, attempt, occurrence) for attempt in range(3) for occurrence in range(4)]
+    streams = {tuple(sample_rng(*key).integers(0, 2**63, 2)) for key in keys}
+    assert len(streams) == len(keys)
+    assert sample_rng(0, 1, 2, 3, 0).random() == sample_rng(0, 1, 2, 3).random()
