@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.tensorboard import SummaryWriter
 
 from configs import loading
 from configs.schema import Config, Eval
@@ -137,7 +138,8 @@ def build_recipe(source: Path, overrides: Sequence[str]) -> tuple[Config, Path, 
     classes: list[str] = []
     if not cfg.task.is_pretraining:
         lists = [path for path in (data.train, data.test, data.val) if path]
-        classes = read_class_names(next(filter(list_exists, lists), data.train), data.class_names, data.class_subset)
+        path_of_names = next(filter(list_exists, lists), data.train)
+        classes = read_class_names(path_of_names, data.class_names, data.class_subset, data.multi_label)
     torch.manual_seed(cfg.run.seed)  # for what the checkpoint leaves as initialized
     network = build_network(cfg, len(classes)).eval()
     report = init_from_pretrained(network, checkpoint, cfg.model, classes, complete=True)
@@ -230,12 +232,15 @@ def write_test(run: EvalRun, loader: EvalVideoLoader, scores: Scores, output_dir
         output_dir / "report.html",
         title=f"{run.path.name}: test {output_dir.name}",
         report=report,
-        images=[*images, *further.images, ("Confusion", report.confusion_figure)],
+        images=[*images, *further.images, report.figure],
         errors=most_confident_errors(scores, infos, run.classes),
     )
     lines = [report.text, *further.lines]
     if cfg.eval.attention_map:
         lines.append(f"written: {write_attention(run.network, cfg, infos, output_dir)}")
+    if scores.multi_label and run.path.is_dir():
+        with SummaryWriter(str(run.path / "tb")) as tensorboard:
+            tensorboard.add_figure(f"precision_recall/{output_dir.name}", report.figure[1], close=False)
     lines.append(f"written: {output_dir}/{{report.html,summary.json,predictions.csv,per_class.csv,...}}")
     return "\n".join(lines)
 

@@ -74,15 +74,32 @@ def _check_objective(cfg: Config) -> None:
         _require(not cfg.data.balance, "data.balance", cfg.data.balance, f"nothing {because}")
         for key in ("label_smoothing", "logit_adjustment", "class_balance_beta"):
             _require(not getattr(task, key), f"task.{key}", getattr(task, key), f"0 {because}")
-        _require(task.loss == "cross_entropy", "task.loss", task.loss, f"cross_entropy {because}, which has its own")
+        _require(task.loss == "auto", "task.loss", task.loss, f"auto {because}, which has its own")
     _require(not task.teacher or task.name == "classify", "task.teacher", task.teacher, f"none {because}")
-    smoothable = task.loss in ("cross_entropy", "poly", "bce", "focal") or not task.label_smoothing
+    smoothable = task.loss in ("auto", "cross_entropy", "poly", "bce", "focal") or not task.label_smoothing
     _require(smoothable, "task.label_smoothing", task.label_smoothing, f"0 with task.loss={task.loss}")
     for key in ("logit_adjustment", "class_balance_beta"):
         once = not (cfg.data.balance and getattr(task, key))
         _require(once, "data.balance", cfg.data.balance, f"nothing with task.{key}, which corrects the same")
-    softmax = task.loss in ("cross_entropy", "focal", "poly", "gce") or not task.logit_adjustment
-    _require(softmax, "task.logit_adjustment", task.logit_adjustment, f"0 with task.loss={task.loss}, a sigmoid")
+    softmax = task.loss in ("auto", "cross_entropy", "focal", "poly", "gce") and not cfg.data.multi_label
+    sigmoid = f"0 with {'data.multi_label=yes' if cfg.data.multi_label else f'task.loss={task.loss}'}, a sigmoid"
+    _require(softmax or not task.logit_adjustment, "task.logit_adjustment", task.logit_adjustment, sigmoid)
+    if cfg.data.multi_label:
+        _check_multi_label(cfg)
+
+
+def _check_multi_label(cfg: Config) -> None:
+    data, task, because = cfg.data, cfg.task, "with data.multi_label=yes"
+    _require(task.name != "probe", "data.multi_label", "yes", "no with task.name=probe")
+    for key in ("max_per_class", "eval_max_per_class", "balance"):
+        _require(not getattr(data, key), f"data.{key}", getattr(data, key), f"nothing {because}")
+    expected = "auto, bce, focal or asymmetric"
+    _require(task.loss in expected, "task.loss", task.loss, f"{expected} {because}")
+    distills_logits = bool(task.teacher) and task.distillation == "logits"
+    _require(not distills_logits, "task.distillation", task.distillation, f"features {because}")
+    _require(cfg.eval.metric != "macro_top1", "eval.metric", cfg.eval.metric, f"auto, map, top1 or loss {because}")
+    for key in ("perturbations", "rlt_thresholds"):
+        _require(not getattr(cfg.eval, key), f"eval.{key}", getattr(cfg.eval, key), f"nothing {because}")
 
 
 def _check_adapter(cfg: Config) -> None:

@@ -55,11 +55,14 @@ class Eval(Section):
         "in the middle of its segment",
     )
     num_crops: int = option(3, "crops per clip: 1 (center) or 3 (along the longer side)")
-    average: Literal["probs", "logits"] = option("probs", "what is averaged over the views of a video")
-    metric: Literal["auto", "top1", "macro_top1", "loss"] = option(
+    average: Literal["probs", "logits", "max"] = option(
+        "probs",
+        "what is averaged over the views of a video; max: the largest probability of each class, as on Charades",
+    )
+    metric: Literal["auto", "top1", "macro_top1", "map", "loss"] = option(
         "auto",
         "which validation is the best, whose network is kept; macro_top1: the mean of the accuracies of the classes "
-        "(auto: top1, of a pre-training the loss)",
+        "(auto: top1, of several labels map, of a pre-training the loss)",
     )
     shots: tuple[int, int] = option(
         (20, 100),

@@ -39,6 +39,10 @@ class Data(Section):
         "in the training list)",
     )
     class_subset: str = option("", "use some classes only: the first N, or names separated by commas (empty: all)")
+    multi_label: bool = option(
+        False,
+        "videos may have several labels, or none: path 3,17,40, path<TAB>name<TAB>name, or the files of Charades",
+    )
     num_frames: int = option(8, "frames per clip", ge=1)
     frame_stride: int = option(
         8, "distance between the frames of a clip, in frames of the file (0: one frame repeated)", ge=0

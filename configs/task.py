@@ -17,10 +17,11 @@ class Task(Section):
         "classify; probe: classify by probes on the frozen network; pre-training without labels: maskfeat predicts "
         "HOG, mae pixels (VideoMAE, Hiera), jepa the features of a teacher (V-JEPA)",
     )
-    loss: Literal["cross_entropy", "bce", "focal", "asymmetric", "poly", "gce"] = option(
-        "cross_entropy",
-        "loss of a classifier; bce: binary cross-entropy of each class; focal, and for several labels per video "
-        "asymmetric: less weight on what is easy; poly: Poly-1; gce: generalized cross-entropy, for noisy labels",
+    loss: Literal["auto", "cross_entropy", "bce", "focal", "asymmetric", "poly", "gce"] = option(
+        "auto",
+        "loss of a classifier (auto: cross_entropy, of several labels bce); bce: binary cross-entropy of each class; "
+        "focal, and for several labels asymmetric: less weight on what is easy; poly: Poly-1; gce: generalized "
+        "cross-entropy, for noisy labels",
     )
     loss_args: Arguments = option(
         {},

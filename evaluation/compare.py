@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from evaluation.multi_label import SEPARATOR
 from evaluation.scores import mcnemar, wilson_interval
 
 VideoKey = tuple[str, int]  # path, and which occurrence of it: a list may have a video more than once
@@ -33,7 +34,7 @@ def read_predictions(folder: Path) -> dict[VideoKey, Outcome]:
     with open(path, newline="") as file:
         for row in csv.DictReader(file):
             occurrences[row["video"]] += 1
-            correct = row.get("class1") == row["label"]
+            correct = row.get("class1") in row["label"].split(SEPARATOR)  # of several labels any one
             outcomes[row["video"], occurrences[row["video"]]] = Outcome(row["label"], correct)
     return outcomes
 

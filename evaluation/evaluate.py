@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from configs.schema import Config
 from evaluation.partial import PartialScores
-from evaluation.scores import Scores
+from evaluation.scores import Scores, has_label
 from pipelines.batch_loader import BatchLoader
+from pipelines.data.multi_label import LabelSets
 from pipelines.feature_loader import FeatureLoader
 from training.figures import draw_pretraining
 from training.objective import build_task
@@ -76,6 +77,7 @@ class ViewScorer:
     num_clips: int
     dtype: torch.dtype
     average: str
+    multi_label: bool = False  # a sigmoid takes the place of the softmax
 
     def __post_init__(self) -> None:
         if self.num_clips % self.pooled:
@@ -89,18 +91,24 @@ class ViewScorer:
         return getattr(self.network, "num_clips", 1)
 
     def after_clips(self, video: Tensor) -> Tensor:
-        """(B, V, C, T, H, W) -> (B, clips, K): the mean over the first views, of so many clips."""
+        """(B, V, C, T, H, W) -> (B, clips, K): the mean (or maximum) over the first views, of so many clips."""
         clips = rearrange(video, "B (L groups) C T H W -> (B groups) L C T H W", L=self.pooled)
         with autocast(video.device, self.dtype):
             logits = self.network(clips if self.pooled > 1 else clips.squeeze(1)).float()
-        views = F.softmax(logits, dim=-1) if self.average == "probs" else logits
+        views = logits if self.average == "logits" else self.to_probs(logits)
         clips_of_video = self.num_clips // self.pooled
+        if self.average == "max":
+            return reduce(views, "(B L crops) K -> B L K", "max", B=len(video), L=clips_of_video).cummax(1).values
         means = reduce(views, "(B L crops) K -> B L K", "mean", B=len(video), L=clips_of_video)
         return means.cumsum(1) / torch.arange(1, clips_of_video + 1, device=video.device)[:, None]
 
+    def to_probs(self, logits: Tensor) -> Tensor:
+        """(..., K) -> (..., K): probabilities that add up to 1, or of several labels one for each class."""
+        return logits.sigmoid() if self.multi_label else F.softmax(logits, dim=-1)
+
     def probs(self, after_clips: Tensor) -> Tensor:
         """(B, clips, K) -> (B, K): the probabilities after the last clip."""
-        return after_clips[:, -1] if self.average == "probs" else F.softmax(after_clips[:, -1], dim=-1)
+        return self.to_probs(after_clips[:, -1]) if self.average == "logits" else after_clips[:, -1]
 
     def __call__(self, video: Tensor) -> Tensor:
         """(B, V, C, T, H, W) -> probabilities (B, K)."""
@@ -108,8 +116,8 @@ class ViewScorer:
 
 
 def is_correct(after_clips: Tensor, label: Tensor) -> Tensor:
-    """(B, clips, K), (B,) -> (B, clips, 2) float: whether the label is first, and among the first five."""
-    best = after_clips.topk(min(5, after_clips.shape[-1])).indices == label[:, None, None]
+    """(B, clips, K), label (B,) or (B, K) -> (B, clips, 2) float: whether one is first, and among the first five."""
+    best = has_label(after_clips.topk(min(5, after_clips.shape[-1])).indices, label)
     return torch.stack([best[..., 0], best.any(-1)], dim=-1).float()
 
 
@@ -126,11 +134,13 @@ def evaluate(
 ) -> Scores:
     """Score every video of a validation or test loader once.
 
-    The score is the mean probability over the views of a video, or the softmax of their mean logits (ViewScorer). With
+    The score is the mean probability over the views of a video, the softmax of their mean logits, or the maximum of
+    each class (ViewScorer); with several labels per video a sigmoid takes the place of the softmax. With
     `partial` the scores are saved every minute and when interrupted, and continued from there. `further_tests` score
     the same decoded clips in other ways.
     """
-    scorer, tests = ViewScorer(network, loader.source.views.num_clips, dtype, average), further_tests or {}
+    multi_label, tests = isinstance(loader.targets, LabelSets), further_tests or {}
+    scorer = ViewScorer(network, loader.source.views.num_clips, dtype, average, multi_label)
     was_training = network.training
     network.eval()
     state = partial.load() if partial else {}
@@ -163,7 +173,7 @@ def evaluate(
     failed = {index: reason for part in world.gather(loader.bad_videos) for index, reason in part.items()}
     return Scores(
         probs=tables["probs"],
-        label=torch.tensor([video.label for video in loader.videos]),
+        label=all_labels(loader),
         scored=tables["scored"] > 0,
         failed=failed,
         padded=len(loader) * loader.source.batch_size * world.size - len(loader.videos),
@@ -171,6 +181,12 @@ def evaluate(
         pooled_clips=scorer.pooled,
         predicted={name: tables[f"predicted.{name}"].long() for name in tests},
     )
+
+
+def all_labels(loader: BatchLoader) -> Tensor:
+    """Return the labels of all videos of a loader: (n,) int64, or of several per video (n, K) float32."""
+    rows = [video.label for video in loader.videos]
+    return torch.tensor(rows) if loader.targets is None else torch.from_numpy(loader.targets[rows])
 
 
 def progress(loader: BatchLoader | FeatureLoader, description: str, world: World) -> tqdm:

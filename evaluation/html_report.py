@@ -12,11 +12,12 @@ from typing import NamedTuple
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
-from torch import nn
+from torch import Tensor, nn
 
 from configs.schema import Config
-from evaluation.report import Report
-from evaluation.scores import Scores
+from evaluation.multi_label import LabelResult, label_names
+from evaluation.report import ClassResult, Report
+from evaluation.scores import Scores, has_label
 from pipelines.decode.video_info import VideoInfo
 from pipelines.sliding_window import thumbnails, windows
 from training.figures import draw_attention
@@ -48,17 +49,24 @@ def write_html_report(
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
-    averaged = {"probs": "probabilities", "logits": "logits"}
+    averaged = {"probs": "probabilities averaged", "logits": "logits averaged", "max": "the largest probabilities"}
     text = environment.get_template(TEMPLATE).render(
         title=title,
         summary={"shorter_than_clip": 0, **report.summary},
         averaged=averaged[report.summary.get("average", "probs")],
         images=[(name, source) for name, image in images if (source := _data_uri(image, dpi=110))],
-        worst_classes=sorted(report.per_class, key=lambda result: result.top1)[:MAX_CLASSES],
+        worst_classes=worst_classes(report.per_class)[:MAX_CLASSES],
         confusions=report.confusions[:MAX_CLASSES],
         errors=[(error, _data_uri(error.frames, dpi=80)) for error in errors],
     )
     path.write_text(text + "\n", encoding="utf-8")
+
+
+def worst_classes(results: Sequence[ClassResult] | Sequence[LabelResult]) -> list[tuple[str, str, float]]:
+    """Return name, the videos that are right of all, and accuracy or average precision of classes, the worst first."""
+    rows = [(r.name, f"{r.correct} of {r.videos}", r.top1) for r in results if isinstance(r, ClassResult)]
+    rows += [(r.name, str(r.videos), r.ap) for r in results if isinstance(r, LabelResult)]
+    return sorted(rows, key=lambda row: row[2])
 
 
 def _data_uri(image: Image | None, dpi: int) -> str:
@@ -79,7 +87,7 @@ def most_confident_errors(
 ) -> list[Misclassification]:
     """Return the misclassified videos with the highest probabilities, with some of their frames."""
     best = scores.probs.max(1)
-    is_wrong = scores.scored & (best.indices != scores.label)
+    is_wrong = scores.scored & ~has_label(best.indices[:, None], scores.label)[:, 0]
     by_confidence = best.values.argsort(descending=True).tolist()
     errors = []
     for index in [i for i in by_confidence if is_wrong[i]][:MAX_ERRORS]:
@@ -89,13 +97,18 @@ def most_confident_errors(
         errors.append(
             Misclassification(
                 video=infos[index].path,
-                label=classes[int(scores.label[index])],
+                label=label_text(scores.label[index], classes),
                 predicted=classes[int(best.indices[index])],
                 prob=best.values[index].item(),
                 frames=frames,
             )
         )
     return errors
+
+
+def label_text(label: Tensor, classes: Sequence[str]) -> str:
+    """Return the name of a label (), or of those of several (K,)."""
+    return classes[int(label)] if label.ndim == 0 else label_names(label, classes) or "no label"
 
 
 def write_attention(network: nn.Module, cfg: Config, infos: Sequence[VideoInfo], output_dir: Path) -> Path:

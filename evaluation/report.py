@@ -11,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from evaluation.multi_label import LabelResult, describe_labels, rate_classes, summarize_labels, write_label_report
 from evaluation.scores import Scores, confusion_matrix, wilson_interval
 from pipelines.data.dataset import VideoEntry
 from utils.files import atomic_write_text, write_csv
@@ -36,11 +37,11 @@ class Confusion(NamedTuple):
 
 
 class ShotGroup(NamedTuple):
-    """The classes with a range of numbers of training videos, and the mean of their accuracies."""
+    """The classes with a range of numbers of training videos, and the mean of their accuracies (or AP)."""
 
     name: str  # head, middle or tail
     classes: int
-    top1: float
+    mean: float
 
 
 class Report(NamedTuple):
@@ -48,9 +49,9 @@ class Report(NamedTuple):
 
     text: str
     summary: dict[str, Any]
-    per_class: list[ClassResult]
-    confusions: list[Confusion]  # the most frequent first
-    confusion_figure: Figure
+    per_class: list[ClassResult] | list[LabelResult]
+    confusions: list[Confusion]  # the most frequent first; of several labels none
+    figure: tuple[str, Figure]  # with its title
 
 
 def write_report(
@@ -69,6 +70,9 @@ def write_report(
     are known, accuracy is also that of head, middle and tail, which `shots` divide.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
+    if scores.multi_label:
+        trained = dict(zip(classes, num_train_videos, strict=False))
+        return _report_labels(output_dir, scores, videos, classes, settings, trained, shots)
     columns, rows = _prediction_rows(scores, videos, classes)
     write_csv(output_dir / "predictions.csv", columns, rows)
     matrix = confusion_matrix(scores, len(classes))
@@ -81,11 +85,50 @@ def write_report(
     write_csv(output_dir / "confusions.csv", ["label", "predicted", "videos", "fraction_of_label"], confusion_rows)
     figure = draw_confusion(matrix, classes)
     figure.savefig(output_dir / "confusion.png", dpi=110)
-    groups = group_classes(per_class, trained, shots)
+    groups = group_classes({result.name: result.top1 for result in per_class}, trained, shots)
     summary = summarize(scores, settings) | {"groups": [group._asdict() for group in groups]}
     atomic_write_text(output_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     lines = _lines(scores, videos, summary, per_class, confusions)
-    return Report("\n".join(lines), summary, per_class, confusions, figure)
+    return Report("\n".join(lines), summary, per_class, confusions, ("Confusion", figure))
+
+
+def _report_labels(  # noqa: PLR0913  # what write_report() is given
+    output_dir: Path,
+    scores: Scores,
+    videos: Sequence[VideoEntry],
+    classes: Sequence[str],
+    settings: Mapping[str, Any],
+    num_train_videos: Mapping[str, int],
+    shots: tuple[int, int],
+) -> Report:
+    """Write the files of a test with several labels per video."""
+    results = rate_classes(scores, classes)
+    groups = group_classes({result.name: result.ap for result in results}, num_train_videos, shots)
+    summary = {
+        **settings,
+        **_coverage(scores),
+        **summarize_labels(scores, results),
+        "groups": [group._asdict() for group in groups],
+    }
+    figure = write_label_report(output_dir, scores, videos, classes, results, summary, num_train_videos)
+    worst = ", ".join(f"{r.name} {100 * r.ap:.1f} %" for r in sorted(results, key=lambda result: result.ap)[:3])
+    lines = [
+        f"test {summary['num_clips']}x{summary['num_crops']}: {describe_labels(summary)}",
+        *([f"mean over classes{_describe_groups(summary['groups'])}"] if groups else []),
+        scores.coverage(),
+        *(f"  failed: {videos[index].name}: {reason}" for index, reason in sorted(scores.failed.items())),
+        f"worst classes, average precision: {worst}",
+    ]
+    return Report("\n".join(lines), summary, results, [], ("Precision and recall", figure))
+
+
+def _coverage(scores: Scores) -> dict[str, int]:
+    return {
+        "videos": len(scores.label),
+        "scored": int(scores.scored.sum()),
+        "failed": len(scores.failed),
+        "padded": scores.padded,
+    }
 
 
 def summarize(scores: Scores, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,10 +136,7 @@ def summarize(scores: Scores, settings: Mapping[str, Any]) -> dict[str, Any]:
     n, top1, top5 = len(scores.label), scores.topk(1), scores.topk(5)
     return {
         **settings,
-        "videos": n,
-        "scored": int(scores.scored.sum()),
-        "failed": len(scores.failed),
-        "padded": scores.padded,
+        **_coverage(scores),
         "top1": top1,
         "top1_interval": wilson_interval(top1 * n, n),
         "top5": top5,
@@ -111,18 +151,19 @@ def summarize(scores: Scores, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def group_classes(
-    per_class: Sequence[ClassResult], num_train_videos: Mapping[str, int], shots: tuple[int, int]
+    per_class: Mapping[str, float], num_train_videos: Mapping[str, int], shots: tuple[int, int]
 ) -> list[ShotGroup]:
     """Group the classes that were tested by their training videos: more than shots[1], fewer than shots[0], or neither.
 
-    The mean accuracies of many-, few- and medium-shot classes (Liu et al., 2019). None if all are in one group.
+    `per_class` are their accuracies or average precisions, whose means those of many-, medium- and few-shot classes are
+    (Liu et al., 2019). None if all classes are in one group.
     """
     groups: dict[str, list[float]] = {"head": [], "middle": [], "tail": []}
-    for result in per_class:
-        number = num_train_videos.get(result.name)
+    for name, score in per_class.items():
+        number = num_train_videos.get(name)
         if number is not None:
-            groups["head" if number > shots[1] else "tail" if number < shots[0] else "middle"].append(result.top1)
-    found = [ShotGroup(name, len(top1), sum(top1) / len(top1)) for name, top1 in groups.items() if top1]
+            groups["head" if number > shots[1] else "tail" if number < shots[0] else "middle"].append(score)
+    found = [ShotGroup(name, len(scores), sum(scores) / len(scores)) for name, scores in groups.items() if scores]
     return found if len(found) > 1 else []
 
 
@@ -159,7 +200,7 @@ def _prediction_rows(
 
 
 def _describe_groups(groups: Sequence[Mapping[str, Any]]) -> str:
-    parts = (f"{g['name']} {100 * g['top1']:.2f} % ({g['classes']})" for g in groups)
+    parts = (f"{g['name']} {100 * g['mean']:.2f} % ({g['classes']})" for g in groups)
     return f"; {', '.join(parts)}" if groups else ""
 
 

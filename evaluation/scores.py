@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -14,18 +15,23 @@ class Scores:
     """Class probabilities of each video, (n, classes) float32 on the host."""
 
     probs: Tensor
-    label: Tensor  # (n,) int64
+    label: Tensor  # (n,) int64; with several labels per video (n, classes) float32 of zeros and ones
     scored: Tensor  # (n,) bool: False for a video that failed
     failed: dict[int, str]  # sample index -> reason
     padded: int  # slots of the last batches for which there was no video
-    correct: Tensor  # (n, clips, 2) bool: whether the label is first, and among the first five, after so many scores
+    correct: Tensor  # (n, clips, 2) bool: whether a label is first, and among the first five, after so many scores
     pooled_clips: int = 1  # of each of these scores
     predicted: dict[str, Tensor] = field(default_factory=dict)  # classes (n, columns) int64 in further tests
 
+    @property
+    def multi_label(self) -> bool:
+        """Return whether a video may have several labels, or none."""
+        return self.label.ndim == 2
+
     def topk(self, k: int) -> float:
-        """Return the fraction of all videos whose label is among the k best classes; unreadable videos are wrong."""
+        """Return the fraction of all videos with a label among the k best classes; unreadable videos are wrong."""
         best = self.probs.topk(min(k, self.probs.shape[1])).indices
-        correct = (best == self.label[:, None]).any(1) & self.scored
+        correct = has_label(best, self.label).any(1) & self.scored
         return correct.double().mean().item()
 
     def class_accuracies(self) -> tuple[Tensor, Tensor]:
@@ -42,7 +48,10 @@ class Scores:
 
     @property
     def loss(self) -> float:
-        """Mean negative log probability of the label over the videos that were scored."""
+        """Mean negative log probability of the label over the videos that were scored; of several labels the mean
+        binary cross-entropy over the classes."""
+        if self.multi_label:
+            return F.binary_cross_entropy(self.probs[self.scored], self.label[self.scored]).item()
         label_probs = self.probs[self.scored, self.label[self.scored]]
         return -label_probs.clamp_min(1e-12).log().mean().item()
 
@@ -50,6 +59,14 @@ class Scores:
         """Say in a line how many videos were scored, failed and padded."""
         scored, n = int(self.scored.sum()), len(self.label)
         return f"coverage: {scored} of {n} videos scored, {len(self.failed)} failed, {self.padded} padded"
+
+
+def has_label(classes: Tensor, label: Tensor) -> Tensor:
+    """Tell which classes (B, ..., k) are labels of their videos: label (B,) or, of several, (B, K) zeros and ones."""
+    if label.ndim == 1:
+        return classes == label.view(-1, *[1] * (classes.ndim - 1))
+    of_class = label.view(len(label), *[1] * (classes.ndim - 2), -1).expand(*classes.shape[:-1], -1)
+    return of_class.gather(-1, classes) > 0
 
 
 def wilson_interval(correct: float, n: int, z: float = 1.96) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from evaluation.evaluate import evaluate
 from evaluation.evaluate_probes import evaluate_probes
+from evaluation.multi_label import describe_labels, rate_classes, summarize_labels
 from networks import weights
 from networks.probed_encoder import ProbeGrid, select_state
 from networks.student import PROJECTION
@@ -79,6 +80,10 @@ def score_validation(t: Training) -> dict[str, float]:
         t.run_dir.log(f"epoch {epoch}  val: loss {loss:.4f}  mean target {baseline:.4f}")
         return {"loss": loss, "baseline": baseline}
     scores = evaluate(t.state.eval_model, t.val_loader, t.world, t.dtype, average=t.cfg.eval.average)
+    if scores.multi_label:
+        summary = summarize_labels(scores, rate_classes(scores, t.classes))
+        t.run_dir.log(f"epoch {epoch}  val: {describe_labels(summary)}  loss {scores.loss:.4f}  {scores.coverage()}")
+        return summary
     top1, top5, macro = scores.topk(1), scores.topk(5), scores.macro_top1
     accuracy = f"top-1 {100 * top1:.2f} %  top-5 {100 * top5:.2f} %"
     if t.cfg.eval.metric == "macro_top1":

@@ -48,8 +48,9 @@ def score_video(
     spans, frames, probs = [], [], []
     for window in windows(path, data, test):
         with autocast(device, dtype):
-            logits = network(window.views.to(device))
-        probs.append(F.softmax(logits.float(), dim=-1).mean(0).cpu())
+            logits = network(window.views.to(device)).float()
+        views = logits.sigmoid() if data.multi_label else F.softmax(logits, dim=-1)
+        probs.append(views.mean(0).cpu())
         spans.append((window.start, window.end))
         frames.append(window.frame)
     return VideoScores(spans, frames, torch.stack(probs))

@@ -26,7 +26,7 @@ class DecodedBatch(NamedTuple):
 
     video: torch.Tensor  # (B, V, C, T, H, W), on the device
     numbers: torch.Tensor  # (B, 2) int64, label and scored index, on the device
-    meta: np.ndarray  # (B, 11) int64, SampleMeta, on the host
+    meta: np.ndarray  # (B, 13) int64, SampleMeta, on the host
 
     @staticmethod
     def of(outputs: Sequence[Any]) -> DecodedBatch:

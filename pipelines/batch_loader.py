@@ -16,6 +16,8 @@ from nvidia.dali import backend
 from pipelines.batch_decoder import BatchDecoder
 from pipelines.dali_graph import PipelineConfig
 from pipelines.data.dataset import VideoEntry
+from pipelines.data.multi_label import LabelSets
+from pipelines.decode.image_folder import DEFAULT_FPS
 from pipelines.decode.video_info import VideoInfo
 from pipelines.known_faults import UNREADABLE
 from pipelines.sample_meta import SampleMeta, Status
@@ -59,7 +61,7 @@ class BatchLoader:
     batches are on its device: frameworks that prepare torch's DataLoader leave it as it is.
 
     `transforms` are applied to each batch on its device. `targets` (N, ...) float32, one per video, take the place of
-    classes: labels are then rows of it.
+    classes: labels are then rows of it. Of LabelSets, several labels per video, they are ones and zeros (B, K).
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class BatchLoader:
         *,
         max_unreadable: float = 1.0,
         transforms: Sequence[Callable[[Batch], Batch]] = (),
-        targets: np.ndarray | None = None,
+        targets: np.ndarray | LabelSets | None = None,
     ):
         self.device, self.max_unreadable = device, max_unreadable
         self.transforms, self.targets = transforms, targets
@@ -261,8 +263,23 @@ class BatchLoader:
         )
         label, scored_index = numbers.unbind(1)
         if self.targets is not None:
-            label = to_device(self.targets[[meta.label for meta in metas]], self.device)
+            label = to_device(self._targets_of(metas), self.device)
         return Batch(video, label, scored_index, tuple(seeds))
+
+    def _targets_of(self, metas: Sequence[SampleMeta]) -> np.ndarray:
+        """Return the targets (B, ...) of samples; of several labels, in training, those that hold during the clip."""
+        assert self.targets is not None
+        rows = [meta.label for meta in metas]
+        if not isinstance(self.targets, LabelSets) or not self.source.views.train:
+            return self.targets[rows]
+        spans = [[self._second(meta, f) for f in (meta.first_frame, meta.last_frame)] for meta in metas]
+        return self.targets.clips(rows, *zip(*spans, strict=True))
+
+    def _second(self, meta: SampleMeta, frame: int) -> float:
+        """Return when a frame of a sample's video is shown."""
+        info = self.infos[meta.used_index]
+        times = info.frame_times
+        return float(times[frame]) if times is not None else frame / (info.fps or DEFAULT_FPS)
 
     def _note_bad_video(self, index: int, batch_index: int) -> None:
         if index not in self.bad_videos:

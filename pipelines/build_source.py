@@ -17,6 +17,7 @@ from pipelines.dali_probe import probe_dali
 from pipelines.data.annotations import IN_MEMORY
 from pipelines.data.dataset import Dataset
 from pipelines.data.metadata import build_index, cache_path, coverage
+from pipelines.data.multi_label import LabelSets
 from pipelines.decode.decoder_choice import DaliSupport, DecoderPlan, describe_plan, plan_decoders
 from pipelines.decode.video_info import VideoInfo
 from pipelines.known_faults import Faults
@@ -104,6 +105,9 @@ def _plan(
 
 def describe(dataset: Dataset, infos: Sequence[VideoInfo]) -> str:
     """Describe a list in one line: its coverage, and the number of classes that occur."""
+    if isinstance(dataset.targets, LabelSets):
+        per_video = sum(len({label for label, _, _ in dataset.targets.spans_of(row)}) for row in range(len(infos)))
+        return f"{coverage(infos)}, {len(dataset.classes)} classes, {per_video / len(infos):.1f} labels per video"
     if dataset.targets is not None:
         return f"{coverage(infos)}, labels of shape {dataset.targets.shape[1:]}"
     labels = {video.label for video in dataset.videos} - {-1}

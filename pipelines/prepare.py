@@ -144,7 +144,8 @@ def plan_targets(source: str, folder: Path, root: str) -> Plan:
             names.add(name)
             targets[video.path] = str(folder / name)
         interval = () if not video.is_part else (f"{video.start:.12g}", f"{video.end:.12g}")
-        label = (entry.label,) if entry.label else ()
+        labels = [entry.label, *(span.label for span in entry.labels)]
+        label = (",".join(dict.fromkeys(filter(None, labels))),) if any(labels) else ()
         lines.append((os.path.relpath(targets[video.path], folder), *interval, *label))
     return Plan(targets, lines)
 

@@ -28,4 +28,6 @@ class SampleMeta(NamedTuple):
     num_images: int  # that DALI is given; 0: the encoded frames are a video
     rotation: int = 0  # quarter turns, counterclockwise, that the frames still need, and then
     mirror: int = 0  # bit i: whether crop i is to be mirrored; 0 without rotation, where it is mirrored already
+    first_frame: int = 0  # of its clips, in the numbers of the file
+    last_frame: int = 0
     occurrence: int = 0  # how often the epoch has had this video before; 0 unless classes are balanced

@@ -115,7 +115,7 @@ class SampleSource:
     def sample(self, batch_index: int, slot: int, refused: Collection[int] = ()) -> tuple[np.ndarray, ...]:
         """Return the arrays of one sample.
 
-        Where DALI decodes none of the videos: views (V, C, T, H, W) uint8, mirror (crops,), SampleMeta (11,). Else:
+        Where DALI decodes none of the videos: views (V, C, T, H, W) uint8, mirror (crops,), SampleMeta (13,). Else:
         data, positions and order of EncodedFrames, boxes (crops, 4), color matrix (3, 3), views, mirror, SampleMeta; of
         data and views one is empty, as `by_pyav` says. Before mirror: what AugmentPolicy draws, (crops, ...) each.
         `batch_index` counts over all epochs; `refused` are indices of videos that DALI has just refused.
@@ -132,7 +132,7 @@ class SampleSource:
                 if self.infos[used].error or self.faults.is_known(used, UNREADABLE, batch_index):
                     raise ValueError
                 by_pyav = used in refused or self.chooses_pyav(used, batch_index)
-                by_pyav, num_images, *arrays, mirror = self._load(used, rng, by_pyav)
+                by_pyav, num_images, frames, *arrays, mirror = self._load(used, rng, by_pyav)
                 break
             except ValueError:
                 if status is Status.OK:
@@ -155,6 +155,8 @@ class SampleSource:
             num_images=num_images,
             rotation=rotation,
             mirror=sum(int(flag) << view for view, flag in enumerate(mirror)) if rotation else 0,
+            first_frame=int(frames.min()),
+            last_frame=int(frames.max()),
             occurrence=occurrence,
         )
         return *arrays, mirror * (not rotation), np.array(meta, np.int64)
@@ -251,8 +253,7 @@ class SampleSource:
         return frames, spatial.to_stored_orientation(boxes, info.width, info.height, info.rotation), mirror
 
     def _load(self, index: int, rng: np.random.Generator, by_pyav: bool) -> tuple[Any, ...]:
-        """Read the arrays of a sample after two of its SampleMeta: by_pyav, also where DALI can be given nothing, and
-        num_images."""
+        """Read the arrays of a sample, after by_pyav (also if DALI can be given nothing), num_images and frames."""
         v, info, path = self.views, self.infos[index], self.videos[index].path
         if not is_remote(path) and (current := fingerprint(path)) != (info.size, info.mtime_ns):
             raise ValueError(f"{path}: {'no such file' if current == (0, 0) else CHANGED}")
@@ -281,9 +282,9 @@ class SampleSource:
             )
             mirror = mirror * (not self._mirrors(info))
             if not self.decoders.uses_dali:
-                return by_pyav, 0, views, mirror
+                return by_pyav, 0, frames, views, mirror
         *arrays, num_images = encoded
-        return by_pyav, num_images, *arrays, boxes, correction(info.colorspace), views, mirror
+        return by_pyav, num_images, frames, *arrays, boxes, correction(info.colorspace), views, mirror
 
     def _mirrors(self, info: VideoInfo) -> bool:
         """Return whether views are mirrored here: where DALI would only mirror and normalize, which takes it longer."""

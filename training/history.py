@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-METRIC_NAMES = {"top1": "top-1", "macro_top1": "mean over classes"}
+METRIC_NAMES = {"top1": "top-1", "macro_top1": "mean over classes", "map": "mAP"}
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -37,9 +37,10 @@ def is_best(metrics: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], metri
 def score_of(row: Mapping[str, Any], metric: str = "auto") -> tuple[float, float]:
     """Return what validations are compared by, more is better: of probes the accuracy, then the loss.
 
-    `metric` auto is the accuracy, of a pre-training the loss. Raises ValueError for one that the run does not have.
+    `metric` auto is the accuracy, of several labels the mean average precision, of a pre-training the loss. Raises
+    ValueError for one that the run does not have.
     """
-    name = metric if metric != "auto" else "top1" if "top1" in row else "loss"
+    name = metric if metric != "auto" else next(key for key in ("map", "top1", "loss") if key in row)
     if name not in row:
         scored = ", ".join(key for key in row if key not in ("kind", "step", "epoch", "probe"))
         raise ValueError(f"eval.metric={metric}: expected one of {scored}")
@@ -69,8 +70,10 @@ def summarize_run(rows: list[dict[str, Any]], keeps_last: bool = False, metric: 
     if val:
         best = val[-1] if keeps_last else max(val, key=lambda row: score_of(row, metric))
         result = f"top-1 {100 * best['top1']:.2f} %" if "top1" in best else f"loss {best['loss']:.4f}"
-        if metric in METRIC_NAMES and metric not in ("top1", "loss"):
-            result = f"{METRIC_NAMES[metric]} {100 * best[metric]:.2f} %, {result}"
+        name = "map" if metric == "auto" and "map" in best else metric
+        if name in ("macro_top1", "map"):
+            first = "hit@1" if "map" in best else "top-1"
+            result = f"{METRIC_NAMES[name]} {100 * best[name]:.2f} %, {result.replace('top-1', first)}"
         parts.append(f"{'last' if keeps_last else 'best'} epoch {best['epoch']}: {result}")
     seconds = sum(row["seconds"] for row in train)
     if seconds:
@@ -94,6 +97,8 @@ def draw_curves(folder: Path) -> Path:
     figure.subplots_adjust(left=0.06, right=0.98, bottom=0.15, top=0.9)
     has_top1 = any("top1" in row for row in rows)
     score, title = ("top1", "top-1, %") if has_top1 else ("relative_loss", "loss / loss of the mean target, %")
+    if any("map" in row for row in rows):  # of several labels, in validations
+        score, title = "map", "mAP, %"
     rows = [
         row | {"relative_loss": row["loss"] / row["baseline"]} if row.get("baseline") and row["loss"] else row
         for row in rows

@@ -15,8 +15,6 @@ class Labeled(Protocol):
 
     @property
     def label(self) -> Tensor: ...  # (B, ...)
-    @property
-    def class_index(self) -> Tensor: ...  # (B,)
 
 
 BatchT = TypeVar("BatchT", bound=Labeled)
@@ -57,7 +55,7 @@ class StepMetrics:
         self._classifies = "logits" in out
         correct = self._zero
         if self._classifies:
-            correct = (out["logits"].argmax(-1) == batch.class_index).float().sum(-1).mean()  # the mean over probes
+            correct = is_right(out["logits"].argmax(-1), batch.label).sum(-1).mean()  # the mean over probes
         loss = out.get("mean_loss", out["loss"]).detach().float()
         self._add(loss=loss, finite_losses=loss.isfinite(), correct=correct, baseline=out.get("baseline", self._zero))
         self.num_batches += 1
@@ -131,6 +129,17 @@ class StepMetrics:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
+
+
+def is_right(predicted: Tensor, label: Tensor) -> Tensor:
+    """Tell whether classes ([P,] B) are right, as 0 and 1: label (B,), or targets (B, K) in which they are the largest.
+
+    That is one of several labels, or of a mixed clip the one with the larger share.
+    """
+    if label.ndim == 1:
+        return (predicted == label).float()
+    shares = label.expand(*predicted.shape, -1).gather(-1, predicted[..., None])[..., 0]
+    return ((shares > 0) & (shares == label.amax(-1))).float()
 
 
 def _mean(total: float, count: float) -> float:

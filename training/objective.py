@@ -27,7 +27,9 @@ def build_loss(cfg: Config, class_counts: Sequence[int], device: torch.device) -
     if task.class_balance_beta:
         corrections["class_weights"] = effective_weights(class_counts, task.class_balance_beta).to(device)
     try:
-        return Loss(task.loss, task.loss_args, label_smoothing=task.label_smoothing, **corrections)
+        name = task.loss if task.loss != "auto" else "bce" if cfg.data.multi_label else "cross_entropy"
+        options: dict[str, Any] = {"label_smoothing": task.label_smoothing, "multi_label": cfg.data.multi_label}
+        return Loss(name, task.loss_args, **options, **corrections)
     except ValueError as error:
         raise ValueError(f"task.{error}") from None
 

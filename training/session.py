@@ -16,6 +16,7 @@ from networks import weights
 from networks.probed_encoder import ProbeGrid
 from networks.student import make_student
 from pipelines.data.feature_shards import is_feature_folder
+from pipelines.data.multi_label import LabelSets
 from pipelines.feature_loader import FeatureLoader
 from pipelines.loader import EvalVideoLoader, VideoLoader
 from pipelines.tuning.tune import SECONDS, tune
@@ -126,6 +127,8 @@ def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Trai
 
 def count_classes(loader: VideoLoader | FeatureLoader) -> list[int]:
     """Count the training videos of each class."""
+    if isinstance(loader, VideoLoader) and isinstance(loader.targets, LabelSets):
+        return loader.targets.count_videos().tolist()
     labels = np.fromiter((video.label for video in loader.videos), np.int64, len(loader.videos))
     return np.bincount(labels[labels >= 0], minlength=len(loader.classes)).tolist()
 

@@ -8,6 +8,7 @@
     [{"id": ..., "template": ...}]      Something-Something v2
     [{"vid_name": ..., "label": 3}]     Diving48
     1234;class name                     Jester
+    path 3,17,40 · id,...,actions,...   several labels per video, Charades: `pipelines.data.multi_label`
     Class/v_Class_g01_c01.avi [1]       trainlist and testlist of UCF-101
     FOLDER/*_test_split1.txt:train      the split files of HMDB-51, with their training (or :test) videos
     FOLDER/class/video.mp4              a folder with one subfolder per class
@@ -24,14 +25,13 @@ from __future__ import annotations
 import csv
 import difflib
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from pipelines.data.list_lines import (
+    Entry,
     IsVideo,
     begins_intervals,
     choose_parser,
@@ -40,6 +40,7 @@ from pipelines.data.list_lines import (
     parse_any,
     parse_interval,
 )
+from pipelines.data.multi_label import choose_reader
 from pipelines.data.webdataset import expand_shards, is_shard_list, read_shards
 from pipelines.decode.image_folder import holds_images
 from pipelines.storage import VIDEO_SUFFIXES, is_remote, join_path, read_bytes
@@ -51,20 +52,10 @@ _JESTER = re.compile(r"(\d+);([^;]+)")
 _KINETICS_HEADER = re.compile(r"(^|,)\s*\"?youtube_id\"?\s*(,|$)")
 
 
-class Entry(NamedTuple):
-    """One video of a list, as the list has it."""
-
-    file: str
-    label: str  # "" if the list has none
-    line: str  # file:line, for messages
-    is_stem: bool = False  # `file` is a name without folder and suffix, and has to be searched for
-    split: str = ""  # the folder in which a stem is preferred
-    start: float = 0.0  # seconds; the part of the video that is meant
-    end: float = math.inf
-
-
-def read_entries(path: str, root: str | Path = "") -> list[Entry]:
+def read_entries(path: str, root: str | Path = "", multi_label: bool = False) -> list[Entry]:
     """Read all videos of a list or class folder. Raises ValueError with file:line for malformed or missing entries.
+
+    With `multi_label` a line of a text list may end in several labels, or in none.
 
     A folder of images is told from the numbers after it, as in 'clip_0001 300 17', by looking whether there is such a
     folder below `root`, or the folder that the list refers to.
@@ -80,7 +71,7 @@ def read_entries(path: str, root: str | Path = "") -> list[Entry]:
     else:
         text = read_text(path)
         is_json = text.lstrip()[:1] in ("[", "{")
-        entries = list(_read_json(path, text) if is_json else _read_lines(path, text, root))
+        entries = list(_read_json(path, text) if is_json else _read_lines(path, text, root, multi_label))
     if not entries:
         raise ValueError(f"{path}: the list holds no videos")
     return entries
@@ -89,6 +80,8 @@ def read_entries(path: str, root: str | Path = "") -> list[Entry]:
 def require_labels(entries: Iterable[Entry], reason: str = "only pre-training needs no labels") -> None:
     """Raise ValueError, with the reason why labels are needed, if a video has none."""
     for entry in entries:
+        if entry.labels:
+            raise ValueError(f"{entry.line}: {len(entry.labels)} labels: expected one, or data.multi_label=yes")
         if not entry.label:
             expected = "'path label' with a whole number, or 'path<TAB>class name' (in a folder: a folder per class)"
             raise ValueError(f"{entry.line}: no label: expected {expected}; {reason}")
@@ -187,7 +180,7 @@ def _is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES or path.is_dir() and holds_images(path)
 
 
-def _read_lines(path: str, text: str, root: str | Path) -> Iterator[Entry]:
+def _read_lines(path: str, text: str, root: str | Path, multi_label: bool) -> Iterator[Entry]:
     numbered = [(number, line.rstrip(" \r")) for number, line in enumerate(text.split("\n"), 1)]
     numbered = [(number, line) for number, line in numbered if line.strip() and not line.startswith("#")]
     if not numbered:
@@ -204,6 +197,9 @@ def _read_lines(path: str, text: str, root: str | Path) -> Iterator[Entry]:
     def is_video(name: str) -> bool:
         return Path(name).suffix.lower() in VIDEO_SUFFIXES or os.path.isdir(join_path(base_folder(path, root), name))
 
+    if read_several := choose_reader(path, text, numbered, is_video, multi_label):
+        yield from read_several()
+        return
     if begins_intervals(first_line, is_video):
         yield from _read_intervals(path, numbered[is_interval_header(first_line) :])
         return

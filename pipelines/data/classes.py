@@ -4,8 +4,8 @@ data.class_names is one of
 
     (empty)              the names or numbers that occur in the training list
     k400 · k600 · k700   the classes of Kinetics, in alphabetical order
-    FILE                 one name per line; 'number name' per line (UCF-101); JSON of names and numbers, or a list of
-                         names, which may be in parts (Diving48)
+    FILE                 one name per line; 'number name' per line (UCF-101, Charades); JSON of names and numbers, or
+                         a list of names, which may be in parts (Diving48)
 
 data.class_subset is empty for all of them, 10 for the first ten, or archery,bowling for these two in this order.
 """
@@ -62,7 +62,10 @@ def read_classes(path: str | Path) -> list[str]:
     while names and not names[-1]:
         names.pop()
     pairs = [name.partition(" ") for name in names]
-    if [number for number, _, _ in pairs] == [str(n) for n in range(1, len(names) + 1)] and all(p[2] for p in pairs):
+    numbered = [f"c{n:03}" for n in range(len(names))]  # as Charades writes them
+    if len(names) > 1 and [number for number, _, _ in pairs] == numbered and all(p[2] for p in pairs):
+        names = [name.strip() for _, _, name in pairs]
+    elif [number for number, _, _ in pairs] == [str(n) for n in range(1, len(names) + 1)] and all(p[2] for p in pairs):
         names = [name.strip() for _, _, name in pairs]
     for number, name in enumerate(names, 1):
         if not name:

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines.data.annotations import Entry, base_folder, read_entries, require_labels
+from pipelines.data.annotations import base_folder, read_entries, require_labels
 from pipelines.data.classes import choose_subset, classes_in_list, labels_to_indices, read_shipped_or_file
+from pipelines.data.list_lines import Entry, LabelSpan
 from pipelines.data.memory import read_memory
+from pipelines.data.multi_label import LabelSets
 from pipelines.decode.image_folder import is_image_name
 from pipelines.storage import VIDEO_SUFFIXES, files_below, is_remote, join_path, subfolder_names
 from utils import random_streams
@@ -49,7 +51,8 @@ class Dataset(NamedTuple):
     path: str
     videos: list[VideoEntry]
     classes: list[str]
-    targets: np.ndarray | None = None  # (N, ...) float32, labels that are no classes: there are no class names then
+    # (N, ...) float32, labels that are no classes, without class names; or several classes per video.
+    targets: np.ndarray | LabelSets | None = None
 
 
 @paused_gc()
@@ -63,14 +66,15 @@ def load_dataset(  # noqa: PLR0913  # the configuration's keys, and what the tas
     max_per_class: int = 0,
     few_shot_seed: int | str = "first",
     labeled: bool | None = True,
+    multi_label: bool = False,
 ) -> Dataset:
     """Read a list, a class folder or entries in memory once: the videos, their labels and the class names.
 
     `class_names` and `class_subset` are those of the configuration; `classes`, for validation and test lists, are the
     classes of the training list and win over both. With `labeled=False` labels are read only to choose among the
     videos; without class_subset and max_per_class a list needs none, and there are no classes. None reads them if all
-    videos have one. Entries in memory are described in `pipelines.data.memory`. A Dataset is returned as it is. Raises
-    ValueError as read_list().
+    videos have one. With `multi_label` a video may have several labels, or none. Entries in memory are described in
+    `pipelines.data.memory`. A Dataset is returned as it is. Raises ValueError as read_list().
     """
     if isinstance(source, Dataset):
         if classes is not None and list(classes) != source.classes:
@@ -81,9 +85,9 @@ def load_dataset(  # noqa: PLR0913  # the configuration's keys, and what the tas
         return source
     targets = None
     if isinstance(source, (str, Path)):
-        path, entries = str(source), read_entries(str(source), root)
+        path, entries = str(source), read_entries(str(source), root, multi_label)
     else:
-        path, entries, targets = read_memory(source, has_classes=bool(classes or class_names))
+        path, entries, targets = read_memory(source, bool(classes or class_names), multi_label)
     if targets is not None:
         if classes or class_names or class_subset or max_per_class:
             raise ValueError(f"{path}: its labels are numbers or vectors, so there are no classes to choose")
@@ -94,14 +98,41 @@ def load_dataset(  # noqa: PLR0913  # the configuration's keys, and what the tas
     if not labeled and not class_subset and not max_per_class:
         videos = [video._replace(label=-1) for video in _label_entries(path, entries, root, (), False)]
         return Dataset(path, videos, [])
+    if multi_label:
+        return _label_several(path, entries, root, classes, class_names, class_subset)
     require_labels(entries, *([] if labeled else ["data.class_subset and data.max_per_class need labels"]))
     if classes is None:
-        classes = _choose_classes(path, entries, class_names, class_subset)
+        classes = _choose_classes(path, [entry.label for entry in entries], class_names, class_subset)
     all_classes = read_shipped_or_file(class_names) if class_names and class_subset else ()
     videos = _label_entries(path, entries, root, classes, bool(class_subset), all_classes)
     if max_per_class:
         videos = limit_per_class(videos, max_per_class, few_shot_seed)
     return Dataset(path, videos, list(classes))
+
+
+def _label_several(  # noqa: PLR0913  # what load_dataset() is given
+    path: str,
+    entries: Sequence[Entry],
+    root: str | Path,
+    classes: Sequence[str] | None,
+    class_names: str,
+    class_subset: str,
+) -> Dataset:
+    """Return the videos with all their labels; of a subset of the classes those that have one of them."""
+    spans = [entry.labels or ((LabelSpan(entry.label),) if entry.label else ()) for entry in entries]
+    labels = [(span.label, entry.line) for entry, row in zip(entries, spans, strict=True) for span in row]
+    if not labels:
+        raise ValueError(f"{path}: no label in it: expected 'path 3,17' or 'path<TAB>name<TAB>name' in some lines")
+    if classes is None:
+        classes = _choose_classes(path, [label for label, _ in labels], class_names, class_subset)
+    all_classes = read_shipped_or_file(class_names) if class_names and class_subset else ()
+    indices = labels_to_indices(labels, classes, not os.path.isdir(path), bool(class_subset), all_classes)
+    rows = [[(indices[s.label], s.start, s.end) for s in row if s.label in indices] for row in spans]
+    kept = [index for index, row in enumerate(rows) if row or not class_subset]
+    plain = [entries[index]._replace(label="") for index in kept]
+    videos = _label_entries(path, plain, root, (), False)
+    targets = LabelSets((rows[index] for index in kept), len(classes))
+    return Dataset(path, [video._replace(label=row) for row, video in enumerate(videos)], list(classes), targets)
 
 
 def _shorten(names: Sequence[str]) -> str:
@@ -122,11 +153,15 @@ def read_list(
     return _label_entries(path, read_entries(str(path), root), root, classes, subset)
 
 
-def read_class_names(path: str | Path, class_names: str | Path = "", class_subset: str = "") -> list[str]:
+def read_class_names(
+    path: str | Path, class_names: str | Path = "", class_subset: str = "", multi_label: bool = False
+) -> list[str]:
     """Return the names of all classes, from `class_names` or else from the training list at `path`."""
-    entries = [] if class_names else read_entries(str(path))
-    require_labels(entries)
-    return _choose_classes(path, entries, str(class_names), class_subset)
+    entries = [] if class_names else read_entries(str(path), multi_label=multi_label)
+    if not multi_label:
+        require_labels(entries)
+    labels = [label for entry in entries for label in (entry.label, *(span.label for span in entry.labels)) if label]
+    return _choose_classes(path, labels, str(class_names), class_subset)
 
 
 def limit_per_class(videos: Sequence[VideoEntry], number: int, seed: int | str = "first") -> list[VideoEntry]:
@@ -151,11 +186,11 @@ def few_per_class(labels: Sequence[int], number: int, seed: int | str = "first")
     return sorted(chosen)
 
 
-def _choose_classes(path: str | Path, entries: Sequence[Entry], class_names: str, class_subset: str) -> list[str]:
+def _choose_classes(path: str | Path, labels: Sequence[str], class_names: str, class_subset: str) -> list[str]:
     if class_names:
         names = read_shipped_or_file(class_names)
     else:
-        names = classes_in_list([entry.label for entry in entries], not os.path.isdir(path))
+        names = classes_in_list(labels, not os.path.isdir(path))
     return choose_subset(names, class_subset)
 
 

@@ -5,9 +5,32 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 IsVideo = Callable[[str], bool]  # tells whether a part of a line is the path of a video
+
+
+class LabelSpan(NamedTuple):
+    """A label of a video that may have several, and the seconds in which it holds."""
+
+    label: str
+    start: float = 0.0
+    end: float = math.inf
+
+
+class Entry(NamedTuple):
+    """One video of a list, as the list has it."""
+
+    file: str
+    label: str  # "" if the list has none, or several
+    line: str  # file:line, for messages
+    is_stem: bool = False  # `file` is a name without folder and suffix, and has to be searched for
+    split: str = ""  # the folder in which a stem is preferred
+    start: float = 0.0  # seconds; the part of the video that is meant
+    end: float = math.inf
+    labels: tuple[LabelSpan, ...] = ()  # of a list with several labels per video
+
+
 _UCF = re.compile(r"(?:.*/)?(\w+)/v_\1_g\d+_c\d+\.\w+(?: +([1-9]\d*))?", re.IGNORECASE)
 # path start end label: a class name only after a tab. The first line may be these words.
 _INTERVAL = re.compile(r"([^\t]+)\t\s*([\d.]+)\s*\t\s*([\d.]+)\s*\t([^\t]+)")

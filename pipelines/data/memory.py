@@ -4,6 +4,7 @@
     [("a.mp4", "archery"), ("b.mp4", "run")]    or all of them names, which are numbered in sorted order
     [("a.mp4", 2.5, 12.0, 3)]                   path, start and end in seconds, class
     [("a.mp4", 0.7), ("b.mp4", [0, 1, 1])]      a float or a vector instead of a class, passed through
+    [("a.mp4", ["run", "jump"])]                with multi_label=True: any number of classes
 
 Relative paths refer to data.root, or else to the folder in which the program runs.
 """
@@ -19,15 +20,18 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.data.annotations import IN_MEMORY, Entry
-from pipelines.data.list_lines import parse_interval
+from pipelines.data.annotations import IN_MEMORY
+from pipelines.data.list_lines import Entry, LabelSpan, parse_interval
 
 
-def read_memory(values: Sequence[Any], *, has_classes: bool = False) -> tuple[str, list[Entry], np.ndarray | None]:
+def read_memory(
+    values: Sequence[Any], has_classes: bool = False, multi_label: bool = False
+) -> tuple[str, list[Entry], np.ndarray | None]:
     """Return a name for the list, its entries, and the labels (N, ...) float32 if they are no classes.
 
     The name is an address made of the entries' digest, so that the index is kept in the user's cache folder. With
-    `has_classes` numbers and names may be mixed: what they mean is known. Raises ValueError with the position of an
+    `has_classes` numbers and names may be mixed: what they mean is known. With `multi_label` a label is a sequence of
+    numbers or names. Raises ValueError with the position of an
     entry that is none.
     """
     if not len(values):
@@ -36,6 +40,8 @@ def read_memory(values: Sequence[Any], *, has_classes: bool = False) -> tuple[st
     digest = hashlib.sha256("\n".join(sorted({path for path, _, _, _ in rows})).encode()).hexdigest()
     name = f"{IN_MEMORY}{digest[:12]}"
     labels = [label for _, _, _, label in rows]
+    if multi_label:
+        return name, [_with_labels(number, *row) for number, row in enumerate(rows)], None
     targets = None
     if not has_classes:
         _check_not_mixed(labels)
@@ -62,6 +68,15 @@ def _split(number: int, value: Any) -> tuple[str, float, float, Any]:
         raise ValueError(f"entry {number}: label {label!r}: expected {expected}")
     start, end = parse_interval(*interval, line=f"entry {number}") if interval else (0.0, math.inf)
     return os.fspath(path), start, end, label
+
+
+def _with_labels(number: int, path: str, start: float, end: float, label: Any) -> Entry:
+    """Return an entry with several labels."""
+    labels = [label] if isinstance(label, (str, Integral)) else list(label)
+    if not all(isinstance(value, (str, Integral)) for value in labels):
+        raise ValueError(f"entry {number}: label {label!r}: expected names or numbers of classes")
+    spans = tuple(LabelSpan(str(value)) for value in labels)
+    return Entry(path, "", f"entry {number}", start=start, end=end, labels=spans)
 
 
 def _check_not_mixed(labels: Sequence[Any]) -> None:

@@ -19,6 +19,7 @@ from pipelines.batch_loader import BatchLoader
 from pipelines.data.cache import write_cache
 from pipelines.data.dataset import Dataset, VideoEntry
 from pipelines.data.metadata import build_index, cache_path
+from pipelines.data.multi_label import LabelSets
 from pipelines.decode.image_folder import is_image_folder
 from pipelines.decode.video_info import VideoInfo
 from pipelines.loader import VideoLoader
@@ -49,17 +50,22 @@ def draw_sample(dataset: Dataset, seed: int, *, whole_index: bool, limit: int = 
     pairs = [pair for pair in zip(chosen, infos, strict=True) if not pair[1].error][:limit]
     videos, infos = [video for video, _ in pairs], [info for _, info in pairs]
     # Whether labels are classes or targets changes no speed, but what they are has to fit their number.
-    targets = dataset.targets[[video.label for video in videos]] if dataset.targets is not None else None
+    targets = take_targets(dataset.targets, [video.label for video in videos])
     if targets is not None:
         videos = [video._replace(label=row) for row, video in enumerate(videos)]
     return Sample(dataset._replace(videos=videos, targets=targets), infos)
+
+
+def take_targets(targets: np.ndarray | LabelSets | None, rows: list[int]) -> np.ndarray | LabelSets | None:
+    """Return the targets of some rows."""
+    return targets.select(rows) if isinstance(targets, LabelSets) else targets[rows] if targets is not None else None
 
 
 def repeat_to(sample: Sample, count: int) -> Sample:
     """Repeat the videos of a sample until there are at least `count`, so that few files fill whole batches."""
     times = -(-count // max(len(sample.infos), 1))
     videos: list[VideoEntry] = sample.dataset.videos * times
-    targets = None if sample.dataset.targets is None else np.concatenate([sample.dataset.targets] * times)
+    targets = take_targets(sample.dataset.targets, [*range(len(sample.dataset.videos))] * times)
     if targets is not None:
         videos = [video._replace(label=row) for row, video in enumerate(videos)]
     return Sample(sample.dataset._replace(videos=videos, targets=targets), sample.infos * times)

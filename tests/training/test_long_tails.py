@@ -87,11 +87,11 @@ def test_report_has_the_mean_over_classes_and_that_of_head_middle_and_tail(long_
     accuracies = [float(row["top1"]) for row in per_class.values()]
     assert summary["macro_top1"] == pytest.approx(sum(accuracies) / 3, abs=1e-4)
     assert summary["groups"] == [
-        {"name": name, "classes": 1, "top1": pytest.approx(top1, abs=1e-4)}
+        {"name": name, "classes": 1, "mean": pytest.approx(top1, abs=1e-4)}
         for name, top1 in zip(("head", "middle", "tail"), accuracies, strict=True)
     ]
     assert "; head " in capsys.readouterr().out
-    assert "tail, 1 classes" in (test_dir / "report.html").read_text()
+    assert "tail: 1 classes" in (test_dir / "report.html").read_text()
     assert not json.loads((evaluate(run_dir, "eval.shots=50,60") / "summary.json").read_text())["groups"]
 
 
