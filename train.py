@@ -37,7 +37,7 @@ from training.parallel import is_sharded, sync_gradients
 from training.pretraining_tasks import PretrainingTask
 from training.probe_grid import describe_probes, probe_settings
 from training.profiler import profile_steps
-from training.session import Training, resume, save_checkpoint, set_up, steps_left
+from training.session import Training, choose_trained_parts, resume, save_checkpoint, set_up, steps_left
 from training.setup import describe_network, describe_step
 from training.signals import GracefulStop
 from utils.cli import USER_ERROR, run_command
@@ -94,6 +94,7 @@ def train(cfg: Config, given: Collection[str] = ()) -> int:
         for epoch in range(t.train_loader.epoch, cfg.optim.epochs):
             if stops_early(t):
                 break
+            choose_trained_parts(t, epoch)
             last = train_epoch(t, epoch, total_steps, metrics, stop, timer, after_step)
             save_checkpoint(t)
             if stop.signal:

@@ -57,6 +57,12 @@ def _check_training(cfg: Config) -> None:
     key, expected = ("hog_window", "0") if task.hog_window else ("hog_gradient", "sobel")
     _require(uses_hog, f"task.{key}", getattr(task, key), f"{expected} {because}")
     _require(0 <= min(o.betas) <= max(o.betas) < 1, "optim.betas", o.betas, "numbers of 0 to below 1")
+    if task.name != "classify":
+        for key, default in (("backbone_lr_scale", 1), ("head_epochs", 0)):
+            _require(getattr(o, key) == default, f"optim.{key}", getattr(o, key), f"{default} {because}")
+        _require(not cfg.run.keep_checkpoints, "run.keep_checkpoints", cfg.run.keep_checkpoints, f"0 {because}")
+    _require(not (o.head_epochs and cfg.run.parallel == "fsdp"), "optim.head_epochs", o.head_epochs, "0 with fsdp")
+    _require(o.head_epochs < o.epochs, "optim.head_epochs", o.head_epochs, f"less than optim.epochs={o.epochs}")
     no_milestones = o.schedule == "step" or not o.milestones
     _require(no_milestones, "optim.milestones", list(o.milestones), "none unless optim.schedule=step")
     _require(

@@ -176,6 +176,10 @@ class Optim(Section):
     )
     epochs: int = option(30, "passes over the training list", ge=1)
     warmup_epochs: float = option(2.0, "epochs of linear warm-up, rounded to steps", ge=0)
+    backbone_lr_scale: float = option(
+        1.0, "factor of the lr of everything but the head, and an attentive pooler before it", gt=0
+    )
+    head_epochs: int = option(0, "epochs at the start in which only the head (and its pooler) is trained", ge=0)
     clip_grad_norm: float = option(1.0, "maximum gradient norm (0: no clipping)", ge=0)
     clip_mode: Literal["global", "per_param"] = option(
         "global", "whether the norm is that of all gradients together or of each parameter"
@@ -207,6 +211,9 @@ class Run(Section):
     )
     patience: int = option(
         0, "validations without a better one after which a run stops early (0: it does not; see eval.metric)", ge=0
+    )
+    keep_checkpoints: int = option(
+        0, "networks of the last N epochs that are kept in RUN/checkpoints, for eval.py --soup (0: none)", ge=0
     )
     max_nonfinite_steps: int = option(
         10, "consecutive steps with a loss that is not finite after which a run stops", ge=1

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
 from evaluation.evaluate import evaluate
 from evaluation.evaluate_probes import evaluate_probes
 from evaluation.multi_label import describe_labels, rate_classes, summarize_labels
+from evaluation.scores import Scores
 from networks import weights
 from networks.probed_encoder import ProbeGrid, select_state
 from networks.student import PROJECTION
@@ -31,6 +35,7 @@ def validate(t: Training) -> None:
     if t.world.broadcast(lambda: is_kept or is_best(metrics, read_metrics(t.run_dir.path), t.cfg.eval.metric)):
         save_best(t, best_probe(results) if results else None)
     epoch = t.train_loader.epoch
+    keep_checkpoint(t, epoch)
     if results:
         t.run_dir.record(PROBES, t.step, epoch=epoch, **metrics_row(probe_settings(t.cfg), results))
         t.run_dir.write_probes(probe_settings(t.cfg))
@@ -39,8 +44,20 @@ def validate(t: Training) -> None:
     stop_probes(t)
 
 
+def keep_checkpoint(t: Training, epoch: int) -> None:
+    """Save the network to checkpoints/epoch_N/ as run.keep_checkpoints asks. All processes call it together."""
+    number = t.cfg.run.keep_checkpoints
+    if number:
+        t.run_dir.keep_checkpoint(epoch, number, prepare_save(t, None))
+
+
 def save_best(t: Training, probe: int | None) -> None:
     """Save the network to best/, or of a grid the network of one probe. All processes call it together."""
+    t.run_dir.save_best(prepare_save(t, probe))
+
+
+def prepare_save(t: Training, probe: int | None) -> Callable[[Path], None]:
+    """Gather the weights of the network, or of one probe, and return what writes them into a folder."""
     network, name, setting = t.state.eval_model, t.cfg.model.name, None
     state = network_state(network)  # collective: with FSDP every rank holds a shard
     if probe is not None:
@@ -51,9 +68,8 @@ def save_best(t: Training, probe: int | None) -> None:
     card = model_card(t.cfg, t.classes, t.num_train_videos, setting)
     if t.adapter:
         base, trained = t.adapter.base, {key: state[key] for key in t.adapter.keys if key in state}
-        t.run_dir.save_best(lambda path: save_adapter(path, network, name, card, trained, base))
-    else:
-        t.run_dir.save_best(lambda path: weights.save_network(path, network, name, card, state))
+        return lambda path: save_adapter(path, network, name, card, trained, base)
+    return lambda path: weights.save_network(path, network, name, card, state)
 
 
 def score_probes(t: Training, grid: ProbeGrid) -> tuple[dict[int, ProbeResult], dict[str, float]]:
@@ -80,16 +96,23 @@ def score_validation(t: Training) -> dict[str, float]:
         t.run_dir.log(f"epoch {epoch}  val: loss {loss:.4f}  mean target {baseline:.4f}")
         return {"loss": loss, "baseline": baseline}
     scores = evaluate(t.state.eval_model, t.val_loader, t.world, t.dtype, average=t.cfg.eval.average)
+    metrics = validation_metrics(scores, t.classes)
     if scores.multi_label:
-        summary = summarize_labels(scores, rate_classes(scores, t.classes))
-        t.run_dir.log(f"epoch {epoch}  val: {describe_labels(summary)}  loss {scores.loss:.4f}  {scores.coverage()}")
-        return summary
-    top1, top5, macro = scores.topk(1), scores.topk(5), scores.macro_top1
-    accuracy = f"top-1 {100 * top1:.2f} %  top-5 {100 * top5:.2f} %"
+        text = describe_labels(metrics)
+    else:
+        text = f"top-1 {100 * metrics['top1']:.2f} %  top-5 {100 * metrics['top5']:.2f} %"
     if t.cfg.eval.metric == "macro_top1":
-        accuracy = f"mean over classes {100 * macro:.2f} %  {accuracy}"
-    t.run_dir.log(f"epoch {epoch}  val: {accuracy}  loss {scores.loss:.4f}  {scores.coverage()}")
-    return {"loss": scores.loss, "top1": top1, "top5": top5, "macro_top1": macro}
+        text = f"mean over classes {100 * metrics['macro_top1']:.2f} %  {text}"
+    t.run_dir.log(f"epoch {epoch}  val: {text}  loss {metrics['loss']:.4f}  {scores.coverage()}")
+    return metrics
+
+
+def validation_metrics(scores: Scores, classes: Sequence[str]) -> dict[str, float]:
+    """Return what a row of a validation has: loss and accuracies, or of several labels their average precision."""
+    if scores.multi_label:
+        return summarize_labels(scores, rate_classes(scores, classes))
+    accuracies = {"top1": scores.topk(1), "top5": scores.topk(5), "macro_top1": scores.macro_top1}
+    return {"loss": scores.loss, **accuracies}
 
 
 def is_validated(t: Training) -> bool:

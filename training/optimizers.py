@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from configs.schema import Optim
+from networks.adapters import HEADS
 
 OPTIMIZERS = get_args(Optim.model_fields["name"].annotation)
 
@@ -43,30 +44,34 @@ def layer_of(name: str, depths: Sequence[int]) -> int:
     return 0 if is_embedding and "pool" not in name else sum(depths) + 1
 
 
-def parameter_groups(network: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+def parameter_groups(
+    network: nn.Module, weight_decay: float, layer_decay: float = 1.0, backbone_lr_scale: float = 1.0
+) -> list[dict[str, Any]]:
     """Group the trainable parameters with and without weight decay; each parameter is in one group.
+
+    `backbone_lr_scale` multiplies the lr of all but the head and an attentive pooler before it.
 
     With layer_decay < 1 there are two groups per layer: `lr_scale` is layer_decay to the power of the number of layers
     that follow (the rule of BEiT, used by MaskFeat's fine-tuning). timm's param_groups_layer_decay needs a
     group_matcher on each network for the same."""
     depths = [len(getattr(network, name)) for name in ("blocks", "temporal_blocks") if hasattr(network, name)]
     layers = sum(depths) + 1
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             layer = layer_of(name, depths) if layer_decay < 1.0 else layers
-            decays = takes_weight_decay(name, parameter)
+            decays, is_head = takes_weight_decay(name, parameter), name.startswith(HEADS) or backbone_lr_scale == 1
             new = {
                 "params": [],
                 "weight_decay": weight_decay * decays,
                 "decays": decays,
-                "lr_scale": layer_decay ** (layers - layer),
+                "lr_scale": layer_decay ** (layers - layer) * (1.0 if is_head else backbone_lr_scale),
             }
-            groups.setdefault((layer, decays), new)["params"].append(parameter)
+            groups.setdefault((layer, decays, is_head), new)["params"].append(parameter)
     return [groups[key] for key in sorted(groups, reverse=True)]
 
 
-def build_optimizer(
+def build_optimizer(  # noqa: PLR0913  # the keys of the configuration
     network: nn.Module,
     name: str = "adamw",
     lr: float = 1e-3,
@@ -74,9 +79,10 @@ def build_optimizer(
     betas: tuple[float, float] = (0.9, 0.999),
     fused: bool = False,
     layer_decay: float = 1.0,
+    backbone_lr_scale: float = 1.0,
 ) -> torch.optim.Optimizer:
     """Build adamw, sgd (Nesterov momentum of 0.9, no `betas`), or timm's lamb or lion, which are never fused."""
-    groups = parameter_groups(network, weight_decay, layer_decay)
+    groups = parameter_groups(network, weight_decay, layer_decay, backbone_lr_scale)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
     if name == "sgd":

@@ -32,13 +32,19 @@ from utils.checkpoint_io import load_checkpoint
 from utils.environment import environment
 from utils.files import atomic_path, atomic_write_text, write_csv
 
-LAST, PREVIOUS = "last.pt", "previous.pt"
+LAST, PREVIOUS, CHECKPOINTS = "last.pt", "previous.pt", "checkpoints"
 _WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch.save raises RuntimeError where the disk is full
 
 
 def run_path(run: Run) -> Path:
     """Return the path of a run's folder."""
     return Path(run.output_dir) / (run.name or "run")
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Return the networks of epochs that a run kept, in their order."""
+    found = (folder / CHECKPOINTS).glob("epoch_*")
+    return sorted(found, key=lambda path: int(path.name.removeprefix("epoch_")))
 
 
 class RunDir:
@@ -131,7 +137,7 @@ class RunDir:
             "probes.png",
         ):
             (self.path / name).unlink(missing_ok=True)
-        for name in ("tb", "best", "eval", "profile"):
+        for name in ("tb", "best", "eval", "profile", CHECKPOINTS, "soup"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         self._tensorboard = SummaryWriter(str(self.path / "tb"))
         self._tensorboard.add_text("config", f"```yaml\n{loading.dump_config(cfg)}```")
@@ -165,6 +171,16 @@ class RunDir:
         if self.enabled:
             with self._tolerate_write_errors("best"):
                 save(self.path / "best")
+
+    def keep_checkpoint(self, epoch: int, number: int, save: Callable[[Path], None]) -> None:
+        """Write checkpoints/epoch_N/ with a function that writes into a folder; remove all but the last ones."""
+        if self.enabled:
+            folder = self.path / CHECKPOINTS
+            with self._tolerate_write_errors(CHECKPOINTS):
+                save(folder / f"epoch_{epoch}")
+                for path in checkpoint_folders(self.path):
+                    if not epoch - number < int(path.name.removeprefix("epoch_")) <= epoch:
+                        shutil.rmtree(path)
 
     def write_bad_videos(self, reasons: Iterable[tuple[str, str]]) -> None:
         """Write bad_videos.csv: path and reason of every video that could not be read."""

@@ -13,6 +13,7 @@ from torch import nn
 from configs import loading
 from configs.schema import Config
 from networks import weights
+from networks.adapters import HEADS
 from networks.probed_encoder import ProbeGrid
 from networks.student import make_student
 from pipelines.data.feature_shards import is_feature_folder
@@ -232,6 +233,28 @@ def stop_probes(t: Training) -> None:
     t.state = dataclasses.replace(t.state, model=model)
     names = ", ".join(settings[index].name for index in stopped)
     t.run_dir.log(f"  {len(active)} of {len(settings)} probes go on; stopped: {names}")
+
+
+def choose_trained_parts(t: Training, epoch: int) -> None:
+    """Train only the head in the first optim.head_epochs epochs, then everything. All processes call it together."""
+    if not t.cfg.optim.head_epochs:
+        return
+    head_only = epoch < t.cfg.optim.head_epochs
+    in_optimizer = {id(p) for optimizer in t.state.optimizers for g in optimizer.param_groups for p in g["params"]}
+    others = [
+        parameter
+        for name, parameter in t.state.network.named_parameters()
+        if id(parameter) in in_optimizer and not name.startswith(HEADS)
+    ]
+    if all(parameter.requires_grad is not head_only for parameter in others):
+        return
+    for parameter in others:
+        parameter.requires_grad_(not head_only)
+    # DDP expects gradients of the parameters that were trained when it was built.
+    accumulate = t.train_loader.grad_accum_steps
+    model = distribute(t.state.network, t.world.size, t.device, shard=False, grad_accum_steps=accumulate)
+    t.state = dataclasses.replace(t.state, model=model)
+    t.run_dir.log("only the head is trained" if head_only else "the whole network is trained from here on")
 
 
 def steps_left(t: Training) -> int:

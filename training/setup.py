@@ -182,9 +182,8 @@ def build_state(
     if isinstance(network, ProbeGrid):
         optimizers = build_probe_optimizers(network, probe_settings(cfg), **options)
     else:
-        optimizers = (
-            build_optimizer(network, lr=o.lr, weight_decay=o.weight_decay, layer_decay=o.layer_decay, **options),
-        )
+        rates: dict[str, Any] = {"layer_decay": o.layer_decay, "backbone_lr_scale": o.backbone_lr_scale}
+        optimizers = (build_optimizer(network, lr=o.lr, weight_decay=o.weight_decay, **rates, **options),)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     return TrainState(network, model, optimizers, scaler, ema)
 

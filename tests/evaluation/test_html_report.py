@@ -64,6 +64,8 @@ def test_names_of_videos_and_classes_are_escaped(tmp_path):
         "top1_interval": (0, 0.8),
         "top5": 1.0,
         "top5_interval": (0.2, 1),
+        "macro_top1": 0.0,
+        "groups": [],
         "by_num_clips": [{"num_clips": 1, "top1": 0.0, "top5": 1.0}],
     }
     name = "<script>alert('x')</script>"
@@ -72,7 +74,7 @@ def test_names_of_videos_and_classes_are_escaped(tmp_path):
         summary=summary,
         per_class=[ClassResult(name, videos=1, correct=0, top1=0.0)],
         confusions=[Confusion(label=name, predicted=name, videos=1, fraction=1.0)],
-        confusion_figure=Figure(),
+        figure=("Confusion", Figure()),
     )
     errors = [Misclassification(video=name, label=name, predicted=name, prob=0.5, frames=None)]
     write_html_report(tmp_path / "page.html", name, report, [], errors)
