@@ -60,6 +60,7 @@ def _check_training(cfg: Config) -> None:
     if task.name != "classify":
         for key, default in (("backbone_lr_scale", 1), ("head_epochs", 0)):
             _require(getattr(o, key) == default, f"optim.{key}", getattr(o, key), f"{default} {because}")
+        _require(not cfg.run.fit, "run.fit", "yes", f"no {because}")
         _require(not cfg.run.keep_checkpoints, "run.keep_checkpoints", cfg.run.keep_checkpoints, f"0 {because}")
     _require(not (o.head_epochs and cfg.run.parallel == "fsdp"), "optim.head_epochs", o.head_epochs, "0 with fsdp")
     _require(o.head_epochs < o.epochs, "optim.head_epochs", o.head_epochs, f"less than optim.epochs={o.epochs}")

@@ -206,6 +206,11 @@ class Run(Section):
     checkpoint_minutes: float = option(0, "minutes between two checkpoints within an epoch (0: after each epoch)", ge=0)
     log_interval: int = option(20, "steps between two log lines", ge=1)
     profile_steps: int = option(0, "steps to profile: RUN/profile/trace.json.gz and the most expensive operators", ge=0)
+    fit: bool = option(
+        False,
+        "train.py first finds the batch (a power of two) and the recomputation with which the run fits into memory and "
+        "is fastest; clips per step stay",
+    )
     parallel: Literal["ddp", "fsdp"] = option(
         "ddp", "fsdp: weights, gradients and optimizer state are sharded over the processes"
     )

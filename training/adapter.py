@@ -33,6 +33,14 @@ def start_adapter(network: nn.Module, cfg: Config, not_given: Collection[str]) -
     return TrainedAdapter(ordered, describe_base(cfg.model.pretrained, cfg.model.pretrained_args, network, ordered))
 
 
+def train_adapter_only(network: nn.Module, cfg: Config) -> list[str]:
+    """Put the adapter of a configuration into a network and train it and the head; return their names."""
+    keys = {*_add(network, cfg), *(name for name, _ in network.named_parameters() if name.startswith(HEADS))}
+    ordered = [name for name, _ in network.named_parameters() if name in keys]
+    _train_only(network, ordered)
+    return ordered
+
+
 def resume_adapter(network: nn.Module, cfg: Config, saved: Mapping[str, Any]) -> TrainedAdapter:
     """Do the same in a run that goes on, whose weights are loaded later. Raises ValueError for another adapter."""
     if not saved:

@@ -24,6 +24,7 @@ from pipelines.tuning.tune import SECONDS, tune
 from training.adapter import TrainedAdapter, resume_adapter, start_adapter
 from training.checkpoint_input import apply_input_spec, keep_saved_input
 from training.distillation import load_teacher
+from training.fit import fit, keep_fit
 from training.history import read_metrics
 from training.objective import build_task
 from training.parallel import distribute
@@ -92,6 +93,8 @@ def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Trai
     elif cfg.model.pretrained:
         source = weights.read_checkpoint(cfg.model.pretrained)
         cfg, input_lines = apply_input_spec(cfg, weights.input_spec(source))
+    if cfg.run.fit:
+        cfg = keep_fit(cfg, loading.parse_config(checkpoint[1].get("config", ""))) if checkpoint else fit(cfg, world)
     if cfg.data.tune:
         cfg = tune_data(cfg, checkpoint, given, device, dtype, world)
     data, (train_loader, val_loader) = cfg.data, build_loaders(cfg, device, dtype, world)
