@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bench.report.formats import format_median, format_number, format_percent, format_quartiles, set_title
+from bench.report.network_rows import adapters_rows, masking_rows, run_length_rows
 
 Result = Mapping[str, Any]
 Rows = list[dict[str, str]]
@@ -241,37 +242,6 @@ def probes_rows(result: Result) -> Rows:
     ]
 
 
-def run_length_rows(result: Result) -> Rows:
-    """Return a row for each threshold."""
-    return [
-        {
-            "files": result["files"],
-            "network": result["settings"]["network"],
-            "threshold": f"{row['threshold']:g}",
-            "patches kept": f"{100 * row['kept']:.0f} %",
-            "clips/s": format_number(row["clips_per_s"]),
-            "over the dense network (quartiles)": f"{row['speedup']:.2f} ({row['low']:.2f}-{row['high']:.2f})",
-        }
-        for row in result["thresholds"]
-    ]
-
-
-def masking_rows(result: Result) -> Rows:
-    """Return a row for each case."""
-    return [
-        {
-            "network": result["network"],
-            "patches": case,
-            "clips/s": format_median(figures["clips_per_s"]),
-            "times fine-tuning (quartiles)": format_quartiles(figures["speedup"]),
-            "MiB saved for backward": f"{figures['saved_for_backward_mib']:.0f}",
-            "peak beyond the weights, MiB": format_number(figures["peak_mib"]) if "peak_mib" in figures else "",
-            "loaders": f"{figures['loaders']['median']:.3f}" if figures["loaders"] else "",
-        }
-        for case, figures in result["cases"].items()
-    ]
-
-
 ROWS: dict[str, Callable[[Result], Rows]] = {
     "loading": loading_rows,
     "epoch_time": epoch_time_rows,
@@ -285,4 +255,5 @@ ROWS: dict[str, Callable[[Result], Rows]] = {
     "probes": probes_rows,
     "run_length": run_length_rows,
     "masking": masking_rows,
+    "adapters": adapters_rows,
 }

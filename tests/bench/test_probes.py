@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
-from bench import few_labels, masking, probes, run_length
+import pytest
+
+from bench import adapters, few_labels, fine_tuning, masking, probes, run_length
 from bench.report.rows import ROWS
 
 
@@ -82,3 +84,22 @@ def test_networks_meet_where_one_from_scratch_is_as_good():
 def test_few_labels_needs_the_pretraining(tmp_path, capsys):
     assert few_labels.main([f"folder={tmp_path}", f"out={tmp_path}/x.json"]) == 2
     assert "no demo_videomae in it; run `make demo-videomae` first" in capsys.readouterr().err
+
+
+def test_adapters_dry_run_measures_every_case(tmp_path, capsys):
+    out = tmp_path / "adapters.json"
+    assert adapters.main(["--dry-run", "device=cpu", f"out={out}"]) == 0
+    cases = json.loads(out.read_text())["cases"]
+    assert list(cases) == ["lora", "bias", "prompt", "none"]
+    assert all(cases[name]["trained_m"] < cases["none"]["trained_m"] for name in ("lora", "bias", "prompt"))
+    rows = ROWS["adapters"](json.loads(out.read_text()))
+    assert [row["trained"] for row in rows] == ["lora", "bias", "prompt", "everything"]
+    frames = ["network=frame_encoder_tiny", "image_size=64", "adapters=st_adapter,aim"]
+    assert adapters.main(["--dry-run", "device=cpu", *frames, f"out={out}"]) == 0
+
+
+@pytest.mark.slow
+def test_fine_tuning_dry_run(tmp_path, monkeypatch):
+    out = tmp_path / "fine_tuning.json"
+    assert fine_tuning.main(["--dry-run", f"out={out}"]) == 0
+    assert list(json.loads(out.read_text())["top1"]) == ["head"]
