@@ -49,6 +49,8 @@ class Adapter(Section):
     @property
     def unused(self) -> list[str]:
         """Return the keys that have another value than their default and are none of the adapter that is named."""
+        if not self.name:  # an adapter that is switched off by one key
+            return []
         defaults = Adapter().model_dump()
         changed = [key for key, value in self.model_dump().items() if key != "name" and value != defaults[key]]
         return [key for key in changed if key not in USED_KEYS[self.name]]

@@ -50,7 +50,7 @@ def commands() -> list[tuple[str, str]]:
 def test_keys_in_a_page_exist_and_take_the_values(page):
     for match in KEY.finditer(page.read_text()):
         section, key, value = match[1], match[2], match[3]
-        if match[0].endswith((".py", ".md", ".json", ".pt", ".csv")) or f"{section}.{key}" in (
+        if match[0].endswith((".py", ".md", ".json", ".pt", ".csv", ".safetensors")) or f"{section}.{key}" in (
             "eval.py",
             "model.safetensors",
         ):

@@ -26,6 +26,27 @@ def run_length_rows(result: Result) -> Rows:
     ]
 
 
+def fine_tuning_rows(result: Result) -> Rows:
+    """Return a row for each way to train."""
+    names = {
+        "full": "all weights",
+        "lora": "LoRA",
+        "bias": "biases",
+        "head": "the head",
+        "alone": "small network alone",
+        "logits": "small network, probabilities of a teacher",
+        "features": "small network, features of a teacher",
+    }
+    return [
+        {
+            "trained": names[case],
+            "top-1, %": ", ".join(f"{100 * value:.1f}" for value in values),
+            "mean": f"{100 * sum(values) / len(values):.1f}",
+        }
+        for case, values in result["top1"].items()
+    ]
+
+
 def masking_rows(result: Result) -> Rows:
     """Return a row for each case."""
     return [

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bench.report.formats import format_median, format_number, format_percent, format_quartiles, set_title
-from bench.report.network_rows import adapters_rows, masking_rows, run_length_rows
+from bench.report.network_rows import adapters_rows, fine_tuning_rows, masking_rows, run_length_rows
 
 Result = Mapping[str, Any]
 Rows = list[dict[str, str]]
@@ -256,4 +256,5 @@ ROWS: dict[str, Callable[[Result], Rows]] = {
     "run_length": run_length_rows,
     "masking": masking_rows,
     "adapters": adapters_rows,
+    "fine_tuning": fine_tuning_rows,
 }

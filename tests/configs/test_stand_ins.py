@@ -55,9 +55,17 @@ STAND_INS = {
     "k400/videoprism_b_16x4_k400": (write_videoprism, ""),
     "ssv2/videoprism_b_16x4_ssv2": (write_videoprism, ""),
     "k400/dinov2_b_8_k400": (write_timm, "vit_base_patch14_dinov2"),
+    "k400/dinov2_b_8x16_k400_st_adapter": (write_timm, "vit_base_patch14_dinov2"),
+    "k400/videomae_l_16x4_k400_lora": (write_entry, "videomae_pt"),
+    "k400/vjepa2_l_16x4_k400_lora": (write_entry, "vjepa2"),
+    "charades/mvitv1b_32x3_charades": (write_entry, "slowfast_mvit_v1"),
+    "ssv2/videomae_b_16_ssv2_lt": (write_entry, "videomae_pt"),
     "k400/mvitv2l_40x3_k400": (write_entry, "slowfast_mvit_v2"),
 }
-FAST = ("k400/dinov2_b_8_k400",)  # the others have RandAugment, whose DALI graph takes seconds to build
+FAST = (
+    "k400/dinov2_b_8_k400",
+    "k400/dinov2_b_8x16_k400_st_adapter",
+)  # the others have RandAugment, whose DALI graph takes seconds to build
 PARAMS = [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in STAND_INS]
 
 
@@ -94,6 +102,7 @@ def test_recipe_trains_from_a_stand_in_and_is_tested(name, clips_folder, tmp_pat
         "data.class_names=",
         f"data.num_frames={num_frames}",
         f"data.image_size={image_size}",
+        "eval.metric=auto",
         "data.batch_size=2",
         f"optim.global_batch_size={4 * cfg.data.aug_repeats}",
         "data.short_side_range=64,80",
@@ -108,7 +117,7 @@ def test_recipe_trains_from_a_stand_in_and_is_tested(name, clips_folder, tmp_pat
     rows = metrics(run_dir, "train")
     assert [row["step"] for row in rows] == [1, 2] and all(row["skipped_steps"] == 0 for row in rows)
     log = (run_dir / "log.txt").read_text()
-    assert ("k trained)" in log) == (bool(cfg.model.freeze) or cfg.task.name == "probe")
+    assert ("k trained)" in log) == (bool(cfg.model.freeze or cfg.adapter.name) or cfg.task.name == "probe")
     evaluate(run_dir, "eval.batch_size=2", f"eval.num_clips={max(min(cfg.eval.num_clips, 3), cfg.data.num_clips)}")
     (summary,) = (run_dir / "eval").glob("*/summary.json")
     assert json.loads(summary.read_text())["scored"] == 8
