@@ -78,7 +78,7 @@ def train(cfg: Config, given: Collection[str] = ()) -> int:
         t.run_dir.write_config(t.cfg)
     t.run_dir.log(f"{describe_network(cfg.model.name, t.state.network, t.dtype)}; run folder {t.run_dir.path}")
     accumulate = t.train_loader.grad_accum_steps
-    step_text = describe_step(t.schedule, cfg.data.batch_size, world.size, accumulate)
+    step_text = describe_step(t.schedule, t.cfg.data.batch_size, world.size, accumulate)
     t.run_dir.log(f"{t.schedule.steps_per_epoch} steps per epoch, each of {step_text}")
     if isinstance(t.task, PretrainingTask | Distill):
         t.run_dir.log(t.task.description)

@@ -64,6 +64,9 @@ def _check_training(cfg: Config) -> None:
         _require(not cfg.run.keep_checkpoints, "run.keep_checkpoints", cfg.run.keep_checkpoints, f"0 {because}")
     _require(not (o.head_epochs and cfg.run.parallel == "fsdp"), "optim.head_epochs", o.head_epochs, "0 with fsdp")
     _require(o.head_epochs < o.epochs, "optim.head_epochs", o.head_epochs, f"less than optim.epochs={o.epochs}")
+    patient = not cfg.run.patience or bool(cfg.data.val)
+    _require(patient, "run.patience", cfg.run.patience, "0 without data.val, a validation list")
+    _require(not (cfg.run.fit and cfg.run.parallel == "fsdp"), "run.fit", "yes", "no with run.parallel=fsdp")
     no_milestones = o.schedule == "step" or not o.milestones
     _require(no_milestones, "optim.milestones", list(o.milestones), "none unless optim.schedule=step")
     _require(
@@ -81,7 +84,17 @@ def _check_objective(cfg: Config) -> None:
         _require(not cfg.data.balance, "data.balance", cfg.data.balance, f"nothing {because}")
         for key in ("label_smoothing", "logit_adjustment", "class_balance_beta"):
             _require(not getattr(task, key), f"task.{key}", getattr(task, key), f"0 {because}")
+        _require(not task.loss_args, "task.loss_args", task.loss_args, f"nothing {because}")
         _require(task.loss == "auto", "task.loss", task.loss, f"auto {because}, which has its own")
+    corrected = not (task.logit_adjustment and task.class_balance_beta)
+    expected = "0 with task.logit_adjustment, which corrects the same"
+    _require(corrected, "task.class_balance_beta", task.class_balance_beta, expected)
+    for key in ("distillation", "distillation_alpha", "distillation_tau"):
+        unused = not task.teacher or (key == "distillation_tau" and task.distillation == "features")
+        is_default = getattr(task, key) == type(task).model_fields[key].default
+        of_logits = f" and task.distillation={task.distillation}" if task.teacher else ""
+        expected = f"its default with task.teacher={task.teacher}{of_logits}"
+        _require(is_default or not unused, f"task.{key}", getattr(task, key), expected)
     _require(not task.teacher or task.name == "classify", "task.teacher", task.teacher, f"none {because}")
     smoothable = task.loss in ("auto", "cross_entropy", "poly", "bce", "focal") or not task.label_smoothing
     _require(smoothable, "task.label_smoothing", task.label_smoothing, f"0 with task.loss={task.loss}")
@@ -93,6 +106,8 @@ def _check_objective(cfg: Config) -> None:
     _require(softmax or not task.logit_adjustment, "task.logit_adjustment", task.logit_adjustment, sigmoid)
     if cfg.data.multi_label:
         _check_multi_label(cfg)
+    else:
+        _require(cfg.eval.metric != "map", "eval.metric", "map", "another one, or data.multi_label=yes")
 
 
 def _check_multi_label(cfg: Config) -> None:
@@ -100,12 +115,12 @@ def _check_multi_label(cfg: Config) -> None:
     _require(task.name != "probe", "data.multi_label", "yes", "no with task.name=probe")
     for key in ("max_per_class", "eval_max_per_class", "balance"):
         _require(not getattr(data, key), f"data.{key}", getattr(data, key), f"nothing {because}")
-    expected = "auto, bce, focal or asymmetric"
-    _require(task.loss in expected, "task.loss", task.loss, f"{expected} {because}")
+    for_several = task.loss in ("auto", "bce", "focal", "asymmetric")
+    _require(for_several, "task.loss", task.loss, f"auto, bce, focal or asymmetric {because}")
     distills_logits = bool(task.teacher) and task.distillation == "logits"
     _require(not distills_logits, "task.distillation", task.distillation, f"features {because}")
     _require(cfg.eval.metric != "macro_top1", "eval.metric", cfg.eval.metric, f"auto, map, top1 or loss {because}")
-    for key in ("perturbations", "rlt_thresholds"):
+    for key in ("perturbations", "rlt_thresholds", "features_path"):
         _require(not getattr(cfg.eval, key), f"eval.{key}", getattr(cfg.eval, key), f"nothing {because}")
 
 

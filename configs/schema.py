@@ -208,8 +208,8 @@ class Run(Section):
     profile_steps: int = option(0, "steps to profile: RUN/profile/trace.json.gz and the most expensive operators", ge=0)
     fit: bool = option(
         False,
-        "train.py first finds the batch (a power of two) and the recomputation with which the run fits into memory and "
-        "is fastest; clips per step stay",
+        "train.py first finds the largest batch (a power of two) that fits into memory, and the recomputation with "
+        "which it is fastest; clips per step stay",
     )
     parallel: Literal["ddp", "fsdp"] = option(
         "ddp", "fsdp: weights, gradients and optimizer state are sharded over the processes"

@@ -28,13 +28,17 @@ def read_predictions(folder: Path) -> dict[VideoKey, Outcome]:
 
     Raises ValueError if there is none.
     """
-    path = newest_test(folder) / "predictions.csv"
+    test = newest_test(folder)
+    path = test / "predictions.csv"
+    summary = test / "summary.json"
+    several = summary.exists() and "map" in json.loads(summary.read_text())
     occurrences: Counter[str] = Counter()
     outcomes = {}
     with open(path, newline="") as file:
         for row in csv.DictReader(file):
             occurrences[row["video"]] += 1
-            correct = row.get("class1") in row["label"].split(SEPARATOR)  # of several labels any one
+            labels = row["label"].split(SEPARATOR) if several else [row["label"]]  # of several any one counts
+            correct = row.get("class1") in labels
             outcomes[row["video"], occurrences[row["video"]]] = Outcome(row["label"], correct)
     return outcomes
 

@@ -85,7 +85,7 @@ def load_run_dir(source: Path, overrides: Sequence[str]) -> tuple[Config, Config
         raise ValueError(f"{source}: not a run folder (it has no config.yaml)")
     if not (source / "best").exists():
         raise ValueError(f"{source}: no checkpoint in it yet: best/ is written after the first validation")
-    for key in ("data.class_names", "data.class_subset"):
+    for key in ("data.class_names", "data.class_subset", "data.multi_label"):
         if any(override.startswith(f"{key}=") for override in overrides):
             raise ValueError(f"{key}: a run keeps the classes that it was trained for")
     text = (source / "config.yaml").read_text()

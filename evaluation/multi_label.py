@@ -19,6 +19,7 @@ from pipelines.data.dataset import VideoEntry
 from utils.files import atomic_write_text, write_csv
 
 THRESHOLD = 0.5  # of the probability, for precision, recall and F1
+MAX_DECISIONS = 10**6  # videos times classes, up to which one curve of all of them is drawn
 MAX_CURVES = 5  # of the best and of the worst classes, in a figure
 SEPARATOR = " | "  # between the labels of a video in predictions.csv
 
@@ -139,8 +140,9 @@ def draw_precision_recall(scores: Scores, classes: Sequence[str], results: Seque
     shown = list(dict.fromkeys([*ranked[:MAX_CURVES], *ranked[-MAX_CURVES:]]))
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     axes = figure.subplots()
-    micro = precision_recall(scores.probs.flatten(), scores.label.flatten() > 0)
-    axes.step(micro[1], micro[0], where="pre", color="black", linewidth=2, label="all classes")
+    if scores.probs.numel() <= MAX_DECISIONS:
+        micro = precision_recall(scores.probs.flatten(), scores.label.flatten() > 0)
+        axes.step(micro[1], micro[0], where="pre", color="black", linewidth=2, label="all classes")
     ap = {result.name: result.ap for result in results}
     for name in shown:
         index = classes.index(name)

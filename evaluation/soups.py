@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -70,7 +71,7 @@ def try_soups(folders: Mapping[int, Path], score: Callable[[Mapping[str, Tensor]
     greedy = first
     for single in others:
         candidate = soup("greedy", [*greedy.epochs, *single.epochs])
-        greedy = candidate if candidate.score > greedy.score else greedy
+        greedy = candidate if candidate.score >= greedy.score else greedy
     return [*alone, *uniform, greedy._replace(name="greedy")]
 
 
@@ -82,9 +83,13 @@ def best_soup(soups: Sequence[Soup]) -> Soup:
 def describe(soups: Sequence[Soup], metric: str) -> str:
     """Return a table of soups."""
     width = max(len(soup.name) for soup in soups)
+
+    def show(score: float) -> str:
+        return f"{-score:.4f}" if metric == "loss" else f"{100 * score:6.2f} %"
+
     best = best_soup(soups)
     return "\n".join(
-        f"{soup.name:{width}}  {metric} {100 * soup.score:6.2f} %  epochs {', '.join(map(str, sorted(soup.epochs)))}"
+        f"{soup.name:{width}}  {metric} {show(soup.score)}  epochs {', '.join(map(str, sorted(soup.epochs)))}"
         f"{'  <- best' if soup is best else ''}"
         for soup in soups
     )
@@ -97,7 +102,10 @@ def write_soup(run: Path, folders: Mapping[int, Path], soup: Soup) -> Path:
     source = folders[soup.epochs[0]]
     config = read_json(source / CONFIG) | {"soup": {"of": str(run), "epochs": sorted(soup.epochs)}}
     state = average([folders[epoch] for epoch in soup.epochs])
-    write_folder(output / "best", state, {CONFIG: config}, weights_file=weights_file(source).name)
+    file = weights_file(source)
+    with safe_open(file, "pt") as stored:
+        metadata = stored.metadata()  # of an adapter what tells its base from others
+    write_folder(output / "best", state, {CONFIG: config}, metadata, weights_file=file.name)
     shutil.copy(run / "config.yaml", output / "config.yaml")
     return output
 

@@ -40,9 +40,16 @@ class Batch(NamedTuple):
         """The classes (B,); of a mixed clip the one with the larger share."""
         return self.label if self.label.ndim == 1 else self.label.argmax(-1)
 
+    def label_names(self, classes: Sequence[str]) -> list[str]:
+        """Return the name of each clip's class, or of all its labels; of a mixed clip those with half or more."""
+        if self.label.ndim == 1:
+            return [classes[index] for index in self.label.tolist()]
+        rows = ((row >= 0.5).nonzero()[:, 0].tolist() for row in self.label.cpu())
+        return [", ".join(classes[index] for index in row) or "no label" for row in rows]
+
 
 def further_seed(repeat: int | None, occurrence: int) -> tuple[int, ...]:
-    """Return what tells a sample from others of the same video and epoch: repeat, and how often the video came before.
+    """Return what tells a sample from others of the same video and epoch: repeat, and which copy of the video it is.
 
     Nothing for the first one, if there are no repeats.
     """

@@ -1,6 +1,6 @@
 """Index a list: find out what each file contains by demuxing it and reading the headers of its packets.
 
-    python -m pipelines.index LIST [root=FOLDER]
+    python -m pipelines.index LIST [root=FOLDER] [multi_label=yes]
     python -m pipelines.index LIST --verify [min_frames=64]     also decode every file completely
 
 The index is kept beside the list, in LIST.index.jsonl, one line per file; a file whose size or mtime has changed is
@@ -30,6 +30,7 @@ class Settings:
     """The settings of the command."""
 
     root: str = ""
+    multi_label: bool = False
     verify: bool = False
     min_frames: int = 64
 
@@ -42,7 +43,7 @@ def index_list(arguments: Sequence[str]) -> int:
     """Build or refresh the index of a list and describe it; return 1 if a file of it cannot be used."""
     arguments = ["verify=yes" if argument == "--verify" else argument for argument in arguments]
     (path,), settings = parse_args(Settings, arguments, ["LIST"])
-    videos = read_list(path, settings.root)
+    videos = read_list(path, settings.root, multi_label=settings.multi_label)
     infos = build_index(videos, cache_path(path))
     lines = [summary(infos)]
     reasons = {info.path: info.error for info in infos if info.error}  # why a file cannot be used

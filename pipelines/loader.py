@@ -151,7 +151,7 @@ class EvalVideoLoader(_ListLoader):
 def _load_list(videos: Videos, data: Data, run: LoaderContext, **options: Any) -> Dataset:
     """Read the list on the main rank, for all of them; `options` are those of load_dataset()."""
     names: dict[str, Any] = {"class_names": data.class_names, "class_subset": data.class_subset}
-    names["multi_label"] = data.multi_label and options.get("labeled", True)
+    names["multi_label"] = data.multi_label
     return run.world.broadcast(lambda: load_dataset(videos, data.root, **names, **options))
 
 

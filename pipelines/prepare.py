@@ -40,6 +40,7 @@ from pipelines.data.annotations import base_folder, cache_stem, read_entries
 from pipelines.data.cache import Scanner, update_cache
 from pipelines.data.dataset import read_list
 from pipelines.data.decoding_cost import measure_decoding, stored_bytes
+from pipelines.data.multi_label import note_on_seconds
 from pipelines.data.verify import check_video
 from pipelines.decode.encoder import encode_video
 from pipelines.decode.resample import open_resampled
@@ -69,6 +70,7 @@ class Settings:
     """The settings of the command."""
 
     root: str = ""
+    multi_label: bool = False
     short_side: int = 256
     codec: str = "h264"
     crf: int = 20
@@ -127,13 +129,15 @@ class Plan(NamedTuple):
     lines: list[tuple[str, ...]]  # path below the target folder, start and end, and label, if it has them; in its order
 
 
-def plan_targets(source: str, folder: Path, root: str) -> Plan:
+def plan_targets(source: str, folder: Path, root: str, multi_label: bool = False) -> Plan:
     """Choose where each video of a list goes below `folder`: under its relative path, as .mp4."""
     base = base_folder(source, root)
     targets: dict[str, str] = {}
     names: set[str] = set()
     lines = []
-    for video, entry in zip(read_list(source, root), read_entries(source, root), strict=True):
+    entries = read_entries(source, root, multi_label)
+    print(note_on_seconds(entries, source, folder), end="")
+    for video, entry in zip(read_list(source, root, multi_label=multi_label), entries, strict=True):
         relative = storage.relative_path(video.path, base)
         if relative.startswith(".."):
             relative = video.path.lstrip("/")
@@ -144,8 +148,7 @@ def plan_targets(source: str, folder: Path, root: str) -> Plan:
             names.add(name)
             targets[video.path] = str(folder / name)
         interval = () if not video.is_part else (f"{video.start:.12g}", f"{video.end:.12g}")
-        labels = [entry.label, *(span.label for span in entry.labels)]
-        label = (",".join(dict.fromkeys(filter(None, labels))),) if any(labels) else ()
+        label = tuple(dict.fromkeys(filter(None, (entry.label, *(span.label for span in entry.labels)))))
         lines.append((os.path.relpath(targets[video.path], folder), *interval, *label))
     return Plan(targets, lines)
 
@@ -254,7 +257,7 @@ def prepare_list(arguments: Sequence[str]) -> int:
     """Prepare the videos of a list and report on them; return 1 if one of them could not be prepared."""
     (source, folder_name), settings = parse_args(Settings, arguments, ["SRC", "DST"])
     folder = Path(folder_name)
-    targets, lines = plan_targets(source, folder, settings.root)
+    targets, lines = plan_targets(source, folder, settings.root, settings.multi_label)
     if settings.encoder == "auto":
         settings = replace(settings, encoder="nvenc" if nvenc_works(settings.codec) else "software")
     print(f"{len(targets)} videos, encoder: {settings.encoder} ({settings.codec})", flush=True)

@@ -42,8 +42,9 @@ def draw_before_and_after(cfg: Config, num_clips: int) -> Figure:
     first = [batch.video if data.num_clips == 1 else batch.video[:, 0] for batch in (before, after)]  # clips of each
     video = torch.stack([video[:num_clips] for video in first], dim=1).flatten(0, 1)
     titles = []
-    for index in after.class_index[:num_clips].tolist():
-        titles += [f"{classes[index]}: the frames" if classes else "the frames", "what the network gets"]
+    names = after.label_names(classes) if classes else [""] * num_clips
+    for name in names[:num_clips]:
+        titles += [f"{name}: the frames" if name else "the frames", "what the network gets"]
     return draw_strips(denormalize(video, data.mean, data.std), titles)
 
 

@@ -30,4 +30,4 @@ class SampleMeta(NamedTuple):
     mirror: int = 0  # bit i: whether crop i is to be mirrored; 0 without rotation, where it is mirrored already
     first_frame: int = 0  # of its clips, in the numbers of the file
     last_frame: int = 0
-    occurrence: int = 0  # how often the epoch has had this video before; 0 unless classes are balanced
+    occurrence: int = 0  # which copy of this video in the epoch it is; 0 unless classes are balanced

@@ -24,8 +24,9 @@ class TrainedAdapter(NamedTuple):
 
 
 def start_adapter(network: nn.Module, cfg: Config, not_given: Collection[str]) -> TrainedAdapter:
-    """Put the adapter of a configuration into a network that was filled from a checkpoint, which did not give some
-    keys; fix everything else. Raises ValueError for a network that the adapter does not fit."""
+    """Put the adapter of a configuration into a network that was filled from a checkpoint; fix everything else but keys
+    that were `not_given`, also those that start as zeros or copies. Raises ValueError for a network that it does not
+    fit."""
     keys = {*_add(network, cfg), *not_given}
     keys |= {name for name, _ in network.named_parameters() if name.startswith(HEADS)}
     ordered = [name for name, _ in network.named_parameters() if name in keys]

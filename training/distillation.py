@@ -6,6 +6,7 @@ Shapes: B clips, K classes, D the dimension of the teacher's features.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from configs.schema import Config
 from networks import weights
 from networks.student import feature_dim
+from networks.weights.source_config import CONFIG, read_json
 from training.losses import Loss
 from training.tasks import Classify, LabeledClips
 
@@ -61,19 +63,38 @@ class Teacher:
 def load_teacher(
     cfg: Config, classes: Sequence[str], device: torch.device, dtype: torch.dtype, compiled: bool = False
 ) -> Teacher:
-    """Load task.teacher for the clips of the student; other numbers of frames and sizes resize its positions.
+    """Load task.teacher for the clips of the student: its positions are resized to them.
 
     Raises ValueError for a checkpoint that is no classifier, and if logits are compared, for other classes.
     """
     data, source = cfg.data, cfg.task.teacher
-    network, config, _ = weights.convert(source, num_frames=data.num_frames, image_size=data.image_size)
-    card = config["extra"]
+    network, card = _read_teacher(source, num_frames=data.num_frames, image_size=data.image_size)
     if cfg.task.distillation == "logits":
         _check_classes(source, network, card.get("id2label", {}), classes)
-    stats = {key: torch.tensor(card["input"].get(key) or getattr(data, key)) for key in ("mean", "std")}
+    own = card.get("input", {})
+    stats = {key: torch.tensor(own.get(key) or getattr(data, key)) for key in ("mean", "std")}
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
     scale, offset = std / stats["std"], (mean - stats["mean"]) / stats["std"]
     return Teacher(network.to(device, dtype), scale.to(device), offset.to(device), compiled)
+
+
+def _read_teacher(source: str, **sizes: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """Return a network for clips of these sizes, and what its file tells of classes and input.
+
+    One with an adapter that is a part of it keeps the sizes that it was trained with, which must be the same.
+    """
+    folders = (Path(source), Path(source) / "best")
+    for folder in folders:
+        if (folder / CONFIG).is_file() and "adapter" in read_json(folder / CONFIG):
+            network, card = weights.load_network(folder)
+            own: dict[str, Any] = network.kwargs  # type: ignore[assignment]
+            differing = [f"{key}={own[key]}" for key, value in sizes.items() if own[key] != value]
+            if differing:
+                expected = "expected those of the student, as its adapter is a part of it"
+                raise ValueError(f"task.teacher={source}: it was trained with {', '.join(differing)}; {expected}")
+            return network, card | {"id2label": {str(n): name for n, name in card.get("id2label", {}).items()}}
+    network, config, _ = weights.convert(source, **sizes)
+    return network, config["extra"]
 
 
 def _check_classes(source: str, network: nn.Module, id2label: dict[str, str], classes: Sequence[str]) -> None:

@@ -113,6 +113,6 @@ def draw_predictions(
     batch: Batch, logits: Tensor, classes: Sequence[str], mean: Sequence[float], std: Sequence[float]
 ) -> tuple[Figure, list[str]]:
     """Draw the first six clips of a batch under their class and the predicted class; also return these titles."""
-    pairs = zip(batch.class_index.tolist(), logits.argmax(-1).tolist(), strict=True)
-    titles = [f"{classes[label]}, predicted {classes[prediction]}" for label, prediction in pairs][:6]
+    pairs = zip(batch.label_names(classes), logits.argmax(-1).tolist(), strict=True)
+    titles = [f"{label}, predicted {classes[prediction]}" for label, prediction in pairs][:6]
     return draw_strips(denormalize(batch.video[:6], mean, std), titles), titles

@@ -1,4 +1,4 @@
-"""Find the batch, and the recomputation that it needs, with which a run fits into memory and is fastest (run.fit).
+"""Find the largest batch that fits into memory, and the recomputation with which it is fastest (run.fit).
 
 Each trial is a few training steps on random clips in a process of its own, so that one that runs out of memory costs
 its time and nothing else. Which trials are made and what is chosen are pure functions of their results.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -34,7 +33,7 @@ from utils.device import autocast, choose_device, choose_dtype
 from utils.distributed import World, local_world_size
 
 MARGIN = 0.85  # of the free memory; the rest is for decoders, other processes and fragments
-STEPS = 3  # of a trial; the first one is not timed
+STEPS, BATCHES = 3, 2  # of a trial, whose first step is not timed, and of a step, so that gradients are kept meanwhile
 NUM_CLASSES = 400  # of the head in a trial
 MUCH_FASTER = 1.02  # what more recomputation has to bring to be chosen
 
@@ -53,14 +52,15 @@ TryBatch = Callable[[int, int], Trial]  # batch_size, checkpoint_blocks
 
 
 def fit(cfg: Config, world: World) -> Config:
-    """Return the configuration with the fastest batch that fits; gradients are accumulated to the same clips per step.
+    """Return the configuration with the largest batch that fits, with the recomputation with which it is fastest.
 
-    Raises ValueError if not even a clip fits.
+    Gradients are accumulated to the same clips per step. Raises ValueError if not even a clip fits.
     """
     clips = cfg.optim.global_batch_size or cfg.data.batch_size * world.size
     if clips % world.size:
         raise ValueError(f"run.fit: {clips} clips per step cannot be shared by {world.size} processes")
-    batches = powers_of_two(clips // world.size)
+    mixes = bool(cfg.data.mixup or cfg.data.cutmix)
+    batches = possible_batches(clips // world.size, cfg.data.aug_repeats, at_least=2 if mixes else 1)
     trials = world.broadcast(lambda: run_trials(cfg, batches))
     best = choose(trials)
     if best is None:
@@ -79,15 +79,22 @@ def keep_fit(cfg: Config, saved: Config) -> Config:
 
 def with_batch(cfg: Config, batch_size: int, checkpoint_blocks: int, global_batch_size: int) -> Config:
     """Return the configuration with another batch, and with the same clips per step."""
-    args = cfg.model.args | ({"checkpoint_blocks": checkpoint_blocks} if checkpoint_blocks else {})
+    args = cfg.model.args | {"checkpoint_blocks": checkpoint_blocks}
     cfg = loading.replace_values(cfg, "data", batch_size=batch_size)
     cfg = loading.replace_values(cfg, "model", args=args)
     return loading.replace_values(cfg, "optim", global_batch_size=global_batch_size)
 
 
-def powers_of_two(clips: int) -> list[int]:
-    """Return the powers of two that divide a number of clips, so that whole batches make a step."""
-    return [2**n for n in range(clips.bit_length()) if clips % 2**n == 0]
+def possible_batches(clips: int, aug_repeats: int = 1, at_least: int = 1) -> list[int]:
+    """Return the powers of two, times the repeats of a clip, of which whole batches make the clips of a step.
+
+    Raises ValueError if there is none of `at_least` clips: mixing needs two.
+    """
+    batches = [aug_repeats * 2**n for n in range(clips.bit_length()) if clips % (aug_repeats * 2**n) == 0]
+    batches = [batch for batch in batches if batch >= at_least]
+    if not batches:
+        raise ValueError(f"run.fit: expected {clips} clips per step and process to be a multiple of {aug_repeats * 2}")
+    return batches
 
 
 def run_trials(cfg: Config, batches: Sequence[int]) -> list[Trial]:
@@ -173,9 +180,10 @@ def run_trial(cfg: Config, batch_size: int, checkpoint_blocks: int, limit: float
         path = Path(folder) / "trial.yaml"
         path.write_text(loading.dump_config(with_batch(cfg, batch_size, checkpoint_blocks, 0)))
         command = [sys.executable, "-m", "training.fit", str(path)]
-        root = Path(__file__).parent.parent
         env = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=env)
+        search_path = [str(Path(__file__).parent.parent), env.get("PYTHONPATH", "")]
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, search_path))
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode == 0:
         gib, clips_per_s = json.loads(done.stdout.splitlines()[-1])
         return Trial(batch_size, checkpoint_blocks, gib <= limit, gib, clips_per_s)
@@ -212,15 +220,17 @@ def main(path: str) -> None:
     for step in range(STEPS):
         if step == 1:
             start = time.perf_counter()
-        with autocast(device, dtype):
-            loss = task(state.model, batch)["loss"]  # type: ignore[arg-type]
-        state.scaler.scale(loss).backward()
+        for _ in range(BATCHES):
+            with autocast(device, dtype):
+                loss = task(state.model, batch)["loss"]  # type: ignore[arg-type]
+            state.scaler.scale(loss).backward()
         state.optimizer_step(cfg.optim.clip_grad_norm).item()  # waits for the device
-    clips_per_s = (STEPS - 1) * cfg.data.batch_size / (time.perf_counter() - start)
+    clips_per_s = (STEPS - 1) * BATCHES * cfg.data.batch_size / (time.perf_counter() - start)
     if device.type == "cuda":
         gib = torch.cuda.max_memory_reserved(device) / 2**30
     else:
-        gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        status = Path("/proc/self/status").read_text().splitlines()  # ru_maxrss would be that of the parent process
+        gib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**20
     print(json.dumps([gib, clips_per_s]))
 
 

@@ -6,6 +6,7 @@ Shapes: B clips, K classes. A target (B, K) has the probability of each class, o
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,8 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 def focal(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
     """Return the focal loss (B,), cross-entropy with less weight on what is right already (Lin et al., 2017)."""
     log_probs = logits.log_softmax(-1)
-    return -(target * (1 - log_probs.exp()) ** gamma * log_probs).sum(-1)
+    wrong = (1 - log_probs.exp()).clamp(min=1e-7)  # of 0 a power below 1 has no gradient
+    return -(target * wrong**gamma * log_probs).sum(-1)
 
 
 def poly(logits: Tensor, target: Tensor, epsilon: float = 1.0) -> Tensor:
@@ -64,6 +66,7 @@ def asymmetric(
 
 
 Function = Callable[..., Tensor]
+BOUNDS = {"q": (1e-3, 1.0), "alpha": (-1.0, 1.0), "epsilon": (-1.0, math.inf), "clip": (0.0, 1.0)}  # others from 0
 SOFTMAX: dict[str, Function] = {
     "cross_entropy": cross_entropy,
     "focal": focal,
@@ -101,6 +104,10 @@ class Loss:
         self.name, self.function, self.args = name, functions[name], dict(args or {})
         self.label_smoothing, self.multi_label = label_smoothing, multi_label
         self.class_weights, self.logit_offsets = class_weights, logit_offsets
+        for key, value in self.args.items():
+            low, high = BOUNDS.get(key, (0.0, math.inf))
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                raise ValueError(f"loss_args={self.args}: {key}={value}: expected a number, {low:g} to {high:g}")
         try:
             inspect.signature(self.function).bind("logits", "target", **self.args)
         except TypeError as error:

@@ -16,7 +16,7 @@ OPTIMIZERS = get_args(Optim.model_fields["name"].annotation)
 
 # Whole words of a parameter's own name: matches temporal_pos_embed and pos_embed_spatial, not pos_embedding.
 LEARNED_TOKENS = re.compile(
-    r"(?:^|_)(?:cls_token|reg_token|mask_tokens?|query_tokens|latent|pos_embed|time_embed|mod_embed|rel_pos)(?:_|$)"
+    r"(?:^|_)(?:cls_token|reg_token|mask_tokens?|query_tokens|latent|prompt_tokens|pos_embed|time_embed|mod_embed|rel_pos)(?:_|$)"
 )
 
 

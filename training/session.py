@@ -16,6 +16,7 @@ from networks import weights
 from networks.adapters import HEADS
 from networks.probed_encoder import ProbeGrid
 from networks.student import make_student
+from networks.weights.report import CREATED
 from pipelines.data.feature_shards import is_feature_folder
 from pipelines.data.multi_label import LabelSets
 from pipelines.feature_loader import FeatureLoader
@@ -94,7 +95,8 @@ def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Trai
         source = weights.read_checkpoint(cfg.model.pretrained)
         cfg, input_lines = apply_input_spec(cfg, weights.input_spec(source))
     if cfg.run.fit:
-        cfg = keep_fit(cfg, loading.parse_config(checkpoint[1].get("config", ""))) if checkpoint else fit(cfg, world)
+        before = loading.parse_config(checkpoint[1].get("config", "")) if checkpoint else None
+        cfg = keep_fit(cfg, before) if before and before.run.fit else fit(cfg, world)
     if cfg.data.tune:
         cfg = tune_data(cfg, checkpoint, given, device, dtype, world)
     data, (train_loader, val_loader) = cfg.data, build_loaders(cfg, device, dtype, world)
@@ -152,7 +154,8 @@ def prepare_weights(
     if source:
         report = init_from_pretrained(network, source, cfg.model, classes)
         lines = [f"weights of {cfg.model.pretrained}", report.text()]
-        adapter = start_adapter(network, cfg, report.keys_as_initialized()) if name else None
+        created = [record.target for record in report.with_status(CREATED)]
+        adapter = start_adapter(network, cfg, created) if name else None
     elif cfg.task.name == "probe":
         lines = ["the encoder has random weights; model.pretrained=CHECKPOINT gives it trained ones"]
     if name and checkpoint:

@@ -13,6 +13,7 @@ from torch import nn
 
 from configs.schema import NO_CUDA_GRAPHS, Config, Eval, Model
 from networks import PRETRAINING, PRETRAINING_TASKS, VARIANTS, build, unknown_network, weights
+from networks.adapters import HEADS
 from networks.probed_encoder import ProbeGrid
 from networks.weights.report import KeyReport
 from pipelines.data.feature_shards import is_feature_folder
@@ -110,7 +111,7 @@ def freeze(network: nn.Module, parts: str) -> None:
     the blocks over time after it), or prefixes of parameter names separated by commas; blocks.0-5 stands for six of
     them. Raises ValueError for a part that does not exist, and if nothing is left to train."""
     names = [name for name, _ in network.named_parameters()]
-    heads = [name for name in names if name.startswith(("head.", "pooler."))]
+    heads = [name for name in names if name.startswith(HEADS)]
     if parts == "backbone" and not heads:
         raise ValueError("model.freeze=backbone: the network has no head for classes to train")
     if parts == "backbone":
@@ -248,6 +249,7 @@ def model_card(
             "std": list(data.std),
             **({"preset": cfg.eval.preset} if cfg.eval.preset else {}),
         },
+        **({"multi_label": True} if data.multi_label else {}),
         **({"num_train_videos": list(num_train_videos)} if classes else {}),
         **({"probe": probe._asdict()} if probe else {}),
         **({"task": {key: getattr(cfg.task, key) for key in ("mask_ratio", "norm_pix_loss")}} if is_mae else {}),

@@ -11,6 +11,7 @@ lora and bias can be merged: the network is then a plain one with other weights.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import nn
@@ -18,11 +19,12 @@ from torch import nn
 from networks.adapters.frame_adapters import add_aim, add_st_adapter
 from networks.adapters.lora import add_lora, merge_lora
 from networks.adapters.prompts import add_prompts
+from networks.student import PROJECTION
 
 MERGEABLE = ("lora", "bias")
 ADAPTERS = (*MERGEABLE, "prompt", "st_adapter", "aim")
-# Trained as a whole beside any adapter: the classifier and the attentive pooler before it.
-HEADS = ("head.", "pooler.")
+# Trained as a whole beside any adapter: the classifier, the attentive pooler before it, and what a student adds.
+HEADS = ("head.", "pooler.", PROJECTION)
 
 
 def add_adapter(network: nn.Module, name: str, **args: Any) -> list[str]:
@@ -56,7 +58,7 @@ def _add(network: nn.Module, name: str, args: dict[str, Any]) -> list[str]:
 
 
 def _biases(network: nn.Module) -> list[str]:
-    return [name for name, _ in network.named_parameters() if name.rpartition(".")[2] == "bias"]
+    return [name for name, _ in network.named_parameters() if re.search(r"(^|[._])bias$", name)]
 
 
 def is_mergeable(network: nn.Module) -> bool:

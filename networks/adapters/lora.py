@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 
 import torch
 import torch.nn.functional as F
+from timm.models.eva import EvaAttention
 from torch import Tensor, nn
 
 from networks.argument_checks import check_positive
@@ -45,7 +46,7 @@ def add_lora(
     `target_modules` are compared with a name or its last parts: qkv and attn.* fit blocks.0.attn.qkv. Modules below
     the prefixes to `skip` stay as they are. `alpha` / rank scales what is learned; `dropout` applies to its input. The
     first matrix is drawn from a normal distribution as in the paper, with the variance that its authors' code has; the
-    second is 0. Raises ValueError for a pattern that fits no linear layer.
+    second is 0. Raises ValueError for a pattern that fits no linear layer, and for attention that never calls one.
     """
     check_positive(rank=rank)
     if not alpha > 0:
@@ -57,6 +58,9 @@ def add_lora(
         for name, module in network.named_modules()
         if isinstance(module, nn.Linear) and not name.startswith(tuple(skip))
     }
+    for name, module in network.named_modules():
+        if isinstance(module, EvaAttention) and module.q_bias is not None:
+            raise ValueError(f"{name} has biases of its own and takes the weights of its layers: lora would do nothing")
     chosen = {name: any(matches(name, pattern) for pattern in target_modules) for name in linears}
     for pattern in target_modules:
         if not any(matches(name, pattern) for name in linears):

@@ -38,10 +38,12 @@ def add_prompts(network: nn.Module, *, num_tokens: int = 10) -> list[str]:
     """Give each block prompt tokens of its own, and return the names of the new parameters.
 
     They are drawn as by the paper's authors: from a uniform distribution that depends on the dimensions of the patch
-    embedding. Raises ValueError for a network in whose attention tokens have a place in time and space: divided,
-    pooled or with rotary positions.
+    embedding. Raises ValueError for a network in whose attention tokens have a place in time and space (divided,
+    pooled or with rotary positions), and for run-length tokenization.
     """
     check_positive(num_tokens=num_tokens)
+    if getattr(network, "rlt_threshold", 0):
+        raise ValueError("prompt tokens: expected rlt_threshold=0, as run-length tokenization would not see them")
     (channels, _, height, width), (_, rows, columns) = network.patch_embed.input_shape, network.patch_embed.grid  # type: ignore[union-attr,misc]
     patch = channels * (height // rows) * (width // columns)  # numbers in a patch
     blocks = dict(find_blocks(network))

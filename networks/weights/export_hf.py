@@ -76,7 +76,9 @@ def describe_classes(network: nn.Module, config: Mapping[str, Any]) -> dict[str,
     id2label = config["id2label"]
     if len(id2label) != num_classes:
         raise ValueError(f"id2label names {len(id2label)} classes, the network has {num_classes}")
+    several = {"problem_type": "multi_label_classification"} if config.get("multi_label") else {}
     return {
+        **several,
         "id2label": {str(number): label for number, label in id2label.items()},
         "label2id": {label: int(number) for number, label in id2label.items()},
     }

@@ -93,7 +93,10 @@ def describe_figures(figures: Mapping[str, Any]) -> str:
     """Return a table of the tests of the run, "" if there are none."""
     rows = []
     for test, summary in figures.items():
-        if "top1" in summary:
+        if "map" in summary:
+            accuracy = f"mAP {100 * summary['map']:.2f} % | "
+            rows.append(f"| {test} | {summary['scored']} of {summary['videos']} | {accuracy} |")
+        elif "top1" in summary:
             accuracy = f"{100 * summary['top1']:.2f} % | {100 * summary['top5']:.2f} %"
             rows.append(f"| {test} | {summary['scored']} of {summary['videos']} | {accuracy} |")
     if rows:
@@ -134,7 +137,8 @@ def usage(hf_config: Mapping[str, Any], auto_class: str, address: str) -> str:
     if auto_class == "AutoModel":
         call, result = "model(pixel_values_videos=clips, skip_predictor=True)", "last_hidden_state.mean(1)"
     else:
-        result = "loss" if is_pretraining else "logits.softmax(-1)"
+        several = hf_config.get("problem_type") == "multi_label_classification"
+        result = "loss" if is_pretraining else "logits.sigmoid()" if several else "logits.softmax(-1)"
     lines += ["with torch.no_grad():", f"    print({call}.{result})"]
     return "\n".join(lines) + "\n"
 

@@ -94,7 +94,8 @@ def load_dataset(  # noqa: PLR0913  # the configuration's keys, and what the tas
         base = base_folder(path, root)
         videos = [VideoEntry(join_path(base, e.file), row, e.start, e.end) for row, e in enumerate(entries)]
         return Dataset(path, videos, [], targets)
-    labeled = all(entry.label for entry in entries) if labeled is None else labeled
+    if labeled is None:
+        labeled = any(entry.labels for entry in entries) if multi_label else all(entry.label for entry in entries)
     if not labeled and not class_subset and not max_per_class:
         videos = [video._replace(label=-1) for video in _label_entries(path, entries, root, (), False)]
         return Dataset(path, videos, [])
@@ -140,7 +141,11 @@ def _shorten(names: Sequence[str]) -> str:
 
 
 def read_list(
-    path: str | Path, root: str | Path = "", classes: Sequence[str] = (), subset: bool = False
+    path: str | Path,
+    root: str | Path = "",
+    classes: Sequence[str] = (),
+    subset: bool = False,
+    multi_label: bool = False,
 ) -> list[VideoEntry]:
     """Read the videos of a list file or a class folder, in its order (a folder: sorted).
 
@@ -150,7 +155,7 @@ def read_list(
     `subset` videos of other classes are left out. Without, names are numbered in sorted order. The label of a video
     without one is -1. Raises ValueError with file:line for a malformed line, and for a list that is missing or empty.
     """
-    return _label_entries(path, read_entries(str(path), root), root, classes, subset)
+    return _label_entries(path, read_entries(str(path), root, multi_label), root, classes, subset)
 
 
 def read_class_names(

@@ -66,7 +66,7 @@ def parse_interval(start: Any, end: Any, *, line: str) -> tuple[float, float]:
 
 def choose_parser(lines: list[str], is_video: IsVideo) -> Callable[[str], tuple[str, str] | None]:
     """Return the function that splits the lines of a list into file and label; None if a line does not fit."""
-    if _is_ucf(lines):
+    if is_ucf(lines):
         return _parse_ucf
     return _parse_tabs if "\t" in lines[0] else _number_parser(lines[0], is_video)
 
@@ -101,7 +101,7 @@ def parse_any(line: str, is_video: IsVideo) -> tuple[str, str]:
     return _parse_tabs(line) or _number_parser(line, is_video)(line) or ("", "")
 
 
-def _is_ucf(lines: list[str]) -> bool:
+def is_ucf(lines: list[str]) -> bool:
     """Return whether all lines are UCF-101's, with numbers that divide the videos as their folders do.
 
     UCF-101's numbers begin with 1; its test lists have none.

@@ -1,9 +1,11 @@
 """Videos with several labels: the lists that have them, and the labels of a whole video or of a part of it.
 
-path 3,17,40 · path 3 17 40         numbers at the end of the line (VideoLT, mmaction2); none: no label
-path<TAB>jump<TAB>run               names; also path<TAB>jump,run
-id,...,actions,length               the CSV files of Charades: actions with their seconds, c092 11.9 21.2;c147 0 12.6
-original_vido_id video_id frame_id path labels       SlowFast's list of Charades' frames, the labels of each frame
+    path 3,17,40 · path 3 17 40         numbers at the end of the line (VideoLT, mmaction2); none: no label
+    path<TAB>jump<TAB>run               names, separated by tabs
+    id,...,actions,length               the CSV files of Charades, actions with seconds: c092 11.9 21.2;c147 0 12.6
+    original_vido_id video_id frame_id path labels       SlowFast's list of Charades' frames, the labels of each frame
+
+Three whole numbers after a path are labels here, not the start and the end of a part.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from pipelines.data.list_lines import Entry, IsVideo, LabelSpan
+from pipelines.data.list_lines import Entry, IsVideo, LabelSpan, begins_intervals, is_ucf
 from pipelines.decode.image_folder import DEFAULT_FPS
 
 _CHARADES_HEADER = re.compile(r"id,.*\bactions\b")
 _CHARADES_ACTION = re.compile(r"c(\d{3}) ([\d.]+) ([\d.]+)")
 _FRAME_HEADER = "original_vido_id"  # as SlowFast spells it
+_WHOLE_NUMBERS = re.compile(r"\s\d+\s+\d+\s+\d+\s*$")
 _NUMBERS = re.compile(r"(?:[\s,;]+\d+)*\s*")
 
 
@@ -91,6 +94,9 @@ def choose_reader(
         return lambda: read_charades(path, text)
     if first_line.startswith(_FRAME_HEADER):
         return lambda: read_frame_list(path, numbered)
+    lines = [line for _, line in numbered]
+    if is_ucf(lines) or (begins_intervals(first_line, is_video) and not _WHOLE_NUMBERS.search(first_line)):
+        return None
     joined = re.compile(r"(.*\S)[ \t]+\d+(?:,\d+)+")
     is_joined = any((match := joined.fullmatch(line)) and is_video(match[1]) for _, line in numbered)
     return (lambda: read_label_lines(path, numbered, is_video)) if multi_label or is_joined else None
@@ -99,7 +105,10 @@ def choose_reader(
 def read_label_lines(path: str, numbered: list[tuple[int, str]], is_video: IsVideo) -> Iterator[Entry]:
     """Read lines of a path and any number of labels."""
     for number, line in numbered:
-        file, labels = split_labels(line, is_video)
+        try:
+            file, labels = split_labels(line, is_video)
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {line!r}: {error}") from None
         if not file.strip():
             raise ValueError(f"{path}:{number}: {line!r}: expected 'path 3,17', or 'path<TAB>name<TAB>name'")
         yield Entry(file.strip(), "", f"{path}:{number}", labels=tuple(map(LabelSpan, labels)))
@@ -109,12 +118,15 @@ def split_labels(line: str, is_video: IsVideo) -> tuple[str, list[str]]:
     """Split a line into its path and its labels."""
     file, tab, rest = line.partition("\t")
     if tab:
-        labels = rest.split("\t") if "\t" in rest else rest.split(",")
+        labels = rest.split(",") if re.fullmatch(r"[\d\s,]*", rest) and "\t" not in rest else rest.split("\t")
         return file, [label.strip() for label in labels if label.strip()]
     # The path ends where only numbers follow; its own name may have numbers, too.
     ends = [m.start() for m in re.finditer(r"[\s,;]+(?=\d)|$", line) if _NUMBERS.fullmatch(line, m.start())]
     end = next((end for end in ends if is_video(line[:end].strip())), ends[0])
-    return line[:end], re.findall(r"\d+", line[end:])
+    labels = re.findall(r"\d+", line[end:])
+    if len(labels) > 1 and "," not in line[end:] and os.path.splitext(line[:end])[1] == "":
+        raise ValueError("the first number may be that of the frames in a folder: expected commas between labels")
+    return line[:end], labels
 
 
 def read_charades(path: str, text: str) -> Iterator[Entry]:
@@ -144,7 +156,8 @@ def read_frame_list(path: str, numbered: list[tuple[int, str]]) -> Iterator[Entr
         labels = [label for label in fields[4].replace('"', "").split(",") if label]
         frames.setdefault(folder, []).append((int(fields[2]), labels))
     for folder, labeled in frames.items():
-        first = min(frame for frame, _ in labeled)
+        labeled.sort(key=lambda frame: frame[0])
+        first = labeled[0][0]
         spans = [
             LabelSpan(label, (frame - first) / DEFAULT_FPS, (frame - first) / DEFAULT_FPS)
             for frame, labels in labeled
@@ -163,3 +176,10 @@ def merge(spans: Iterable[LabelSpan]) -> list[LabelSpan]:
         else:
             of_label.append(span)
     return [span for of_label in merged.values() for span in of_label]
+
+
+def note_on_seconds(entries: Iterable[Entry], source: str, folder: str | os.PathLike[str]) -> str:
+    """Return a line for prepared lists, which have no seconds of labels; "" if there are none in the source, either."""
+    if not any(math.isfinite(span.end) for entry in entries for span in entry.labels):
+        return ""
+    return f"the list in {folder} has no seconds of labels; train with data.train={source} data.root={folder}\n"

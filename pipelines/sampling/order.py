@@ -65,7 +65,7 @@ def shuffled_index(num_samples: int, seed: int, epoch: int, position: int) -> in
 def sample_rng(seed: int, epoch: int, sample: int, attempt: int = 0, occurrence: int = 0) -> np.random.Generator:
     """Return the generator of every random draw for one sample of one epoch, and for each attempt to replace it.
 
-    `occurrence`: how often the epoch has had the sample before.
+    `occurrence`: which of the sample's copies in the epoch it is.
     """
     # The 1: [seed, epoch, 0] alone is the stream of the order.
     further = [attempt, occurrence] if occurrence else [attempt] if attempt else []
@@ -88,7 +88,7 @@ class BalancedOrder:
         return self.__dict__ | {"_epochs": {}}
 
     def at(self, epoch: int, position: int) -> tuple[int, int]:
-        """Return the sample at a position of an epoch, and how often the epoch has had it before."""
+        """Return the sample at a position of an epoch, and which of its copies there it is, from 0."""
         if epoch not in self._epochs:
             self._epochs = {**dict(list(self._epochs.items())[-1:]), epoch: self._draw(epoch)}
         samples, occurrences = self._epochs[epoch]

@@ -17,6 +17,7 @@ from tests.helpers.networks import EVERY, SMALL, SMALL_FRAMES, random_video, ran
 
 LORA = {"rank": 3, "alpha": 6.0, "target_modules": ["qkv", "proj", "mlp.fc1"]}
 FRAMES = ("frame_encoder_tiny", SMALL_FRAMES)
+EVA = SMALL_FRAMES | {"encoder": "vit_small_patch16_dinov3_qkvb"}
 LAYER_SCALE = SMALL_FRAMES | {"encoder_args": SMALL_FRAMES["encoder_args"] | {"init_values": 0.3}}
 DINOV3 = EVERY["frames dinov3, attentive"]
 STRUCTURES = [
@@ -188,6 +189,8 @@ def test_bias_trains_all_biases_and_merges_to_the_same_network(kind):
     network = make_network(kind)
     trained = add_adapter(network, "bias")
     assert trained == [name for name, _ in network.named_parameters() if name.endswith("bias")]
+    eva = networks.build("frame_encoder_tiny", **EVA)
+    assert "backbone.blocks.0.attn.q_bias" in add_adapter(eva, "bias")
     randomize_only(network, trained)
     before = logits(network)
     merge_adapter(network)
@@ -202,6 +205,8 @@ def test_bias_trains_all_biases_and_merges_to_the_same_network(kind):
         ("mvit v2", "prompt", {}, "blocks.0 is a MultiscaleBlock with PooledAttention"),
         ("timesformer divided", "prompt", {}, "blocks.0 is a DividedBlock with Attention"),
         ("vjepa2", "prompt", {}, "blocks.0 is a RotaryBlock with RotaryAttention"),
+        (("videomae_tiny", SMALL | {"rlt_threshold": 0.1}), "prompt", {}, "expected rlt_threshold=0"),
+        (("frame_encoder_tiny", EVA), "lora", {}, "backbone.blocks.0.attn has biases of its own"),
         ("videomae", "lora", {"target_modules": ["query"]}, "no linear layer fits query; their names end in qkv, proj"),
         ("videomae", "lora", {"r": 4}, "unexpected keyword argument 'r'"),
         ("videomae", "lora", {"rank": 0}, "rank=0"),

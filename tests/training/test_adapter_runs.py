@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import pytest
-import torch
-from safetensors.torch import load_file
+import json
 
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from configs import loading
 from networks import weights
 from networks.adapters import merge_adapter
 from tests.helpers.networks import random_video
 from tests.helpers.runs import (
     ONE_EPOCH,
+    TINY_RUN,
     assert_resumed_run_is_bit_identical,
     assert_two_processes_equal_one,
     evaluate,
     has_same_weights,
     last_checkpoint,
     losses,
+    metrics,
     train,
 )
+from training.adapter import train_adapter_only
+from training.setup import build_network, build_state
 
 VIDEOMAE = ["model.name=videomae_tiny", "model.args={embed_dim: 32, depth: 2, num_heads: 2}"]
 FRAMES = [
@@ -50,7 +58,10 @@ def test_adapter_run_trains_little_and_is_tested_as_it_was_validated(arguments, 
     trained = last_checkpoint(run_dir)["adapter"]["keys"]
     assert set(trained) == set(saved) and {"head.weight", "head.bias"} <= set(trained)
     assert "M parameters (" in (run_dir / "log.txt").read_text() and " k trained, " in (run_dir / "log.txt").read_text()
-    evaluate(run_dir)
+    center = ["eval.num_clips=1", "eval.num_crops=1"]
+    evaluate(run_dir, *center)
+    summary = json.loads((run_dir / "eval" / "1x1" / "summary.json").read_text())
+    assert summary["top1"] == max(row["top1"] for row in metrics(run_dir, "val"))
     network, _ = weights.load_network(run_dir / "best")
     assert network.adapter["name"] == adapter
 
@@ -74,7 +85,19 @@ def test_merged_adapter_is_trained_further_as_a_whole(arguments, base):
     assert all(torch.equal(again[key], value) for key, value in merged.state_dict().items())
 
 
-def test_ema_of_an_adapter_shares_the_fixed_weights_and_averages_the_others(arguments, base):
+def test_ema_of_an_adapter_shares_the_fixed_weights():
+    cfg = loading.load_config(
+        None, [*TINY_RUN, *VIDEOMAE, "adapter.name=bias", "model.pretrained=x", "optim.ema_decay=0.9"]
+    )
+    network = build_network(cfg, 4)
+    trained = set(train_adapter_only(network, cfg))
+    state = build_state(cfg, network, 1, torch.float32, 1)
+    average = dict(state.ema.module.named_parameters())
+    for name, parameter in network.named_parameters():
+        assert (average[name].data_ptr() == parameter.data_ptr()) is (name not in trained), name
+
+
+def test_ema_of_an_adapter_averages_what_is_trained(arguments, base):
     keys = base("lora")
     run_dir = train(arguments, "a", *keys, "optim.ema_decay=0.5", "optim.lr=1e-2")
     content = last_checkpoint(run_dir)
@@ -101,13 +124,28 @@ def test_compiled_adapter_run_has_the_same_losses(arguments, base):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-@pytest.mark.parametrize("adapter", ["lora", "st_adapter"])
+@pytest.mark.parametrize("adapter", NETWORKS)
 def test_adapter_run_of_two_processes_equals_one(arguments, base, adapter, parallel, tmp_path):
     assert_two_processes_equal_one(arguments, *base(adapter), parallel=parallel)
     one, two = (weights.load_network(tmp_path / name / "best")[0] for name in ("one", "two"))
     video = random_video(1, *one.patch_embed.input_shape)
     with torch.no_grad():
         torch.testing.assert_close(two(video), one(video), rtol=1e-3, atol=1e-3)
+
+
+def test_adapter_of_an_image_network_learns_time(arguments, tmp_path):
+    """What starts as zeros is trained, too: otherwise the order of the frames would never matter."""
+    image = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2)
+    save_file(image.state_dict(), tmp_path / "image.safetensors")
+    keys = ["model.name=timesformer_tiny", "model.args={embed_dim: 32, depth: 2, num_heads: 2, patch_size: 8}"]
+    keys += ["optim.lr=1e-2", f"model.pretrained={tmp_path / 'image.safetensors'}", "adapter.name=lora"]
+    run_dir = train(arguments, "a", *keys)
+    trained = last_checkpoint(run_dir)["adapter"]["keys"]
+    assert "blocks.0.temporal_fc.weight" in trained and "time_embed" in trained
+    network, _ = weights.load_network(run_dir / "best")
+    video = random_video(1, *network.patch_embed.input_shape)
+    with torch.no_grad():
+        assert (network(video) - network(video.flip(2))).abs().max() > 1e-5
 
 
 def test_parts_that_the_checkpoint_does_not_give_are_trained(arguments):

@@ -112,7 +112,7 @@ def teacher(arguments):
 
 
 def distill(teacher, kind: str = "logits") -> list[str]:
-    return [f"task.teacher={teacher}", f"task.distillation={kind}", "task.distillation_tau=2"]
+    return [f"task.teacher={teacher}", f"task.distillation={kind}", *(["task.distillation_tau=2"] * (kind == "logits"))]
 
 
 @pytest.mark.parametrize("kind", ["logits", "features"])

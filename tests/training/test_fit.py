@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from configs import loading
 from tests.helpers.runs import TINY_RUN, last_checkpoint, losses, train
 from training import fit
-from training.fit import Trial, choose, keep_fit, plan_trials, powers_of_two, with_batch
+from training.fit import Trial, choose, keep_fit, plan_trials, possible_batches, with_batch
 
 
 def machine(fixed: float, per_clip: float, limit: float, depth: int = 12, overhead: float = 0.3):
@@ -29,13 +29,20 @@ def machine(fixed: float, per_clip: float, limit: float, depth: int = 12, overhe
     ("clips", "expected"), [(1, [1]), (64, [1, 2, 4, 8, 16, 32, 64]), (24, [1, 2, 4, 8]), (7, [1])]
 )
 def test_batches_are_the_powers_of_two_that_divide_the_clips(clips, expected):
-    assert powers_of_two(clips) == expected
+    assert possible_batches(clips) == expected
+
+
+def test_batches_hold_whole_repeats_and_two_clips_to_mix():
+    assert possible_batches(24, aug_repeats=2) == [2, 4, 8] and possible_batches(24, aug_repeats=3) == [3, 6, 12, 24]
+    assert possible_batches(8, at_least=2) == [2, 4, 8]
+    with pytest.raises(ValueError, match="expected 3 clips per step and process to be a multiple of 2"):
+        possible_batches(3, at_least=2)
 
 
 @given(st.floats(0, 8), st.floats(0.01, 8), st.floats(1, 80), st.sampled_from([1, 8, 64, 24]))
 def test_largest_batch_of_a_level_is_found_in_few_trials(fixed, per_clip, limit, clips):
     try_batch, made = machine(fixed, per_clip, limit)
-    batches = powers_of_two(clips)
+    batches = possible_batches(clips)
     trials = plan_trials(try_batch, batches, [0, 6, 12], limit)
     assert len(made) == len(set(made)) <= 3 * 4
     for blocks in {trial.checkpoint_blocks for trial in trials}:
@@ -47,14 +54,14 @@ def test_largest_batch_of_a_level_is_found_in_few_trials(fixed, per_clip, limit,
 
 def test_nothing_is_recomputed_if_all_clips_fit():
     try_batch, made = machine(fixed=1, per_clip=0.1, limit=40)
-    best = choose(plan_trials(try_batch, powers_of_two(64), [0, 6, 12], 40))
+    best = choose(plan_trials(try_batch, possible_batches(64), [0, 6, 12], 40))
     assert (best.batch_size, best.checkpoint_blocks) == (64, 0) and {blocks for _, blocks in made} == {0}
 
 
 def test_recomputation_is_chosen_where_it_is_faster_and_where_nothing_else_fits():
     def chosen(overhead: float, fixed: float = 2.0):
         try_batch, _ = machine(fixed=fixed, per_clip=10, limit=13, overhead=overhead)
-        best = choose(plan_trials(try_batch, powers_of_two(8), [0, 12], 13))
+        best = choose(plan_trials(try_batch, possible_batches(8), [0, 12], 13))
         return best.batch_size, best.checkpoint_blocks
 
     assert chosen(overhead=0.3) == (4, 12), "batches of four, though a third slower, beat single clips"
@@ -67,7 +74,7 @@ def test_batch_that_was_estimated_too_large_is_halved():
         gib = batch**1.3
         return Trial(batch, blocks, gib <= 30, gib, batch)
 
-    trials = plan_trials(try_batch, powers_of_two(64), [0], 30)
+    trials = plan_trials(try_batch, possible_batches(64), [0], 30)
     assert choose(trials).batch_size == 8
 
 

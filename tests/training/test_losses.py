@@ -114,6 +114,12 @@ def test_soft_targets_mix_the_losses_of_the_classes(name):
     torch.testing.assert_close(Loss(name)(LOGITS[:1], MIXED[:1]), (MIXED[0] * losses).sum())
 
 
+def test_focal_loss_of_a_certain_clip_has_a_gradient_at_any_power():
+    logits = torch.tensor([[200.0, 0.0]], requires_grad=True)
+    Loss("focal", {"gamma": 0.5})(logits, torch.tensor([0])).backward()
+    assert logits.grad.isfinite().all()
+
+
 def test_logit_adjustment_shifts_the_decision_by_the_log_of_the_shares():
     counts = [60, 30, 10]
     loss = Loss(logit_offsets=adjusted_offsets(counts, tau=1.0))
@@ -157,6 +163,8 @@ def test_effective_weights_have_mean_one_and_fall_with_the_number_of_videos(coun
             r"loss_args={'eps': 1} with loss=poly: .*unexpected keyword argument 'eps'",
         ),
         ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
+        ({"name": "gce", "args": {"q": 0}}, "q=0: expected a number, 0.001 to 1"),
+        ({"name": "focal", "args": {"gamma": "two"}}, "gamma=two: expected a number, 0 to inf"),
     ],
 )
 def test_wrong_losses_are_refused(settings, message):

@@ -54,10 +54,14 @@ def test_run_is_validated_and_tested_by_its_mean_average_precision(several, caps
         "four digits tie more often"
     )
     assert (test_dir / "precision_recall.png").exists() and "mAP" in (test_dir / "report.html").read_text()
-    assert weights.load_network(run_dir / "best")[1]["num_train_videos"] == target.sum(0).tolist()
-    video = table[0]["video"]
-    evaluate(run_dir, f"video={video}")
-    assert "mAP" in capsys.readouterr().out
+    card = weights.load_network(run_dir / "best")[1]
+    assert card["num_train_videos"] == target.sum(0).tolist() and card["multi_label"] is True
+    capsys.readouterr()
+    evaluate(run_dir, f"video={table[0]['video']}")
+    shares = [float(line.split("%")[0]) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert len(shares) == 5 and sum(shares) > 110, "each class has a probability of its own"
+    evaluate(run_dir, "data.multi_label=no", status=2)
+    assert "a run keeps the classes that it was trained for" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("loss", ["bce", pytest.param("asymmetric", marks=pytest.mark.slow)])

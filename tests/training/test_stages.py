@@ -89,7 +89,7 @@ def test_soup_is_the_mean_of_the_weights(tmp_path):
 
 
 def test_greedy_soup_takes_what_makes_it_better(tmp_path):
-    """The score of weights w is 10 minus |mean - 4|: 3 and 6 are better together, 9 is not."""
+    """The score of weights w is 10 minus |mean - 4|: 3 and 6 are better together, with 9 they are not."""
     folders = {}
     for epoch, value in ((1, 9.0), (2, 3.0), (3, 6.0)):
         network = torch.nn.Linear(1, 1)

@@ -106,6 +106,14 @@ def test_adapters_are_exported_after_merging(tmp_path):
     assert export_main([str(tmp_path / "frames/adapter"), str(tmp_path / "frames.pt2")]) == 0
 
 
+def change_slightly(path: Path) -> None:
+    """Change a tensor by half a percent, in random directions."""
+    state = load_file(path)
+    weight = state["blocks.1.mlp.fc1.weight"]
+    weight += 0.005 * weight.std() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    save_file(state, path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -116,16 +124,18 @@ def test_adapters_are_exported_after_merging(tmp_path):
             ),
             "base has other weights than when the adapter was trained",
         ),
+        (lambda folder: change_slightly(folder / "base/model.safetensors"), "1 tensors, blocks.1.mlp.fc1.weight"),
         (lambda folder: (folder / "adapter/adapter.safetensors").write_bytes(b"x"), "not a complete safetensors file"),
         (
             lambda folder: save_file(
                 load_file(folder / "adapter/adapter.safetensors") | {"other": torch.ones(1)},
                 folder / "adapter/adapter.safetensors",
+                {"checksums": "{}"},
             ),
             "1 unexpected: other",
         ),
     ],
-    ids=["moved", "other weights", "damaged", "other keys"],
+    ids=["moved", "other weights", "a little other", "damaged", "other keys"],
 )
 def test_adapter_without_its_base_is_refused(tmp_path, change, message):
     write_adapter(tmp_path, **LORA)

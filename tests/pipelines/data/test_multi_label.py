@@ -11,6 +11,7 @@ from pipelines.data.annotations import read_entries
 from pipelines.data.classes import read_classes
 from pipelines.data.dataset import load_dataset, read_class_names, read_list
 from pipelines.data.multi_label import LabelSets
+from pipelines.prepare import plan_targets
 
 CHARADES = """id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length
 46GP8,HR43,Kitchen,6,7,Yes,"A person, cooking.",food,"They cook; he eats.",c002 11.90 21.20;c000 0.00 12.60,24.83
@@ -56,8 +57,8 @@ def test_lines_of_numbers_and_of_no_label(write, text):
     assert [video.label for video in dataset.videos] == [0, 1, 2], "the row of its labels"
 
 
-def test_names_are_separated_by_tabs_or_commas_and_paths_may_have_numbers(write):
-    dataset = load_dataset(write("my clip 12.mp4\trun\tjump, high\nb 3.mp4\trun,fly\n"), multi_label=True)
+def test_names_are_separated_by_tabs_and_paths_may_have_numbers(write):
+    dataset = load_dataset(write("my clip 12.mp4\trun\tjump, high\nb 3.mp4\trun\tfly\n"), multi_label=True)
     assert dataset.classes == ["fly", "jump, high", "run"]
     assert labels_of(dataset) == [[1, 2], [0, 2]]
     numbers = load_dataset(write("my clip 12.mp4 3,0\nb 3.mp4 1\n"), multi_label=True)
@@ -101,8 +102,8 @@ def test_frame_list_of_slowfast_has_folders_with_the_labels_of_each_frame(write)
 
 
 def test_validation_list_has_the_classes_of_training_and_subsets_drop_other_labels(write):
-    train = load_dataset(write("a.mp4\trun,jump\nb.mp4\tfly\n"), multi_label=True)
-    val = write("c.mp4\tfly,run\nd.mp4\tjump\ne.mp4\t\n", "val.txt")
+    train = load_dataset(write("a.mp4\trun\tjump\nb.mp4\tfly\n"), multi_label=True)
+    val = write("c.mp4\tfly\trun\nd.mp4\tjump\ne.mp4\t\n", "val.txt")
     assert labels_of(load_dataset(val, classes=train.classes, multi_label=True)) == [[0, 2], [1], []]
     assert labels_of(load_dataset(val, class_subset="fly,jump", multi_label=True)) == [[0], [1]]
     with pytest.raises(ValueError, match="val.txt:1: label 'fly' is none of the 2 classes"):
@@ -153,3 +154,34 @@ def test_joined_numbers_need_no_flag_to_be_told_from_paths(write):
     assert [[span.label for span in entry.labels] for entry in entries] == [["3", "17"], ["4"]]
     plain = read_entries(str(write("a.mp4,300,17\nb.mp4,200,4\n")))
     assert [entry.label for entry in plain] == ["17", "4"], "frames and a label"
+
+
+def test_formats_of_one_label_are_read_as_they_are_without_the_flag(write, tmp_path):
+    parts = load_dataset(write("a.mp4\t2.5\t12.0\trun\nb.mp4\t0\t4.5\tjump\n"), multi_label=True)
+    assert [(v.start, v.end) for v in parts.videos] == [(2.5, 12.0), (0.0, 4.5)] and labels_of(parts) == [[1], [0]]
+    spaced = load_dataset(write("a.mp4 2.5 12.0 3\n"), multi_label=True)
+    assert spaced.videos[0].end == 12.0 and labels_of(spaced) == [[3]]
+    ucf = load_dataset(write("Biking/v_Biking_g01_c01.avi 1\nFencing/v_Fencing_g01_c01.avi 2\n"), multi_label=True)
+    assert ucf.classes == ["Biking", "Fencing"]
+    named = load_dataset(write("a.mp4\tPutting something, something and something\n"), multi_label=True)
+    assert named.classes == ["Putting something, something and something"]
+    (tmp_path / "clip_1").mkdir()
+    with pytest.raises(ValueError, match="train.txt:1: .*expected commas between labels"):
+        load_dataset(write("clip_1 163 1 3\n"), multi_label=True)
+    assert labels_of(load_dataset(write("clip_1 1,3\n"), multi_label=True)) == [[1, 3]]
+
+
+def test_prepared_list_keeps_all_labels(write, tmp_path, capsys):
+    plan = plan_targets(str(write("a.mp4\trun\tjump, high\nb.mp4\t\n")), tmp_path / "out", "", multi_label=True)
+    assert plan.lines == [("a.mp4", "run", "jump, high"), ("b.mp4",)]
+    (tmp_path / "46GP8.mp4").touch()
+    plan_targets(str(write(CHARADES, "c.csv")), tmp_path / "out", "", multi_label=True)
+    assert f"train with data.train={tmp_path / 'c.csv'} data.root={tmp_path / 'out'}" in capsys.readouterr().out
+
+
+def test_frames_of_a_list_may_be_in_any_order(write):
+    lines = FRAMES.splitlines()
+    turned = "\n".join([lines[0], *reversed(lines[1:])]) + "\n"
+    dataset, expected = (load_dataset(write(text, "train.csv"), multi_label=True) for text in (turned, FRAMES))
+    row = [video.path.rpartition("/")[2] for video in dataset.videos].index("46GP8")
+    assert dataset.targets.spans_of(row) == expected.targets.spans_of(0)
