@@ -64,8 +64,6 @@ def _check_training(cfg: Config) -> None:
         _require(not cfg.run.keep_checkpoints, "run.keep_checkpoints", cfg.run.keep_checkpoints, f"0 {because}")
     _require(not (o.head_epochs and cfg.run.parallel == "fsdp"), "optim.head_epochs", o.head_epochs, "0 with fsdp")
     _require(o.head_epochs < o.epochs, "optim.head_epochs", o.head_epochs, f"less than optim.epochs={o.epochs}")
-    patient = not cfg.run.patience or bool(cfg.data.val)
-    _require(patient, "run.patience", cfg.run.patience, "0 without data.val, a validation list")
     _require(not (cfg.run.fit and cfg.run.parallel == "fsdp"), "run.fit", "yes", "no with run.parallel=fsdp")
     no_milestones = o.schedule == "step" or not o.milestones
     _require(no_milestones, "optim.milestones", list(o.milestones), "none unless optim.schedule=step")

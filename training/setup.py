@@ -50,6 +50,8 @@ def build_loaders(
     data = cfg.data
     if not data.train:
         raise ValueError("data.train: expected a training list, or a folder of videos")
+    if cfg.run.patience and not data.val:
+        raise ValueError(f"run.patience={cfg.run.patience}: expected 0 without data.val, whose validations it counts")
     if cfg.task.name == "probe" and not data.val:
         raise ValueError("data.val=: expected a validation list with task.name=probe: it tells which probe is best")
     shared: dict[str, Any] = {"device": device, "dtype": clip_dtype(dtype), "world": world, "seed": cfg.run.seed}

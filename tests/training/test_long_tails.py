@@ -133,6 +133,9 @@ def test_run_stops_early_and_stays_stopped(arguments, capsys):
         (["task.loss=bce", "task.logit_adjustment=1"], "task.logit_adjustment=1.0: expected 0 with task.loss=bce"),
         (["task.loss_args={gamma: 1}"], "task.loss_args={'gamma': 1} with loss=cross_entropy"),
         (["task.name=probe", "eval.metric=loss"], "eval.metric=loss: expected auto or top1 with task.name=probe"),
+        (["run.patience=2", "data.val="], "run.patience=2: expected 0 without data.val, whose validations it counts"),
+        (["task.logit_adjustment=1", "task.class_balance_beta=0.9"], "task.class_balance_beta=0.9: expected 0 with"),
+        (["task.distillation=features"], "task.distillation=features: expected its default with task.teacher="),
         (["eval.shots=5,2"], "eval.shots=[5, 2]: expected two numbers of videos, the smaller one first"),
     ],
 )
