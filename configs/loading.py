@@ -3,7 +3,7 @@
     cfg = load("configs/demo/demo.yaml", ["optim.lr=1e-3", "model.args.depth=2"])
 
 Every value reaches its field as text, and the field decides the type: `1e-3` is a float where a float is expected, and
-`no` stays text where text is expected. Only model.args and model.pretrained_args are typed as YAML types them.
+`no` stays text where text is expected. Only arguments (model.args, task.loss_args ...) are typed as YAML types them.
 """
 
 from __future__ import annotations
