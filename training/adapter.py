@@ -27,23 +27,23 @@ def start_adapter(network: nn.Module, cfg: Config, not_given: Collection[str]) -
     """Put the adapter of a configuration into a network that was filled from a checkpoint; fix everything else but keys
     that were `not_given`, also those that start as zeros or copies. Raises ValueError for a network that it does not
     fit."""
-    keys = {*_add(network, cfg), *not_given}
-    keys |= {name for name, _ in network.named_parameters() if name.startswith(HEADS)}
-    ordered = [name for name, _ in network.named_parameters() if name in keys]
-    _train_only(network, ordered)
-    return TrainedAdapter(ordered, describe_base(cfg.model.pretrained, cfg.model.pretrained_args, network, ordered))
+    keys = train_adapter_only(network, cfg, not_given)
+    return TrainedAdapter(keys, describe_base(cfg.model.pretrained, cfg.model.pretrained_args, network, keys))
 
 
-def train_adapter_only(network: nn.Module, cfg: Config) -> list[str]:
-    """Put the adapter of a configuration into a network and train it and the head; return their names."""
-    keys = {*_add(network, cfg), *(name for name, _ in network.named_parameters() if name.startswith(HEADS))}
-    ordered = [name for name, _ in network.named_parameters() if name in keys]
-    _train_only(network, ordered)
-    return ordered
+def train_adapter_only(network: nn.Module, cfg: Config, others: Collection[str] = ()) -> list[str]:
+    """Put the adapter of a configuration into a network; train it, the head and `others`, and return their names."""
+    keys = {*_add(network, cfg), *others}
+    names = [name for name, _ in network.named_parameters() if name in keys or name.startswith(HEADS)]
+    _train_only(network, names)
+    return names
 
 
 def resume_adapter(network: nn.Module, cfg: Config, saved: Mapping[str, Any]) -> TrainedAdapter:
-    """Do the same in a run that goes on, whose weights are loaded later. Raises ValueError for another adapter."""
+    """Put it into the network of a run that goes on, whose weights are loaded later, and train what was trained.
+
+    Raises ValueError for another adapter.
+    """
     if not saved:
         raise ValueError(f"adapter.name={cfg.adapter.name}: the run that is resumed trains no adapter: run.resume=no")
     added = _add(network, cfg)

@@ -133,7 +133,9 @@ def read_charades(path: str, text: str) -> Iterator[Entry]:
     """Read the CSV of Charades (Sigurdsson et al., 2016): the labels are the numbers of its classes."""
     reader = csv.DictReader(text.splitlines())
     for row in reader:
-        line, actions = f"{path}:{reader.line_num}", [part.strip() for part in row["actions"].split(";")]
+        line, actions = f"{path}:{reader.line_num}", [part.strip() for part in (row["actions"] or "").split(";")]
+        if not row["id"]:
+            raise ValueError(f"{line}: expected an id in the first column")
         spans = []
         for action in filter(None, actions):
             match = _CHARADES_ACTION.fullmatch(action)
