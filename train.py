@@ -33,6 +33,7 @@ from training.distillation import Distill
 from training.figures import draw_attention, draw_predictions, draw_pretraining
 from training.history import read_metrics, summarize_run, validations_since_best
 from training.metrics import StepMetrics, log_line
+from training.objective import describe_balance
 from training.parallel import is_sharded, sync_gradients
 from training.pretraining_tasks import PretrainingTask
 from training.probe_grid import describe_probes, probe_settings
@@ -71,8 +72,8 @@ def train(cfg: Config, given: Collection[str] = ()) -> int:
         resume(t, checkpoint)
     else:
         t.run_dir.reset(t.cfg)
-        if report:
-            t.run_dir.log(report)
+    if report:
+        t.run_dir.log(report)
     total_steps = t.step + steps_left(t)
     if t.step < total_steps or not checkpoint:
         t.run_dir.write_config(t.cfg)
@@ -80,6 +81,8 @@ def train(cfg: Config, given: Collection[str] = ()) -> int:
     accumulate = t.train_loader.grad_accum_steps
     step_text = describe_step(t.schedule, t.cfg.data.batch_size, world.size, accumulate)
     t.run_dir.log(f"{t.schedule.steps_per_epoch} steps per epoch, each of {step_text}")
+    if balance := describe_balance(t.cfg, t.num_train_videos):
+        t.run_dir.log(balance)
     if isinstance(t.task, PretrainingTask | Distill):
         t.run_dir.log(t.task.description)
     if cfg.task.name == "probe":
@@ -170,7 +173,7 @@ def stops_early(t: Training) -> bool:
     patience, metric = t.cfg.run.patience, t.cfg.eval.metric
     waited = t.world.broadcast(lambda: validations_since_best(read_metrics(t.run_dir.path), metric)) if patience else 0
     if patience and waited >= patience:
-        t.run_dir.log(f"stopped early: {waited} validations without a better one (run.patience={patience})")
+        t.run_dir.log(f"stopped early: {waited} validations without a better one; more run.patience continues")
     return bool(patience) and waited >= patience
 
 

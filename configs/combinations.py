@@ -63,6 +63,8 @@ def _check_training(cfg: Config) -> None:
         _require(not cfg.run.fit, "run.fit", "yes", f"no {because}")
         _require(not cfg.run.keep_checkpoints, "run.keep_checkpoints", cfg.run.keep_checkpoints, f"0 {because}")
     _require(not (o.head_epochs and cfg.run.parallel == "fsdp"), "optim.head_epochs", o.head_epochs, "0 with fsdp")
+    twice = bool(o.head_epochs and cfg.model.freeze)
+    _require(not twice, "optim.head_epochs", o.head_epochs, f"0 with model.freeze={cfg.model.freeze}")
     _require(o.head_epochs < o.epochs, "optim.head_epochs", o.head_epochs, f"less than optim.epochs={o.epochs}")
     _require(not (cfg.run.fit and cfg.run.parallel == "fsdp"), "run.fit", "yes", "no with run.parallel=fsdp")
     no_milestones = o.schedule == "step" or not o.milestones
@@ -71,7 +73,7 @@ def _check_training(cfg: Config) -> None:
         not (o.ema_decay and cfg.run.parallel == "fsdp"), "optim.ema_decay", o.ema_decay, "0 with run.parallel=fsdp"
     )
     shorter = o.warmup_epochs < o.epochs
-    _require(shorter, "optim.warmup_epochs", o.warmup_epochs, f"less than optim.epochs={o.epochs}")
+    _require(shorter, "optim.warmup_epochs", o.warmup_epochs, f"less than optim.epochs={o.epochs}, for instance 0")
     _require(o.min_lr <= o.lr, "optim.min_lr", o.min_lr, f"at most optim.lr={o.lr}")
 
 

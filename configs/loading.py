@@ -270,7 +270,7 @@ def _expected(field: Any) -> str:
         kind = float
     names = {int: "a whole number", float: "a number", str: "text", bool: "yes or no"}
     number = f"{names[kind]}{_bounds(bounds)}" if kind else ""
-    listed = ("one of " if not number else "") + ", ".join(words)
+    listed = ("one of " if not number else "") + ", ".join(word or "empty" for word in words)
     return f"{listed}, or {number}" if words and number else number or listed
 
 

@@ -90,7 +90,8 @@ def load_run_dir(source: Path, overrides: Sequence[str]) -> tuple[Config, Config
             raise ValueError(f"{key}: a run keeps the classes that it was trained for")
     text = (source / "config.yaml").read_text()
     cfg, saved_cfg = (loading.parse_config(text, str(source / "config.yaml"), o) for o in (overrides, ()))
-    return cfg, saved_cfg, *weights.load_network(source / "best")
+    moved = any(override.startswith("model.pretrained=") for override in overrides)
+    return cfg, saved_cfg, *weights.load_network(source / "best", cfg.model.pretrained if moved else "")
 
 
 def build_test_loader(run: EvalRun) -> EvalVideoLoader:

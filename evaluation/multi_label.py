@@ -134,6 +134,14 @@ def write_label_report(
     return figure
 
 
+def curve_points(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return recall and precision where the recall rises, from a recall of 0 on: the steps of the average precision."""
+    precision, recall = precision_recall(scores, target)
+    rises = recall.diff(prepend=recall.new_zeros(1)) > 0
+    precision, recall = precision[rises], recall[rises]
+    return torch.cat([recall.new_zeros(1), recall]), torch.cat([precision[:1], precision])
+
+
 def draw_precision_recall(scores: Scores, classes: Sequence[str], results: Sequence[LabelResult]) -> Figure:
     """Draw precision over recall: of all decisions together, and of the best and the worst classes."""
     ranked = [result.name for result in sorted(results, key=lambda result: -result.ap)]
@@ -141,14 +149,14 @@ def draw_precision_recall(scores: Scores, classes: Sequence[str], results: Seque
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     axes = figure.subplots()
     if scores.probs.numel() <= MAX_DECISIONS:
-        micro = precision_recall(scores.probs.flatten(), scores.label.flatten() > 0)
-        axes.step(micro[1], micro[0], where="pre", color="black", linewidth=2, label="all classes")
+        micro = curve_points(scores.probs.flatten(), scores.label.flatten() > 0)
+        axes.step(*micro, where="pre", color="black", linewidth=2, label="all classes")
     ap = {result.name: result.ap for result in results}
     for name in shown:
         index = classes.index(name)
-        precision, recall = precision_recall(scores.probs[:, index], scores.label[:, index] > 0)
-        axes.step(recall, precision, where="pre", linewidth=1, label=f"{name[:40]} ({100 * ap[name]:.0f} %)")
+        points = curve_points(scores.probs[:, index], scores.label[:, index] > 0)
+        axes.step(*points, where="pre", linewidth=1, label=f"{name[:40]} ({100 * ap[name]:.0f} %)")
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.03))
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8, title="average precision", title_fontsize=8)
     return figure

@@ -41,6 +41,7 @@ def eval_dir_name(cfg: Config, saved_cfg: Config) -> str:
     settings = {key: (getattr(cfg.data, key), getattr(saved_cfg.data, key)) for key in DATA_KEYS_OF_A_TEST}
     if name != cfg.eval.preset:
         settings["short_side"] = cfg.eval.short_side, saved_cfg.eval.short_side
+    settings["shots"] = cfg.eval.shots, saved_cfg.eval.shots
     parts += [f"{key}{value}" for key, (value, saved) in settings.items() if value != saved]
     parts = [re.sub(r"[^\w.-]+", "-", part).strip("-") for part in parts]
     return "_".join(parts)

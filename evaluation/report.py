@@ -40,6 +40,7 @@ class ShotGroup(NamedTuple):
     """The classes with a range of numbers of training videos, and the mean of their accuracies (or AP)."""
 
     name: str  # head, middle or tail
+    train_videos: str  # more than 100
     classes: int
     mean: float
 
@@ -163,7 +164,10 @@ def group_classes(
         number = num_train_videos.get(name)
         if number is not None:
             groups["head" if number > shots[1] else "tail" if number < shots[0] else "middle"].append(score)
-    found = [ShotGroup(name, len(scores), sum(scores) / len(scores)) for name, scores in groups.items() if scores]
+    low, high = shots
+    ranges = {"head": f"more than {high}", "middle": f"{low} to {high}", "tail": f"fewer than {low}"}
+    means = {name: sum(scores) / len(scores) for name, scores in groups.items() if scores}
+    found = [ShotGroup(name, ranges[name], len(groups[name]), mean) for name, mean in means.items()]
     return found if len(found) > 1 else []
 
 
@@ -200,7 +204,7 @@ def _prediction_rows(
 
 
 def _describe_groups(groups: Sequence[Mapping[str, Any]]) -> str:
-    parts = (f"{g['name']} {100 * g['mean']:.2f} % ({g['classes']})" for g in groups)
+    parts = (f"{g['name']} {100 * g['mean']:.2f} % ({g['classes']} of {g['train_videos']} videos)" for g in groups)
     return f"; {', '.join(parts)}" if groups else ""
 
 

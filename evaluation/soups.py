@@ -40,6 +40,8 @@ class Soup(NamedTuple):
 
 def find_checkpoints(run: Path) -> dict[int, Path]:
     """Return the folders of the epochs that a run kept. Raises ValueError if there are fewer than two."""
+    if not run.is_dir():
+        raise ValueError(f"{run}: no such run folder")
     folders = {int(path.name.removeprefix("epoch_")): path for path in checkpoint_folders(run)}
     if len(folders) < 2:
         expected = "expected at least two, of a run with run.keep_checkpoints=N"
@@ -130,5 +132,7 @@ def find_soup(path: Path, overrides: Sequence[str]) -> str:
 
     with loader:
         soups = try_soups(folders, score)
-    output = write_soup(path, folders, best_soup(soups))
-    return f"{describe(soups, metric)}\nwritten: {output}; test it with: python eval.py {output}"
+    best = best_soup(soups)
+    output = write_soup(path, folders, best)
+    alone = f"no average is better than epoch {best.epochs[0]} alone\n" if len(best.epochs) == 1 else ""
+    return f"{describe(soups, metric)}\n{alone}written: {output}; test it with: python eval.py {output}"

@@ -45,7 +45,7 @@ class Batch(NamedTuple):
         if self.label.ndim == 1:
             return [classes[index] for index in self.label.tolist()]
         rows = ((row >= 0.5).nonzero()[:, 0].tolist() for row in self.label.cpu())
-        return [", ".join(classes[index] for index in row) or "no label" for row in rows]
+        return [" + ".join(classes[index] for index in row) or "no label" for row in rows]
 
 
 def further_seed(repeat: int | None, occurrence: int) -> tuple[int, ...]:

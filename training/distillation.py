@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from configs.schema import Config
 from networks import weights
+from networks.adapters import MERGEABLE
 from networks.student import feature_dim
 from networks.weights.source_config import CONFIG, read_json
 from training.losses import Loss
@@ -70,6 +71,9 @@ def load_teacher(
     data, source = cfg.data, cfg.task.teacher
     network, card = _read_teacher(source, num_frames=data.num_frames, image_size=data.image_size)
     if cfg.task.distillation == "logits":
+        if card["multi_label"]:
+            expected = "expected one label, or task.distillation=features"
+            raise ValueError(f"task.teacher={source}: it knows several labels per video; {expected}")
         _check_classes(source, network, card.get("id2label", {}), classes)
     own = card.get("input", {})
     stats = {key: torch.tensor(own.get(key) or getattr(data, key)) for key in ("mean", "std")}
@@ -83,18 +87,20 @@ def _read_teacher(source: str, **sizes: Any) -> tuple[nn.Module, dict[str, Any]]
 
     One with an adapter that is a part of it keeps the sizes that it was trained with, which must be the same.
     """
-    folders = (Path(source), Path(source) / "best")
-    for folder in folders:
-        if (folder / CONFIG).is_file() and "adapter" in read_json(folder / CONFIG):
-            network, card = weights.load_network(folder)
-            own: dict[str, Any] = network.kwargs  # type: ignore[assignment]
-            differing = [f"{key}={own[key]}" for key, value in sizes.items() if own[key] != value]
-            if differing:
-                expected = "expected those of the student, as its adapter is a part of it"
-                raise ValueError(f"task.teacher={source}: it was trained with {', '.join(differing)}; {expected}")
-            return network, card | {"id2label": {str(n): name for n, name in card.get("id2label", {}).items()}}
-    network, config, _ = weights.convert(source, **sizes)
-    return network, config["extra"]
+    folder = next((path for path in (Path(source), Path(source) / "best") if (path / CONFIG).is_file()), None)
+    stored = read_json(folder / CONFIG) if folder else {}
+    several = {"multi_label": bool(stored.get("multi_label"))}
+    if folder is None or stored.get("adapter", {}).get("name", MERGEABLE[0]) in MERGEABLE:
+        network, config, _ = weights.convert(source, **sizes)
+        return network, config["extra"] | several
+    network, card = weights.load_network(folder)
+    own: dict[str, Any] = network.kwargs  # type: ignore[assignment]
+    differing = [f"{key}={own[key]}" for key, value in sizes.items() if own[key] != value]
+    if differing:
+        expected = "expected the student's, as its adapter is a part of it"
+        raise ValueError(f"task.teacher={source}: it was trained with {', '.join(differing)}; {expected}")
+    names = {str(number): name for number, name in card.get("id2label", {}).items()}
+    return network, card | several | {"id2label": names}
 
 
 def _check_classes(source: str, network: nn.Module, id2label: dict[str, str], classes: Sequence[str]) -> None:

@@ -67,7 +67,7 @@ def fit(cfg: Config, world: World) -> Config:
         raise ValueError("run.fit: not even one clip fits: use a smaller network, or fewer or smaller frames")
     if world.is_main:
         found = f"data.batch_size={best.batch_size} model.args.checkpoint_blocks={best.checkpoint_blocks}"
-        print(f"run.fit: {found}, {clips} clips per step", flush=True)
+        print(f"run.fit: {found}, of {clips} clips per step", flush=True)
     return with_batch(cfg, best.batch_size, best.checkpoint_blocks, clips)
 
 

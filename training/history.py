@@ -109,13 +109,13 @@ def draw_curves(folder: Path) -> Path:
             points = [
                 (row["step"], scale * row[key]) for row in rows if row["kind"] == kind and row.get(key) is not None
             ]
-            axes.plot(
-                *zip(*points, strict=True) if points else ((), ()), label=kind, markersize=3, linewidth=1, **style
-            )
+            if points:
+                axes.plot(*zip(*points, strict=True), label=kind, markersize=3, linewidth=1, **style)
         highest = max((y for line in axes.lines for y in line.get_ydata()), default=0)
         top = max(102, min(1.05 * highest, 300)) if scale == 100 else None
         axes.set(xlabel="step", title=title, ylim=(0, top))
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.lines:
+            axes.legend()
     figure.savefig(folder / "curves.png", dpi=110)
     return folder / "curves.png"

@@ -104,14 +104,14 @@ class Loss:
         self.name, self.function, self.args = name, functions[name], dict(args or {})
         self.label_smoothing, self.multi_label = label_smoothing, multi_label
         self.class_weights, self.logit_offsets = class_weights, logit_offsets
+        known = list(inspect.signature(self.function).parameters)[2:]
         for key, value in self.args.items():
+            if key not in known:
+                takes = ", ".join(known) or "none"
+                raise ValueError(f"loss_args.{key}: expected the arguments of loss={name}: {takes}")
             low, high = BOUNDS.get(key, (0.0, math.inf))
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-                raise ValueError(f"loss_args={self.args}: {key}={value}: expected a number, {low:g} to {high:g}")
-        try:
-            inspect.signature(self.function).bind("logits", "target", **self.args)
-        except TypeError as error:
-            raise ValueError(f"loss_args={self.args} with loss={name}: {error}") from error
+                raise ValueError(f"loss_args.{key}={value}: expected a number, {low:g} to {high:g}")
 
     def __call__(self, logits: Tensor, label: Tensor) -> Tensor:
         """Return the mean () over the clips, for logits (B, K), and label (B,) int64 or target (B, K)."""

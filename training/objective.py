@@ -34,6 +34,24 @@ def build_loss(cfg: Config, class_counts: Sequence[int], device: torch.device) -
         raise ValueError(f"task.{error}") from None
 
 
+def describe_balance(cfg: Config, num_train_videos: Sequence[int]) -> str:
+    """Describe in a line what is done about classes of different sizes; "" if nothing is."""
+    task, balance = cfg.task, cfg.data.balance
+    sizes = [number for number in num_train_videos if number]
+    if not sizes or not (balance or task.logit_adjustment or task.class_balance_beta):
+        return ""
+    text = f"classes of {min(sizes)} to {max(sizes)} videos; "
+    if balance:
+        shares = [size ** {"class": 0.0, "sqrt": 0.5}[balance] for size in sizes]
+        times = [sum(sizes) * share / sum(shares) / size for share, size in zip(shares, sizes, strict=True)]
+        return text + f"data.balance={balance}: a video comes {min(times):.2g} to {max(times):.2g} times in an epoch"
+    if task.logit_adjustment:
+        offsets = adjusted_offsets(sizes, task.logit_adjustment)
+        return text + f"logits are adjusted by {offsets.min():.2g} to {offsets.max():.2g}"
+    weights = effective_weights(sizes, task.class_balance_beta)
+    return text + f"losses are weighed by {weights.min():.2g} to {weights.max():.2g}"
+
+
 def build_task(
     cfg: Config,
     network: nn.Module,

@@ -16,6 +16,7 @@ from networks import weights
 from networks.adapters import HEADS
 from networks.probed_encoder import ProbeGrid
 from networks.student import make_student
+from networks.weights.adapter import base_exists
 from networks.weights.report import CREATED
 from pipelines.data.feature_shards import is_feature_folder
 from pipelines.data.multi_label import LabelSets
@@ -78,6 +79,9 @@ def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Trai
 
     `given` are keys, data.num_workers, that data.tune leaves alone.
     """
+    loose = sorted(key for key in given if key.startswith("adapter.") and key != "adapter.name")
+    if loose and not cfg.adapter.name:
+        raise ValueError(f"{loose[0]}: expected adapter.name as well (lora ...): there is no adapter")
     device = choose_device(cfg.run.device, world.local_rank)
     dtype = choose_dtype(cfg.run.precision, device)
     if not torch.distributed.is_initialized():
@@ -160,6 +164,8 @@ def prepare_weights(
         lines = ["the encoder has random weights; model.pretrained=CHECKPOINT gives it trained ones"]
     if name and checkpoint:
         adapter = resume_adapter(network, cfg, checkpoint[1].get("adapter") or {})
+        if not base_exists(adapter.base):
+            lines = [f"the base of the adapter is not at {adapter.base.source}: best/ cannot be used without it"]
     return lines, adapter
 
 
@@ -206,11 +212,12 @@ def resume(t: Training, checkpoint: Checkpoint) -> None:
             )
         t.state.load_state_dict(content)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        hint = "to begin anew, take another run.name, or run.resume=no"
+        raise ValueError(f"{path}: {error}\n  {hint}") from None
     t.train_loader.load_state_dict(content["loader"])
     t.step = content["step"]
     t.run_dir.resume_from(path, t.step)
-    t.run_dir.log(f"resumed from {path}: epoch {t.train_loader.epoch}, step {t.step}")
+    t.run_dir.log(f"resumed from {path}: {t.train_loader.epoch} epochs done, step {t.step}")
     stop_probes(t)
     for line in loading.diff_configs(saved_cfg, t.cfg):
         t.run_dir.log(f"  changed since: {line}")

@@ -56,7 +56,7 @@ def add_lora(
     linears = {
         name: module
         for name, module in network.named_modules()
-        if isinstance(module, nn.Linear) and not name.startswith(tuple(skip))
+        if isinstance(module, nn.Linear) and not f"{name}.".startswith(tuple(skip))
     }
     for name, module in network.named_modules():
         if isinstance(module, EvaAttention) and module.q_bias is not None:

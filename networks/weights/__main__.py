@@ -2,14 +2,15 @@
 
     python -m networks.weights inspect FILE [into=vivit_b num_frames=32 ...]     what would become of every key
     python -m networks.weights convert FILE FOLDER [labels=names.txt ...]        write a folder of this project
-    python -m networks.weights merge RUN FOLDER                                  write a folder without a base
+    python -m networks.weights merge RUN FOLDER [base=PATH]                      write a folder without a base
     python -m networks.weights export RUN FOLDER --to hf                         write a folder that transformers reads
 
 FILE is a checkpoint, a folder, a run, timm:NAME or hf:OWNER/NAME (these two download). key=value are arguments of the
 network (num_heads=6) and of the adaptation (inflation, temporal, head, source_grid). With --every-key the report has
 one line per key, not per kind of change.
 
-merge takes a run that trained an adapter, and writes the network with all its weights; those of lora and bias are
+merge takes a run that trained an adapter, and writes the network with all its weights (base= says where its base is
+now, if it was moved); those of lora and bias are
 added to the weights of the base, those of other adapters are beside them.
 
 export takes a run, whose tests then are in the model card, or a folder that convert wrote. --license=NAME is what the
@@ -29,7 +30,7 @@ from networks.weights import ADAPT_OPTIONS, convert, load_pretrained
 from networks.weights.export_hf import export
 from networks.weights.push import check_push, push
 from networks.weights.save_load import load_network, save_network
-from networks.weights.source_config import read_json
+from networks.weights.source_config import CONFIG, read_json
 from utils.cli import run_command
 
 
@@ -68,10 +69,15 @@ def convert_checkpoint(source: str, folder: str, arguments: dict[str, Any], ever
     return "\n".join([report.text(every_key), *notes, f"wrote {folder}: {config['name']}"])
 
 
-def merge(source: Path, folder: Path) -> str:
-    """Write a network with an adapter as a folder that needs no base; return the line to print."""
+def merge(source: Path, folder: Path, base: str = "") -> str:
+    """Write a network with an adapter as a folder that needs no base; return the line to print.
+
+    `base` is where the base is now, if it was moved.
+    """
+    if (folder / CONFIG).exists():
+        raise ValueError(f"{folder}: there is a network in it; choose another folder")
     best = source / "best"
-    network, config = load_network(best if best.is_dir() else source)
+    network, config = load_network(best if best.is_dir() else source, base)
     adapter = config.get("adapter")
     if adapter is None:
         raise ValueError(f"{source}: has no adapter to merge")
@@ -117,13 +123,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(argv: Sequence[str]) -> int:
     args = build_parser().parse_args(argv)
-    arguments = parse_network_args(args.arguments, (*ADAPT_OPTIONS, "into", "labels"))
+    arguments = parse_network_args(args.arguments, (*ADAPT_OPTIONS, "into", "labels", "base"))
     if args.command == "inspect":
         print(inspect_checkpoint(args.source, arguments, args.every_key))
     elif args.command == "convert":
         print(convert_checkpoint(args.source, args.folder, arguments, args.every_key))
     elif args.command == "merge":
-        print(merge(Path(args.source), Path(args.folder)))
+        print(merge(Path(args.source), Path(args.folder), arguments.pop("base", "")))
     else:
         print(export_network(Path(args.source), Path(args.folder), args.license, args.push))
     return 0

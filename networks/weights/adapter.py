@@ -65,16 +65,22 @@ def save_adapter(
     write_folder(Path(folder), state, {CONFIG: config}, metadata, weights_file=ADAPTER_WEIGHTS)
 
 
-def load_adapter(network: nn.Module, folder: str | Path, config: Mapping[str, Any]) -> None:
-    """Fill a new network from the base of an adapter's folder, add the adapter and fill it, too.
+def base_exists(base: Base) -> bool:
+    """Tell whether a base is where it was; what has to be downloaded counts as there."""
+    return base.source.startswith(("timm:", "hf:")) or Path(base.source).exists()
+
+
+def load_adapter(network: nn.Module, folder: str | Path, config: Mapping[str, Any], source: str = "") -> None:
+    """Fill a new network from the base of an adapter's folder, or from `source`; add the adapter and fill it, too.
 
     Raises ValueError if the base cannot be read, or has other weights than the adapter was trained with.
     """
     path, base = Path(folder) / ADAPTER_WEIGHTS, config["base"]
     try:
-        load_pretrained(network, base["source"], **base["pretrained_args"])
+        load_pretrained(network, source or base["source"], **base["pretrained_args"])
     except ValueError as error:
-        raise ValueError(f"the base of the adapter: {error} (config.json names it as base.source)") from error
+        hint = "if it was moved, eval.py takes model.pretrained=PATH, and networks.weights merge base=PATH"
+        raise ValueError(f"the base of the adapter: {error}\n  {hint}") from error
     add_adapter(network, **config["adapter"])
     try:
         load_state(network, network.state_dict() | read_safetensors(path))
@@ -84,9 +90,9 @@ def load_adapter(network: nn.Module, folder: str | Path, config: Mapping[str, An
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
     if differing:
+        where, some = source or base["source"], f"{len(differing)} tensors, {differing[0]} ..."
         raise ValueError(
-            f"{base['source']} has other weights than when the adapter was trained ({len(differing)} tensors, "
-            f"{differing[0]} ...): expected the same checkpoint"
+            f"{where} has other weights than when the adapter was trained ({some}): expected the same ones"
         )
 
 

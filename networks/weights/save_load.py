@@ -16,7 +16,7 @@ from networks import build
 from networks.adapters import add_adapter
 from networks.weights.read import WEIGHTS, read_safetensors, shorten
 from networks.weights.source_config import CONFIG, read_json
-from utils.files import atomic_path
+from utils.files import atomic_path, current_umask
 
 
 def save_network(
@@ -59,14 +59,16 @@ def write_folder(
     with ExitStack() as stack:  # renames all files once all are written
         paths = {name: stack.enter_context(atomic_path(folder / name)) for name in (weights_file, *contents)}
         save_file({key: tensor.contiguous() for key, tensor in state.items()}, paths[weights_file], metadata)
+        paths[weights_file].chmod(0o666 & ~current_umask())  # safetensors makes files that only their owner can read
         for name, content in contents.items():
             paths[name].write_text(content, encoding="utf-8")
 
 
-def load_network(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_network(folder: str | Path, base: str = "") -> tuple[nn.Module, dict[str, Any]]:
     """Return the network on the CPU in eval mode, and its config, in which the keys of id2label are integers again.
 
-    A network with an adapter still has it; `networks.adapters.merge_adapter` makes it a plain one.
+    `base` is where the base of an adapter is now, if it was moved. A network with an adapter still has it;
+    `networks.adapters.merge_adapter` makes it a plain one.
     """
     config_path, weights_path = Path(folder) / CONFIG, Path(folder) / WEIGHTS
     config = read_config(config_path)
@@ -75,7 +77,7 @@ def load_network(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         if "base" in config:
             from networks.weights.adapter import load_adapter  # here, as its base may be a folder of this kind
 
-            load_adapter(network, folder, config)
+            load_adapter(network, folder, config, base)
             return network.eval(), config
         if "adapter" in config:
             add_adapter(network, **config["adapter"])

@@ -138,7 +138,7 @@ def labels_to_indices(
         elif is_index:
             indices[label] = int(label)
         elif not subset:
-            hint = _did_you_mean(label, classes)
+            hint = f": expected 0 to {len(classes) - 1}" if label.isdecimal() else _did_you_mean(label, classes)
             raise ValueError(f"{line}: label '{label}' is none of the {len(classes)} classes{hint}")
     return indices
 

@@ -94,6 +94,8 @@ def load_dataset(  # noqa: PLR0913  # the configuration's keys, and what the tas
         base = base_folder(path, root)
         videos = [VideoEntry(join_path(base, e.file), row, e.start, e.end) for row, e in enumerate(entries)]
         return Dataset(path, videos, [], targets)
+    if not multi_label and labeled is None and any(entry.labels for entry in entries):
+        require_labels(entries)
     if labeled is None:
         labeled = any(entry.labels for entry in entries) if multi_label else all(entry.label for entry in entries)
     if not labeled and not class_subset and not max_per_class:

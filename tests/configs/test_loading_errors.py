@@ -125,7 +125,7 @@ def number_overrides() -> list[tuple[str, str]]:
             key = f"{section}.{name}"
             if isinstance(value, float):
                 overrides.append((key, f"{key}=@"))
-            elif isinstance(value, tuple):
+            elif isinstance(value, tuple) and not any(isinstance(part, str) for part in value):
                 for i in range(len(value)):
                     parts = ("@" if i == j else str(part) for j, part in enumerate(value))
                     overrides.append((key, f"{key}={','.join(parts)}"))

@@ -71,8 +71,11 @@ def test_stopped_and_resumed_adapter_run_is_bit_identical(arguments, base, adapt
     options = ["adapter.dropout=0.2", "optim.layer_decay=0.7"] if adapter == "lora" else []
     keys = [*base(adapter), *options, "optim.ema_decay=0.9"]
     run_dir = assert_resumed_run_is_bit_identical(arguments, *keys, monkeypatch=monkeypatch)
-    (run_dir.parent / "base").rename(run_dir.parent / "moved")
-    train(arguments, "parts", *keys, "optim.epochs=3")  # goes on without its base
+    moved = (run_dir.parent / "base").rename(run_dir.parent / "moved")
+    train(arguments, "parts", *keys, "optim.epochs=3")  # goes on without its base, and says so
+    assert "the base of the adapter is not at" in (run_dir / "log.txt").read_text()
+    evaluate(run_dir, status=2)
+    evaluate(run_dir, f"model.pretrained={moved}")
 
 
 def test_merged_adapter_is_trained_further_as_a_whole(arguments, base):
@@ -177,6 +180,11 @@ def test_wrong_adapter_keys_are_refused(arguments, base, capsys, overrides, mess
     assert message in capsys.readouterr().err
 
 
+def test_adapter_key_without_an_adapter_is_refused(arguments, capsys):
+    train(arguments, "a", "adapter.rank=4", status=2)
+    assert "adapter.rank: expected adapter.name as well" in capsys.readouterr().err
+
+
 def test_resuming_with_another_adapter_is_refused(arguments, base, capsys):
     keys = base("lora")
     train(arguments, "a", *keys, *ONE_EPOCH)
@@ -185,6 +193,7 @@ def test_resuming_with_another_adapter_is_refused(arguments, base, capsys):
         ("adapter.name=bias", "the run that is resumed trains another one"),
     ):
         train(arguments, "a", *keys, override, status=2)
-        assert message in capsys.readouterr().err
+        err = capsys.readouterr().err
+        assert message in err and "run.resume=no" in err
     train(arguments, "base", *keys, "run.resume=auto", status=2)
     assert "the run that is resumed trains no adapter" in capsys.readouterr().err

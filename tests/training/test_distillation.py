@@ -169,5 +169,8 @@ def test_teacher_of_other_classes_is_refused_unless_features_are_compared(argume
     (tmp_path / "names.txt").write_text("\n".join(f"name {number}" for number in (1, 0, 2, 3, 4, 5)))
     train(arguments, "a", *distill(tmp_path / "six"), f"data.class_names={tmp_path / 'names.txt'}", status=2)
     assert "its class 'name 0' is 'name 1' in the training list" in capsys.readouterr().err
+    weights.save_network(tmp_path / "several", network, "videomae_tiny", {"multi_label": True})
+    train(arguments, "a", *distill(tmp_path / "several"), status=2)
+    assert "it knows several labels per video; expected one label" in capsys.readouterr().err
     train(arguments, "a", "task.teacher=nowhere", status=2)
     assert "nowhere: No such file or directory" in capsys.readouterr().err

@@ -75,6 +75,8 @@ def test_corrected_losses_know_the_sizes_of_the_classes(long_tail):
     plain = train(long_tail, "plain", *ONE_EPOCH)
     for key in ("task.logit_adjustment=1", "task.class_balance_beta=0.9", "task.loss=focal", "task.loss=gce"):
         assert losses(train(long_tail, "a", *ONE_EPOCH, key, "run.resume=no")) != losses(plain)
+    log = (train(long_tail, "b", *ONE_EPOCH, "data.balance=class") / "log.txt").read_text()
+    assert "classes of 1 to 8 videos; data.balance=class: a video comes 0.54 to 4.3 times in an epoch" in log
     assert weights.load_network(plain / "best")[1]["num_train_videos"] == [8, 4, 1]
 
 
@@ -87,12 +89,16 @@ def test_report_has_the_mean_over_classes_and_that_of_head_middle_and_tail(long_
     accuracies = [float(row["top1"]) for row in per_class.values()]
     assert summary["macro_top1"] == pytest.approx(sum(accuracies) / 3, abs=1e-4)
     assert summary["groups"] == [
-        {"name": name, "classes": 1, "mean": pytest.approx(top1, abs=1e-4)}
-        for name, top1 in zip(("head", "middle", "tail"), accuracies, strict=True)
+        {"name": name, "train_videos": videos, "classes": 1, "mean": pytest.approx(top1, abs=1e-4)}
+        for name, videos, top1 in zip(
+            ("head", "middle", "tail"), ("more than 5", "2 to 5", "fewer than 2"), accuracies, strict=True
+        )
     ]
     assert "; head " in capsys.readouterr().out
-    assert "tail: 1 classes" in (test_dir / "report.html").read_text()
-    assert not json.loads((evaluate(run_dir, "eval.shots=50,60") / "summary.json").read_text())["groups"]
+    assert "tail: 1 of fewer than 2 training videos" in (test_dir / "report.html").read_text()
+    evaluate(run_dir, "eval.shots=50,60")
+    (other,) = (run_dir / "eval").glob("2x3_shots*/summary.json")
+    assert not json.loads(other.read_text())["groups"]
 
 
 def rows(*scores: float, metric: str = "top1") -> list[dict]:
@@ -118,7 +124,7 @@ def test_run_stops_early_and_stays_stopped(arguments, capsys):
     keys = ["optim.lr=0", "optim.min_lr=0", "optim.epochs=9", "run.patience=2"]
     run_dir = train(arguments, "a", *keys)
     assert len(metrics(run_dir, "val")) == 3 and (run_dir / "best").exists()
-    assert "stopped early: 2 validations without a better one" in capsys.readouterr().out
+    assert "stopped early: 2 validations without a better one; more run.patience continues" in capsys.readouterr().out
     train(arguments, "a", *keys)
     assert len(metrics(run_dir, "val")) == 3
     train(arguments, "a", *keys[:3], "run.patience=4")
@@ -131,7 +137,7 @@ def test_run_stops_early_and_stays_stopped(arguments, capsys):
         (["data.balance=class", "task.logit_adjustment=1"], "data.balance=class: expected nothing with task.logit_adj"),
         (["task.loss=gce", "task.label_smoothing=0.1"], "task.label_smoothing=0.1: expected 0 with task.loss=gce"),
         (["task.loss=bce", "task.logit_adjustment=1"], "task.logit_adjustment=1.0: expected 0 with task.loss=bce"),
-        (["task.loss_args={gamma: 1}"], "task.loss_args={'gamma': 1} with loss=cross_entropy"),
+        (["task.loss_args={gamma: 1}"], "task.loss_args.gamma: expected the arguments of loss=cross_entropy: none"),
         (["task.name=probe", "eval.metric=loss"], "eval.metric=loss: expected auto or top1 with task.name=probe"),
         (["run.patience=2", "data.val="], "run.patience=2: expected 0 without data.val, whose validations it counts"),
         (["task.logit_adjustment=1", "task.class_balance_beta=0.9"], "task.class_balance_beta=0.9: expected 0 with"),

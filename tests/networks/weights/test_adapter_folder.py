@@ -65,7 +65,12 @@ def test_adapter_folder_is_small_and_gives_the_same_logits_alone_and_merged(tmp_
     assert main(["merge", str(tmp_path / "adapter"), str(tmp_path / "whole")]) == 0
     merges = adapter in ("lora", "bias")
     assert f"{adapter} {'merged' if merges else 'as a part of the network'}" in capsys.readouterr().out
-    (tmp_path / "base").rename(tmp_path / "moved")
+    assert main(["merge", str(tmp_path / "adapter"), str(tmp_path / "whole")]) == 2, "there is a network in it"
+    moved = (tmp_path / "base").rename(tmp_path / "moved")
+    assert same_logits(weights.load_network(tmp_path / "adapter", str(moved))[0], network)
+    assert main(["merge", str(tmp_path / "adapter"), str(tmp_path / "again"), f"base={moved}"]) == 0
+    modes = {path.stat().st_mode for path in (tmp_path / "adapter").iterdir()}
+    assert len(modes) == 1, "the weights can be read by whoever can read config.json"
     whole_network, config = weights.load_network(tmp_path / "whole")
     assert same_logits(whole_network, network) and ("adapter" in config) is not merges and "base" not in config
 

@@ -124,6 +124,8 @@ def test_several_labels_are_refused_where_one_is_expected(write):
         assert len(read_list(path)) == 2, "an index needs no labels"
         with pytest.raises(ValueError, match="labels: expected one, or data.multi_label=yes"):
             load_dataset(path)
+        with pytest.raises(ValueError, match="labels: expected one, or data.multi_label=yes"):
+            load_dataset(path, labeled=None)
     with pytest.raises(ValueError, match="no label in it"):
         load_dataset(write("a.mp4\nb.mp4\n"), multi_label=True)
 
