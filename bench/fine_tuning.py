@@ -6,7 +6,7 @@
     seeds=3             of the weights, the order and the labels
     max_per_class=10    labeled videos of each class, for the first four cases
     steps=120           of them
-    student_epochs=4    of the last three cases, over all videos
+    student_epochs=3    of the last three cases, over all videos
     out=PATH            the result (default bench/results/fine_tuning.json)
 
 The first four start from one network that was trained to tell two of the demo's six motions apart, and learn all six:
@@ -55,7 +55,7 @@ class Settings:
     seeds: int = 3
     max_per_class: int = 10
     steps: int = 120
-    student_epochs: int = 4
+    student_epochs: int = 3
     out: str = "bench/results/fine_tuning.json"
     dry_run_args: ClassVar[str] = "cases=head seeds=1 max_per_class=2 steps=1"
 

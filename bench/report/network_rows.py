@@ -74,7 +74,7 @@ def adapters_rows(result: Result) -> Rows:
             "gradients and optimizer, MiB": f"{figures['state_mib']:.0f}",
             "MiB saved for backward": f"{figures['saved_for_backward_mib']:.0f}",
             "peak beyond the weights, MiB": format_number(figures["peak_mib"]) if "peak_mib" in figures else "",
-            "step, times full fine-tuning (quartiles)": format_quartiles(figures["speedup"]),
+            "speed, times full fine-tuning (quartiles)": format_quartiles(figures["speedup"]),
         }
         for name, figures in result["cases"].items()
     ]

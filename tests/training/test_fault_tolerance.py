@@ -108,7 +108,7 @@ def test_unreadable_checkpoint_falls_back_to_the_previous_one(arguments, capsys)
     train(arguments, "a")
     out = capsys.readouterr().out
     assert "last.pt: not a readable checkpoint" in out and "resuming from previous.pt instead" in out
-    assert f"resumed from {run_dir}/previous.pt: epoch 1, step 4" in out
+    assert f"resumed from {run_dir}/previous.pt: 1 epochs done, step 4" in out
     assert has_same_weights(run_dir, expected) and losses(run_dir) == losses(expected)
 
 

@@ -109,7 +109,7 @@ def test_index_verify_reports_notes_and_continues_where_it_stopped(write, tmp_pa
         ("--verfy", "--verfy: unknown argument; did you mean verify=?"),
         ("min_frames=x", "min_frames=x: expected a whole number"),
         ("min_frames=-1", "min_frames=-1: expected at least 0"),
-        ("depth=3", "depth=3: unknown argument; expected one of root, verify, min_frames"),
+        ("depth=3", "depth=3: unknown argument; expected one of root, multi_label, verify, min_frames"),
         ("min_frames", "expected LIST [key=value ...], got "),
     ],
 )
