@@ -18,7 +18,7 @@ USED_KEYS: dict[str, tuple[str, ...]] = {
 
 
 class Adapter(Section):
-    """What is trained, beside the head, in a pretrained network whose own weights are fixed."""
+    """The adapter: what is trained, beside the head, in a pretrained network whose own weights are fixed."""
 
     name: Literal["", "lora", "bias", "prompt", "st_adapter", "aim"] = option(
         "",

@@ -25,7 +25,7 @@ SEPARATOR = " | "  # between the labels of a video in predictions.csv
 
 
 class LabelResult(NamedTuple):
-    """How a class was found: videos that have it, average precision, and the rest at the threshold."""
+    """The result of a class: the videos that have it, its average precision, and the rest at the threshold."""
 
     name: str
     videos: int

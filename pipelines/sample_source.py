@@ -169,7 +169,7 @@ class SampleSource:
         return self.faults.is_known(index, REFUSED, batch_index)
 
     def sample_at(self, batch_index: int, slot: int) -> tuple[int, Status, int]:
-        """Return the video in a slot of a batch, whether it only fills the batch, and which copy of it it is."""
+        """Return the video in a slot of a batch, whether it only fills the batch, and which of its copies it is."""
         epoch, batch_in_epoch = divmod(batch_index, self.num_batches)
         position = order.epoch_position(batch_in_epoch, slot, self.batch_size, self.world.rank, self.world.size)
         num_samples = len(self.videos)

@@ -12,6 +12,7 @@ from configs.schema import Config
 from networks.jepa import JEPA
 from networks.maskfeat import MaskFeat
 from networks.pretraining import MaskedAutoencoder, PretrainingNetwork
+from pipelines.sampling.order import BALANCE_POWERS
 from training.distillation import Distill, Teacher
 from training.losses import Loss, adjusted_offsets, effective_weights
 from training.pretraining_tasks import JEPATask, MAETask, MaskFeatTask, PretrainingTask
@@ -42,7 +43,7 @@ def describe_balance(cfg: Config, num_train_videos: Sequence[int]) -> str:
         return ""
     text = f"classes of {min(sizes)} to {max(sizes)} videos; "
     if balance:
-        shares = [size ** {"class": 0.0, "sqrt": 0.5}[balance] for size in sizes]
+        shares = [size ** BALANCE_POWERS[balance] for size in sizes]
         times = [sum(sizes) * share / sum(shares) / size for share, size in zip(shares, sizes, strict=True)]
         return text + f"data.balance={balance}: a video comes {min(times):.2g} to {max(times):.2g} times in an epoch"
     if task.logit_adjustment:

@@ -160,7 +160,7 @@ def prepare_weights(
         lines = [f"weights of {cfg.model.pretrained}", report.text()]
         created = [record.target for record in report.with_status(CREATED)]
         adapter = start_adapter(network, cfg, created) if name else None
-    elif cfg.task.name == "probe":
+    elif cfg.task.name == "probe" and not checkpoint:
         lines = ["the encoder has random weights; model.pretrained=CHECKPOINT gives it trained ones"]
     if name and checkpoint:
         adapter = resume_adapter(network, cfg, checkpoint[1].get("adapter") or {})

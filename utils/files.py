@@ -42,13 +42,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def current_umask() -> int:
-    """Return the process's umask, which can only be read by setting it."""
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
-
-
 @contextmanager
 def write_errors_named(path: Path) -> Iterator[None]:
     """Turn an OSError of writing to `path` into a ValueError that names it, the reason and the free space."""

@@ -16,7 +16,7 @@ from networks import build
 from networks.adapters import add_adapter
 from networks.weights.read import WEIGHTS, read_safetensors, shorten
 from networks.weights.source_config import CONFIG, read_json
-from utils.files import atomic_path, current_umask
+from utils.files import atomic_path
 
 
 def save_network(
@@ -59,9 +59,9 @@ def write_folder(
     with ExitStack() as stack:  # renames all files once all are written
         paths = {name: stack.enter_context(atomic_path(folder / name)) for name in (weights_file, *contents)}
         save_file({key: tensor.contiguous() for key, tensor in state.items()}, paths[weights_file], metadata)
-        paths[weights_file].chmod(0o666 & ~current_umask())  # safetensors makes files that only their owner can read
         for name, content in contents.items():
             paths[name].write_text(content, encoding="utf-8")
+            paths[weights_file].chmod(paths[name].stat().st_mode)  # safetensors lets only the owner read its files
 
 
 def load_network(folder: str | Path, base: str = "") -> tuple[nn.Module, dict[str, Any]]:

@@ -72,6 +72,10 @@ def sample_rng(seed: int, epoch: int, sample: int, attempt: int = 0, occurrence:
     return np.random.default_rng([seed, epoch, sample, random_streams.SAMPLE, *further])
 
 
+# The powers of the classes' sizes in proportion to which data.balance draws them.
+BALANCE_POWERS = {"class": 0.0, "sqrt": 0.5}
+
+
 class BalancedOrder:
     """An order of epochs in which classes of any size come as often as their size to a power, shuffled.
 
@@ -113,7 +117,7 @@ def balanced_order(balance: str, labels: Sequence[int] | np.ndarray, seed: int) 
     """Return the order that data.balance asks for; None if every video comes once in an epoch."""
     if not balance:
         return None
-    return BalancedOrder(np.asarray(labels, np.int64), {"class": 0.0, "sqrt": 0.5}[balance], seed)
+    return BalancedOrder(np.asarray(labels, np.int64), BALANCE_POWERS[balance], seed)
 
 
 def class_quotas(sizes: np.ndarray, power: float, start: float) -> np.ndarray:

@@ -105,6 +105,7 @@ def test_resumed_grid_continues_bit_for_bit_and_keeps_its_probes_stopped(argumen
     monkeypatch.undo()
     resumed = train(arguments, "a", *halving)
     assert losses(resumed) == losses(whole) and has_same_weights(resumed, whole)
+    assert (resumed / "log.txt").read_text().count("random weights") == 1, "not once more when it goes on"
     assert metrics(resumed, "probes") == metrics(whole, "probes")
     last = metrics(resumed, "probes")[-1]
     assert sum(key.startswith("top1/") for key in last) == 6
