@@ -160,7 +160,7 @@ def log_metrics(t: Training, row: dict[str, float], epoch: int, total_steps: int
     """Write a row of metrics. Raises ValueError if the loss has not been finite for too long."""
     t.train_loader.share_faults()
     t.run_dir.record("train", t.step, epoch=epoch + 1, **row)
-    t.run_dir.log(f"epoch {epoch + 1}  step {t.step}/{total_steps}  {log_line(row)}")
+    t.run_dir.log(f"epoch {epoch + 1}  step {t.step}/{total_steps}  {log_line(row, t.cfg.data.multi_label)}")
     if row["nonfinite_streak"] > t.cfg.run.max_nonfinite_steps:
         raise ValueError(
             f"the loss was not finite for {row['nonfinite_streak']:.0f} consecutive steps "
@@ -173,7 +173,8 @@ def stops_early(t: Training) -> bool:
     patience, metric = t.cfg.run.patience, t.cfg.eval.metric
     waited = t.world.broadcast(lambda: validations_since_best(read_metrics(t.run_dir.path), metric)) if patience else 0
     if patience and waited >= patience:
-        t.run_dir.log(f"stopped early: {waited} validations without a better one; more run.patience continues")
+        validations = f"{waited} validation{'s' * (waited > 1)}"
+        t.run_dir.log(f"stopped early: {validations} without a better one; more run.patience continues")
     return bool(patience) and waited >= patience
 
 

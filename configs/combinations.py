@@ -117,8 +117,6 @@ def _check_multi_label(cfg: Config) -> None:
         _require(not getattr(data, key), f"data.{key}", getattr(data, key), f"nothing {because}")
     for_several = task.loss in ("auto", "bce", "focal", "asymmetric")
     _require(for_several, "task.loss", task.loss, f"auto, bce, focal or asymmetric {because}")
-    distills_logits = bool(task.teacher) and task.distillation == "logits"
-    _require(not distills_logits, "task.distillation", task.distillation, f"features {because}")
     _require(cfg.eval.metric != "macro_top1", "eval.metric", cfg.eval.metric, f"auto, map, top1 or loss {because}")
     for key in ("perturbations", "rlt_thresholds", "features_path"):
         _require(not getattr(cfg.eval, key), f"eval.{key}", getattr(cfg.eval, key), f"nothing {because}")

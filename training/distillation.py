@@ -26,13 +26,24 @@ class Teacher:
     """A trained network that is fixed, in the precision of the training step.
 
     `scale` and `offset` (3,) turn clips that are normalized for the student into what the teacher was trained on.
+    `class_names` are those of its logits, "" where the checkpoint has none; `source` is where it was read from.
     """
 
-    def __init__(self, network: nn.Module, scale: Tensor, offset: Tensor, compiled: bool = False):
+    def __init__(  # noqa: PLR0913  # what a checkpoint tells
+        self,
+        network: nn.Module,
+        scale: Tensor,
+        offset: Tensor,
+        *,
+        compiled: bool = False,
+        class_names: Sequence[str] = (),
+        source: str = "",
+    ):
         self.network = network.eval().requires_grad_(False)
-        self.feature_dim = feature_dim(network)
+        self.feature_dim, self.class_names, self.source = feature_dim(network), class_names, source
         channels = (1, -1, 1, 1, 1)
         self.scale, self.offset = scale.view(channels), offset.view(channels)
+        self._same_normalization = bool((scale == 1).all() and (offset == 0).all())
         compute: Any = torch.compile if compiled else lambda function: function
         self._logits, self._features = compute(network), compute(network.forward_features)
 
@@ -42,6 +53,8 @@ class Teacher:
         return next(self.network.parameters()).dtype
 
     def _clips(self, video: Tensor) -> Tensor:
+        if self._same_normalization:
+            return video.to(self.dtype)
         return (video.float() * self.scale + self.offset).to(self.dtype)
 
     @property
@@ -60,26 +73,44 @@ class Teacher:
         """(B, C, T, H, W) -> (B, D) float32."""
         return self._features(self._clips(video)).float()
 
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """Raise ValueError if its logits are not those of these classes."""
+        if len(self.class_names) != len(classes):
+            raise ValueError(
+                f"task.teacher={self.source}: it has {len(self.class_names)} classes, and the training list "
+                f"{len(classes)}; expected the same, or task.distillation=features"
+            )
+        for own, other in zip(weights.normalize(self.class_names), weights.normalize(classes), strict=True):
+            if own and not own.isdecimal() and not other.isdecimal() and own != other:
+                raise ValueError(
+                    f"task.teacher={self.source}: its class '{own}' is '{other}' in the training list; expected the "
+                    "same classes in the same order, or task.distillation=features"
+                )
 
-def load_teacher(
-    cfg: Config, classes: Sequence[str], device: torch.device, dtype: torch.dtype, compiled: bool = False
-) -> Teacher:
+
+def load_teacher(cfg: Config, device: torch.device, dtype: torch.dtype, compiled: bool = False) -> Teacher:
     """Load task.teacher for the clips of the student: its positions are resized to them.
 
-    Raises ValueError for a checkpoint that is no classifier, and if logits are compared, for other classes.
+    Raises ValueError for a checkpoint that is no classifier, and if logits are compared, for one that knows several
+    labels per video where the student learns one, or one where it learns several.
     """
     data, source = cfg.data, cfg.task.teacher
     network, card = _read_teacher(source, num_frames=data.num_frames, image_size=data.image_size)
-    if cfg.task.distillation == "logits":
-        if card["multi_label"]:
-            expected = "expected one label, or task.distillation=features"
-            raise ValueError(f"task.teacher={source}: it knows several labels per video; {expected}")
-        _check_classes(source, network, card.get("id2label", {}), classes)
+    if cfg.task.distillation == "logits" and card["multi_label"] != data.multi_label:
+        own_labels, labels = (
+            "several labels" if several else "one label" for several in (not data.multi_label, data.multi_label)
+        )
+        expected = f"expected {labels}, as the student, or task.distillation=features"
+        raise ValueError(f"task.teacher={source}: it knows {own_labels} per video; {expected}")
     own = card.get("input", {})
     stats = {key: torch.tensor(own.get(key) or getattr(data, key)) for key in ("mean", "std")}
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
     scale, offset = std / stats["std"], (mean - stats["mean"]) / stats["std"]
-    return Teacher(network.to(device, dtype), scale.to(device), offset.to(device), compiled)
+    id2label = card.get("id2label", {})
+    num_classes: int = network.kwargs.get("num_classes", 0)  # type: ignore[operator,union-attr,assignment]
+    names = [id2label.get(str(index), "") for index in range(num_classes)]
+    options: dict[str, Any] = {"compiled": compiled, "class_names": names, "source": source}
+    return Teacher(network.to(device, dtype), scale.to(device), offset.to(device), **options)
 
 
 def _read_teacher(source: str, **sizes: Any) -> tuple[nn.Module, dict[str, Any]]:
@@ -89,7 +120,8 @@ def _read_teacher(source: str, **sizes: Any) -> tuple[nn.Module, dict[str, Any]]
     """
     folder = next((path for path in (Path(source), Path(source) / "best") if (path / CONFIG).is_file()), None)
     stored = read_json(folder / CONFIG) if folder else {}
-    several = {"multi_label": bool(stored.get("multi_label"))}
+    is_several = stored.get("multi_label") or stored.get("problem_type") == "multi_label_classification"
+    several = {"multi_label": bool(is_several)}
     if folder is None or stored.get("adapter", {}).get("name", MERGEABLE[0]) in MERGEABLE:
         network, config, _ = weights.convert(source, **sizes)
         return network, config["extra"] | several
@@ -103,29 +135,13 @@ def _read_teacher(source: str, **sizes: Any) -> tuple[nn.Module, dict[str, Any]]
     return network, card | several | {"id2label": names}
 
 
-def _check_classes(source: str, network: nn.Module, id2label: dict[str, str], classes: Sequence[str]) -> None:
-    num_classes: int = network.kwargs.get("num_classes", 0)  # type: ignore[operator,union-attr,assignment]
-    if num_classes != len(classes):
-        raise ValueError(
-            f"task.teacher={source}: it has {num_classes} classes, and the training list {len(classes)}; expected the "
-            "same, or task.distillation=features"
-        )
-    names = [id2label.get(str(index), "") for index in range(num_classes)]
-    pairs = zip(weights.normalize(names), weights.normalize(classes), strict=True)
-    differing = [(old, new) for old, new in pairs if old and not old.isdecimal() and not new.isdecimal() and old != new]
-    if differing:
-        raise ValueError(
-            f"task.teacher={source}: its class '{differing[0][0]}' is '{differing[0][1]}' in the training list; "
-            "expected the same classes in the same order, or task.distillation=features"
-        )
-
-
 class Distill(Classify):
     """The loss of the labels, and how far the student is from its teacher (Hinton et al., 2015, section 2).
 
     The total is (1 - alpha) times the first and alpha times the second. kind="logits" compares probabilities at a
-    temperature of `tau`: tau^2 times the Kullback-Leibler divergence. "features" compares the features that the heads
-    classify, those of the student projected: 2 - 2 times their cosine.
+    temperature of `tau`: tau^2 times the Kullback-Leibler divergence; with several labels per video that of each
+    class's own. "features" compares the features that the heads classify, those of the student projected: 2 - 2 times
+    their cosine.
     """
 
     def __init__(self, loss: Loss, teacher: Teacher, kind: str = "logits", alpha: float = 0.5, tau: float = 1.0):
@@ -139,18 +155,21 @@ class Distill(Classify):
         return f"learns the {self.kind} of a teacher ({self.teacher.description}); {how}{self.alpha:g} of the loss"
 
     def __call__(self, network: nn.Module, batch: LabeledClips) -> dict[str, Tensor]:
-        """Return loss () and logits (B, K).
+        """Return loss (), its parts label_loss () and distillation_loss (), and logits (B, K).
 
         The network is one that make_student() extended if features are compared.
         """
         if self.kind == "logits":
             logits = network(batch.video)
-            distance = soft_divergence(logits, self.teacher.logits(batch.video), self.tau)
+            divergence = binary_divergence if self.loss.multi_label else soft_divergence
+            distance = divergence(logits, self.teacher.logits(batch.video), self.tau)
         else:
             logits, features = network(batch.video)
             distance = cosine_distance(features, self.teacher.features(batch.video))
-        loss = (1 - self.alpha) * self.loss(logits, batch.label) + self.alpha * distance
-        return {"loss": loss, "logits": logits}
+        label_loss = self.loss(logits, batch.label)
+        loss = (1 - self.alpha) * label_loss + self.alpha * distance
+        parts = {"label_loss": label_loss.detach(), "distillation_loss": distance.detach()}
+        return {"loss": loss, "logits": logits, **parts}
 
 
 def soft_divergence(logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:
@@ -158,6 +177,17 @@ def soft_divergence(logits: Tensor, teacher_logits: Tensor, tau: float) -> Tenso
     log_probs, teacher = (values.float() / tau for values in (logits, teacher_logits))
     pairs = log_probs.log_softmax(-1), teacher.log_softmax(-1)
     return F.kl_div(*pairs, reduction="batchmean", log_target=True) * tau**2
+
+
+def binary_divergence(logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:
+    """Return tau^2 times the mean divergence () of the softened probability of each class, for logits (B, K).
+
+    It is multi-label logits distillation (Yang et al., 2023), over K as the binary cross-entropy here.
+    """
+    student, teacher = (values.float() / tau for values in (logits, teacher_logits))
+    probs = teacher.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(teacher, probs)
+    return (F.binary_cross_entropy_with_logits(student, probs) - entropy) * tau**2
 
 
 def cosine_distance(features: Tensor, teacher_features: Tensor) -> Tensor:

@@ -23,7 +23,6 @@ import torch
 
 from configs import loading
 from configs.schema import Config
-from networks import weights
 from networks.student import make_student
 from training.adapter import train_adapter_only
 from training.distillation import load_teacher
@@ -66,15 +65,19 @@ def fit(cfg: Config, world: World) -> Config:
     if best is None:
         raise ValueError("run.fit: not even one clip fits: use a smaller network, or fewer or smaller frames")
     if world.is_main:
-        found = f"data.batch_size={best.batch_size} model.args.checkpoint_blocks={best.checkpoint_blocks}"
-        print(f"run.fit: {found}, of {clips} clips per step", flush=True)
+        print(f"run.fit: {_describe(best.batch_size, best.checkpoint_blocks, clips)}", flush=True)
     return with_batch(cfg, best.batch_size, best.checkpoint_blocks, clips)
 
 
-def keep_fit(cfg: Config, saved: Config) -> Config:
-    """Return the configuration with what run.fit found when the run that is resumed began."""
-    blocks = saved.model.args.get("checkpoint_blocks", 0)
-    return with_batch(cfg, saved.data.batch_size, blocks, saved.optim.global_batch_size)
+def keep_fit(cfg: Config, saved: Config) -> tuple[Config, str]:
+    """Return the configuration with what run.fit found when the run that is resumed began, and a line that says so."""
+    found = saved.data.batch_size, saved.model.args.get("checkpoint_blocks", 0), saved.optim.global_batch_size
+    return with_batch(cfg, *found), f"run.fit: as when the run began, {_describe(*found)}"
+
+
+def _describe(batch_size: int, checkpoint_blocks: int, clips: int) -> str:
+    batch = f"data.batch_size={batch_size} model.args.checkpoint_blocks={checkpoint_blocks}"
+    return f"{batch}, of {clips} clips per step"
 
 
 def with_batch(cfg: Config, batch_size: int, checkpoint_blocks: int, global_batch_size: int) -> Config:
@@ -199,17 +202,15 @@ def main(path: str) -> None:
     device = choose_device(cfg.run.device, 0)
     dtype = choose_dtype(cfg.run.precision, device)
     torch.set_num_threads(cfg.run.cpu_threads or max(1, len(os.sched_getaffinity(0)) - 1))
-    num_classes = NUM_CLASSES
-    if cfg.task.teacher and cfg.task.distillation == "logits":
-        num_classes = weights.convert(cfg.task.teacher)[0].kwargs["num_classes"]  # type: ignore[index,assignment]
+    compiled, num_classes = is_compiled(cfg, device), NUM_CLASSES
+    teacher = load_teacher(cfg, device, dtype, compiled) if cfg.task.teacher else None
+    if teacher and cfg.task.distillation == "logits":
+        num_classes = len(teacher.class_names)
     network = build_network(cfg, num_classes)
     if cfg.model.freeze:
         freeze(network, cfg.model.freeze)
     if cfg.adapter.name:
         train_adapter_only(network, cfg)
-    compiled = is_compiled(cfg, device)
-    names = [str(index) for index in range(num_classes)]
-    teacher = load_teacher(cfg, names, device, dtype, compiled) if cfg.task.teacher else None
     if teacher and cfg.task.distillation == "features":
         make_student(network, teacher.feature_dim)
     state = build_state(cfg, network.to(device), 1, dtype, 1)

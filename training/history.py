@@ -81,7 +81,7 @@ def summarize_run(rows: list[dict[str, Any]], keeps_last: bool = False, metric: 
         epochs = len({row["epoch"] for row in train})
         clips = sum(row["clips"] for row in train)
         parts.append(
-            f"{epochs} epochs of {seconds / epochs:.1f} s, {clips / seconds:.1f} clips/s, "
+            f"{epochs} epoch{'s' * (epochs > 1)} of {seconds / epochs:.1f} s, {clips / seconds:.1f} clips/s, "
             f"{100 * waited:.0f} % of the time waiting for data"
         )
     return "; ".join(parts)

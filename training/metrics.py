@@ -18,7 +18,8 @@ class Labeled(Protocol):
 
 
 BatchT = TypeVar("BatchT", bound=Labeled)
-_SUMS = ("loss", "finite_losses", "correct", "baseline", "grad_norm", "finite_norms")
+_PARTS = ("label_loss", "distillation_loss")  # of a loss that is made of two
+_SUMS = ("loss", "finite_losses", "correct", "baseline", "grad_norm", "finite_norms", *_PARTS)
 
 
 class StepMetrics:
@@ -57,7 +58,9 @@ class StepMetrics:
         if self._classifies:
             correct = is_right(out["logits"].argmax(-1), batch.label).sum(-1).mean()  # the mean over probes
         loss = out.get("mean_loss", out["loss"]).detach().float()
+        self._parts = [name for name in _PARTS if name in out]
         self._add(loss=loss, finite_losses=loss.isfinite(), correct=correct, baseline=out.get("baseline", self._zero))
+        self._add(**{name: out[name] * loss.isfinite() for name in self._parts})
         self.num_batches += 1
         self.num_clips += len(batch.label)
         self._spans.append((self._begin, self._now()))
@@ -86,6 +89,7 @@ class StepMetrics:
         self.sync_every = max(1, int(5 * self.num_steps / sums["seconds"]))
         row = {
             "loss": _mean(sums["loss"], sums["finite_losses"]),
+            **{name: _mean(sums[name], sums["finite_losses"]) for name in self._parts},
             "grad_norm": _mean(sums["grad_norm"], sums["finite_norms"]),
             **self._score(sums),
             **self._times(world_size),
@@ -146,13 +150,16 @@ def _mean(total: float, count: float) -> float:
     return total / count if count else float("nan")
 
 
-def log_line(row: dict[str, float]) -> str:
+def log_line(row: dict[str, float], multi_label: bool = False) -> str:
     """Write a training row of metrics.jsonl for people."""
     skipped = f"  {row['skipped_steps']:.0f} steps skipped: gradients not finite" if row["skipped_steps"] else ""
     memory = f"  {row['gpu_gib']:.1f} GiB of torch, {row['gpu_used_gib']:.1f} in use" if "gpu_gib" in row else ""
-    score = f"top-1 {100 * row['top1']:.1f} %" if "top1" in row else f"mean target {row['baseline']:.4f}"
+    right = "hit@1" if multi_label else "top-1"
+    score = f"{right} {100 * row['top1']:.1f} %" if "top1" in row else f"mean target {row['baseline']:.4f}"
+    parts = ", ".join(f"{name.removesuffix('_loss')} {row[name]:.4f}" for name in _PARTS if name in row)
+    made_of = f" ({parts})" if parts else ""
     return (
-        f"loss {row['loss']:.4f}  {score}  lr {row['lr']:.2e}  "
+        f"loss {row['loss']:.4f}{made_of}  {score}  lr {row['lr']:.2e}  "
         f"{row['clips_per_s']:.1f} clips/s (data {100 * row['data_time_frac']:.0f} %, "
         f"compute {100 * row['compute_frac']:.0f} %, other {100 * row['other_frac']:.0f} %){memory}{skipped}"
     )

@@ -19,13 +19,13 @@ from networks.student import make_student
 from networks.weights.adapter import base_exists
 from networks.weights.report import CREATED
 from pipelines.data.feature_shards import is_feature_folder
-from pipelines.data.multi_label import LabelSets
 from pipelines.feature_loader import FeatureLoader
 from pipelines.loader import EvalVideoLoader, VideoLoader
 from pipelines.tuning.tune import SECONDS, tune
 from training.adapter import TrainedAdapter, resume_adapter, start_adapter
 from training.checkpoint_input import apply_input_spec, keep_saved_input
 from training.distillation import load_teacher
+from training.early_checks import check_adapter_keys, check_network_and_loss
 from training.fit import fit, keep_fit
 from training.history import read_metrics
 from training.objective import build_task
@@ -79,9 +79,7 @@ def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Trai
 
     `given` are keys, data.num_workers, that data.tune leaves alone.
     """
-    loose = sorted(key for key in given if key.startswith("adapter.") and key != "adapter.name")
-    if loose and not cfg.adapter.name:
-        raise ValueError(f"{loose[0]}: expected adapter.name as well (lora ...): there is no adapter")
+    check_adapter_keys(given, cfg)
     device = choose_device(cfg.run.device, world.local_rank)
     dtype = choose_dtype(cfg.run.precision, device)
     if not torch.distributed.is_initialized():
@@ -98,11 +96,18 @@ def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Trai
     elif cfg.model.pretrained:
         source = weights.read_checkpoint(cfg.model.pretrained)
         cfg, input_lines = apply_input_spec(cfg, weights.input_spec(source))
+    check_network_and_loss(cfg)
     if cfg.run.fit:
         before = loading.parse_config(checkpoint[1].get("config", "")) if checkpoint else None
-        cfg = keep_fit(cfg, before) if before and before.run.fit else fit(cfg, world)
+        if before and before.run.fit:
+            cfg, line = keep_fit(cfg, before)
+            input_lines.append(line)
+        else:
+            cfg = fit(cfg, world)
     if cfg.data.tune:
         cfg = tune_data(cfg, checkpoint, given, device, dtype, world)
+    compiled = is_compiled(cfg, device)
+    teacher = load_teacher(cfg, device, dtype, compiled) if cfg.task.teacher else None
     data, (train_loader, val_loader) = cfg.data, build_loaders(cfg, device, dtype, world)
     classes = train_loader.classes
     decoders = train_loader.source.decoders if isinstance(train_loader, VideoLoader) else None
@@ -112,11 +117,10 @@ def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Trai
     torch.manual_seed(cfg.run.seed)
     network = build_network(cfg, len(classes))
     lines, adapter = prepare_weights(network, cfg, source, checkpoint, classes)
-    compiled, teacher = is_compiled(cfg, device), None
-    if cfg.task.teacher:
-        teacher = load_teacher(cfg, classes, device, dtype, compiled)
-        if cfg.task.distillation == "features":
-            make_student(network, teacher.feature_dim)
+    if teacher and cfg.task.distillation == "features":
+        make_student(network, teacher.feature_dim)
+    elif teacher:
+        teacher.check_classes(classes)
     accumulate, num_train_videos = train_loader.grad_accum_steps, count_classes(train_loader)
     training = Training(
         cfg=cfg,
@@ -137,8 +141,8 @@ def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Trai
 
 def count_classes(loader: VideoLoader | FeatureLoader) -> list[int]:
     """Count the training videos of each class."""
-    if isinstance(loader, VideoLoader) and isinstance(loader.targets, LabelSets):
-        return loader.targets.count_videos().tolist()
+    if isinstance(loader, VideoLoader):
+        return loader.dataset.count_videos()
     labels = np.fromiter((video.label for video in loader.videos), np.int64, len(loader.videos))
     return np.bincount(labels[labels >= 0], minlength=len(loader.classes)).tolist()
 

@@ -20,9 +20,10 @@ from tests.helpers.runs import (
     evaluate,
     last_checkpoint,
     losses,
+    metrics,
     train,
 )
-from training.distillation import Distill, Teacher, cosine_distance, soft_divergence
+from training.distillation import Distill, Teacher, binary_divergence, cosine_distance, soft_divergence
 from training.losses import Loss
 
 TEACHER_ARGS = "model.args={embed_dim: 48, depth: 2, num_heads: 2}"
@@ -48,6 +49,18 @@ def test_soft_divergence_is_that_of_hinton():
     student.requires_grad_()
     soft_divergence(student, teacher, tau=4.0).backward()
     torch.testing.assert_close(student.grad, 4 * (q - p))
+
+
+def test_binary_divergence_is_that_of_each_class():
+    student, teacher = torch.tensor([[1.0, -2.0, 0.5], [0, 0, 3]]), torch.tensor([[3.0, 0.0, 1.0], [1, -1, 0]])
+    p, q = (teacher / 2).sigmoid(), (student / 2).sigmoid()
+    expected = 4 * (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
+    torch.testing.assert_close(binary_divergence(student, teacher, tau=2.0), expected)
+    assert binary_divergence(student, student, tau=2.0).abs() < 1e-6
+    assert binary_divergence(student, student + 7, tau=2.0) > 0.5, "a class has a probability of its own"
+    student.requires_grad_()
+    binary_divergence(student, teacher, tau=2.0).backward()
+    torch.testing.assert_close(student.grad, 2 * (q - p) / 6)
 
 
 def test_cosine_distance_does_not_depend_on_lengths():
@@ -82,6 +95,8 @@ def test_total_is_the_weighted_sum_of_label_and_teacher():
     with torch.no_grad():
         soft = soft_divergence(out["logits"], teacher(batch.video), 2.0)
     torch.testing.assert_close(out["loss"], 0.7 * label + 0.3 * soft)
+    torch.testing.assert_close(out["label_loss"], label.detach())
+    torch.testing.assert_close(out["distillation_loss"], soft.detach())
     out["loss"].backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
     make_student(student, feature_dim(teacher))
@@ -101,6 +116,8 @@ def test_teacher_sees_clips_normalized_as_its_own():
     teacher = Teacher(network, own_std / std, (own_mean - mean) / std)
     with torch.no_grad():
         torch.testing.assert_close(teacher.logits(normalize(own_mean, own_std)), network(normalize(mean, std)))
+    same = Teacher(network, ONES, ZEROS)
+    assert same._clips(pixels) is pixels, "clips of the same normalization are not copied"
     half = Teacher(make_network().bfloat16(), ONES, ZEROS)
     assert half.logits(pixels).dtype == torch.float32 and half.description.endswith("bfloat16")
 
@@ -120,6 +137,13 @@ def test_student_run_leaves_a_plain_network(arguments, teacher, kind):
     run_dir = train(arguments, "student", *distill(teacher, kind), "optim.ema_decay=0.5", "optim.layer_decay=0.8")
     log = (run_dir / "log.txt").read_text()
     assert f"learns the {kind} of a teacher (ViViT, 0.0" in log
+    for row in metrics(run_dir, "train"):
+        total = (row["label_loss"] + row["distillation_loss"]) / 2
+        assert row["loss"] == pytest.approx(total, abs=1e-5)
+        assert (
+            f"loss {row['loss']:.4f} (label {row['label_loss']:.4f}, distillation {row['distillation_loss']:.4f})"
+            in log
+        )
     network, _ = weights.load_network(run_dir / "best")
     plain = networks.build("vivit_tiny", **network.kwargs)
     assert set(network.state_dict()) == set(plain.state_dict())
@@ -171,6 +195,6 @@ def test_teacher_of_other_classes_is_refused_unless_features_are_compared(argume
     assert "its class 'name 0' is 'name 1' in the training list" in capsys.readouterr().err
     weights.save_network(tmp_path / "several", network, "videomae_tiny", {"multi_label": True})
     train(arguments, "a", *distill(tmp_path / "several"), status=2)
-    assert "it knows several labels per video; expected one label" in capsys.readouterr().err
+    assert "it knows several labels per video; expected one label, as the student" in capsys.readouterr().err
     train(arguments, "a", "task.teacher=nowhere", status=2)
     assert "nowhere: No such file or directory" in capsys.readouterr().err

@@ -83,21 +83,27 @@ def test_found_batch_keeps_the_clips_per_step_and_is_kept():
     found = with_batch(cfg, 8, 1, 32)
     assert found.data.batch_size == 8 and found.optim.global_batch_size == 32
     assert found.model.args["checkpoint_blocks"] == 1
-    assert keep_fit(cfg, found) == found
+    kept, line = keep_fit(cfg, found)
+    assert kept == found
+    assert line == (
+        "run.fit: as when the run began, data.batch_size=8 model.args.checkpoint_blocks=1, of 32 clips per step"
+    )
 
 
 @pytest.mark.slow
 def test_run_that_fits_takes_all_its_clips_at_once_and_resumes_with_the_same(arguments, capsys):
     keys = ["optim.global_batch_size=4", "data.batch_size=1", "model.args={embed_dim: 32, depth: 2, num_heads: 2}"]
     run_dir = train(arguments, "a", *keys, "run.fit=yes")
-    assert "run.fit: data.batch_size=4 model.args.checkpoint_blocks=0, 4 clips per step" in capsys.readouterr().out
+    assert "run.fit: data.batch_size=4 model.args.checkpoint_blocks=0, of 4 clips per step" in capsys.readouterr().out
     saved = loading.parse_config(last_checkpoint(run_dir)["config"])
     assert saved.data.batch_size == 4 and saved.optim.global_batch_size == 4
     plain = train(arguments, "b", *keys)
     for (_, loss, _), (_, expected, _) in zip(losses(run_dir), losses(plain), strict=True):
         assert loss == pytest.approx(expected, abs=1e-5)
     train(arguments, "a", *keys, "run.fit=yes", "optim.epochs=3")
-    assert "run.fit: " not in capsys.readouterr().out and len(losses(run_dir)) == 9
+    out = capsys.readouterr().out
+    assert "run.fit: as when the run began, data.batch_size=4" in out and "blocks recomputed" not in out
+    assert len(losses(run_dir)) == 9
 
 
 @pytest.mark.slow

@@ -39,7 +39,9 @@ def test_run_is_validated_and_tested_by_its_mean_average_precision(several, caps
     rows = metrics(run_dir, "val")
     assert all(0 < row["map"] <= 1 and 0 <= row["micro_f1"] <= 1 for row in rows)
     best = max(rows, key=lambda row: row["map"])
-    assert f"best epoch {best['epoch']}: mAP {100 * best['map']:.2f} %" in (run_dir / "log.txt").read_text()
+    log = (run_dir / "log.txt").read_text()
+    assert f"best epoch {best['epoch']}: mAP {100 * best['map']:.2f} %" in log
+    assert "hit@1" in log and "top-1" not in log
     evaluate(run_dir)
     test_dir = run_dir / "eval" / "2x3_max"
     summary = json.loads((test_dir / "summary.json").read_text())
@@ -68,6 +70,22 @@ def test_run_is_validated_and_tested_by_its_mean_average_precision(several, caps
 def test_stopped_and_resumed_run_is_bit_identical(several, loss, monkeypatch):
     keys = [f"task.loss={loss}", "data.mixup=0.4", "data.cutmix=1"]
     assert_resumed_run_is_bit_identical(several, *keys, monkeypatch=monkeypatch)
+
+
+def test_student_learns_the_probabilities_of_a_teacher_of_several_labels(several, capsys):
+    teacher = train(several, "teacher", *ONE_EPOCH)
+    runs = [
+        train(
+            several, f"tau{tau}", f"task.teacher={teacher}", f"task.distillation_tau={tau}", "task.distillation_alpha=1"
+        )
+        for tau in (1, 4)
+    ]
+    for run_dir in runs:
+        first, *_, last = (row["distillation_loss"] for row in metrics(run_dir, "train"))
+        assert 0 < last < first
+    assert losses(runs[0]) != losses(runs[1])
+    train(several, "b", f"task.teacher={teacher}", "data.multi_label=no", "data.class_names=", status=2)
+    assert "it knows several labels per video; expected one label, as the student" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -50,6 +50,35 @@ def test_error_in_a_key_is_one_line_that_names_it(arguments, capsys, override, m
     assert error.startswith("train.py: ") and message in error
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.args.depht=3", "depht"),
+        ("model.freeze=block.0", "the network has no block.0"),
+        ("adapter.target_modules=quary", "quary"),
+        ("adapter.name=st_adapter", "st_adapter"),
+        ("task.loss_args.gama=2", "task.loss_args.gama: expected the arguments of loss=cross_entropy"),
+        ("task.teacher=nowhere", "nowhere: No such file or directory"),
+    ],
+)
+def test_wrong_network_adapter_loss_and_teacher_are_told_before_a_list_is_read(
+    arguments, tmp_path, capsys, override, message
+):
+    keys = ["data.train=missing.txt", override]
+    if override.startswith("adapter."):
+        networks.weights.save_network(tmp_path / "w", networks.build("videomae_tiny", num_classes=6), "videomae_tiny")
+        keys = [
+            "model.name=videomae_tiny",
+            "model.args={}",
+            f"model.pretrained={tmp_path / 'w'}",
+            "adapter.name=lora",
+            *keys,
+        ]
+    train(arguments, "x", *keys, status=2)
+    error = capsys.readouterr().err
+    assert message in error and "missing.txt" not in error
+
+
 def test_weights_of_another_architecture_are_refused(arguments, tmp_path, capsys):
     networks.weights.save_network(tmp_path / "mvit", networks.build("mvit_v2_tiny", num_classes=6), "mvit_v2_tiny")
     pretrained = f"model.pretrained={tmp_path}/mvit"
