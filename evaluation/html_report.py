@@ -62,10 +62,16 @@ def write_html_report(
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def worst_classes(results: Sequence[ClassResult] | Sequence[LabelResult]) -> list[tuple[str, str, float]]:
-    """Return name, the videos that are right of all, and accuracy or average precision of classes, the worst first."""
-    rows = [(r.name, f"{r.correct} of {r.videos}", r.top1) for r in results if isinstance(r, ClassResult)]
-    rows += [(r.name, str(r.videos), r.ap) for r in results if isinstance(r, LabelResult)]
+def worst_classes(
+    results: Sequence[ClassResult] | Sequence[LabelResult],
+) -> list[tuple[str, str, float, tuple[float, ...]]]:
+    """Return the classes, the worst first: name, the videos that are right of all, accuracy, and nothing.
+
+    With several labels per video: name, videos, average precision, and precision, recall and F1.
+    """
+    rows: list[tuple[str, str, float, tuple[float, ...]]] = []
+    rows += [(r.name, f"{r.correct} of {r.videos}", r.top1, ()) for r in results if isinstance(r, ClassResult)]
+    rows += [(r.name, str(r.videos), r.ap, r[3:]) for r in results if isinstance(r, LabelResult)]
     return sorted(rows, key=lambda row: row[2])
 
 

@@ -15,6 +15,7 @@ from configs.schema import Data
 from pipelines.dali_graph import mean_color
 from pipelines.dali_probe import probe_dali
 from pipelines.data.annotations import IN_MEMORY
+from pipelines.data.classes import describe_classes
 from pipelines.data.dataset import Dataset
 from pipelines.data.metadata import build_index, cache_path, coverage
 from pipelines.data.multi_label import LabelSets
@@ -104,14 +105,15 @@ def _plan(
 
 
 def describe(dataset: Dataset, infos: Sequence[VideoInfo]) -> str:
-    """Describe a list in one line: its coverage, and the number of classes that occur."""
-    if isinstance(dataset.targets, LabelSets):
-        per_video = sum(len({label for label, _, _ in dataset.targets.spans_of(row)}) for row in range(len(infos)))
-        return f"{coverage(infos)}, {len(dataset.classes)} classes, {per_video / len(infos):.1f} labels per video"
-    if dataset.targets is not None:
+    """Describe a list in one line: its coverage, the classes that occur and the number of their videos."""
+    if dataset.targets is not None and not isinstance(dataset.targets, LabelSets):
         return f"{coverage(infos)}, labels of shape {dataset.targets.shape[1:]}"
-    labels = {video.label for video in dataset.videos} - {-1}
-    return f"{coverage(infos)}, {len(labels)} classes" if labels else coverage(infos)
+    num_videos = dataset.count_videos()
+    if not any(num_videos):
+        return coverage(infos)
+    text = f"{coverage(infos)}, {describe_classes(dict(zip(dataset.classes, num_videos, strict=True)))}"
+    several = f", {sum(num_videos) / len(infos):.1f} labels per video"
+    return text + several * (dataset.targets is not None)
 
 
 def _print_notes(dataset: Dataset, source: SampleSource, readable: Sequence[VideoInfo]) -> None:

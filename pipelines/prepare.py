@@ -148,7 +148,7 @@ def plan_targets(source: str, folder: Path, root: str, multi_label: bool = False
             names.add(name)
             targets[video.path] = str(folder / name)
         interval = () if not video.is_part else (f"{video.start:.12g}", f"{video.end:.12g}")
-        label = tuple(dict.fromkeys(filter(None, (entry.label, *(span.label for span in entry.labels)))))
+        label = entry.all_labels
         lines.append((os.path.relpath(targets[video.path], folder), *interval, *label))
     return Plan(targets, lines)
 

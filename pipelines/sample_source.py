@@ -127,7 +127,7 @@ class SampleSource:
             # Every attempt has its own generator, so remembering an unreadable video changes no draw.
             rng = order.sample_rng(self.seed, epoch if self.views.train else 0, index, attempt, occurrence)
             if attempt:
-                used = int(rng.integers(len(self.videos)))
+                used = order.replacement(index, attempt, rng, len(self.videos), self.balance)
             try:
                 if self.infos[used].error or self.faults.is_known(used, UNREADABLE, batch_index):
                     raise ValueError

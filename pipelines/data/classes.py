@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pipelines.data.annotations import read_text
@@ -141,6 +141,18 @@ def labels_to_indices(
             hint = f": expected 0 to {len(classes) - 1}" if label.isdecimal() else _did_you_mean(label, classes)
             raise ValueError(f"{line}: label '{label}' is none of the {len(classes)} classes{hint}")
     return indices
+
+
+def describe_classes(num_videos: Mapping[str, int]) -> str:
+    """Describe how many videos the classes have; one that a typo in a list made shows as the one with the fewest."""
+    sizes = {name: number for name, number in num_videos.items() if number}
+    if not sizes:
+        return "no classes"
+    fewest, most = min(sizes, key=lambda name: sizes[name]), max(sizes.values())
+    classes, videos = f"{len(sizes)} class{'es' * (len(sizes) > 1)}", f"video{'s' * (most > 1)}"
+    if sizes[fewest] == most:
+        return f"{classes} of {most} {videos}{' each' * (len(sizes) > 1)}"
+    return f"{classes} of {sizes[fewest]} to {most} videos (fewest: {fewest})"
 
 
 def normalize_class_name(name: str) -> str:

@@ -54,6 +54,13 @@ class Dataset(NamedTuple):
     # (N, ...) float32, labels that are no classes, without class names; or several classes per video.
     targets: np.ndarray | LabelSets | None = None
 
+    def count_videos(self) -> list[int]:
+        """Count the videos of each class, those of all their labels; none without classes."""
+        if isinstance(self.targets, LabelSets):
+            return self.targets.count_videos().tolist()
+        labels = np.fromiter((video.label for video in self.videos), np.int64, len(self.videos))
+        return np.bincount(labels[labels >= 0], minlength=len(self.classes)).tolist() if self.classes else []
+
 
 @paused_gc()
 def load_dataset(  # noqa: PLR0913  # the configuration's keys, and what the task needs
@@ -167,7 +174,7 @@ def read_class_names(
     entries = [] if class_names else read_entries(str(path), multi_label=multi_label)
     if not multi_label:
         require_labels(entries)
-    labels = [label for entry in entries for label in (entry.label, *(span.label for span in entry.labels)) if label]
+    labels = [label for entry in entries for label in entry.all_labels]
     return _choose_classes(path, labels, str(class_names), class_subset)
 
 

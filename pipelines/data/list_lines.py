@@ -30,6 +30,11 @@ class Entry(NamedTuple):
     end: float = math.inf
     labels: tuple[LabelSpan, ...] = ()  # of a list with several labels per video
 
+    @property
+    def all_labels(self) -> tuple[str, ...]:
+        """Return the label, or each of several once."""
+        return tuple(dict.fromkeys(filter(None, (self.label, *(span.label for span in self.labels)))))
+
 
 _UCF = re.compile(r"(?:.*/)?(\w+)/v_\1_g\d+_c\d+\.\w+(?: +([1-9]\d*))?", re.IGNORECASE)
 # path start end label: a class name only after a tab. The first line may be these words.

@@ -10,6 +10,8 @@ import numpy as np
 
 from utils import random_streams
 
+_ATTEMPTS_IN_CLASS = 5  # to replace a sample of a balanced order by one of its class
+
 
 def grad_accum_steps(global_batch_size: int, batch_size: int, world_size: int) -> int:
     """Return how many batches per rank make an optimizer step of `global_batch_size` clips (0: one batch).
@@ -72,6 +74,17 @@ def sample_rng(seed: int, epoch: int, sample: int, attempt: int = 0, occurrence:
     return np.random.default_rng([seed, epoch, sample, random_streams.SAMPLE, *further])
 
 
+def replacement(
+    sample: int, attempt: int, rng: np.random.Generator, num_samples: int, balance: BalancedOrder | None = None
+) -> int:
+    """Return a sample in the place of one that cannot be read: any, of a balanced order at first one of its class.
+
+    The later attempts are any, since a small class may have no video that can be read.
+    """
+    same_class = balance.same_class(sample) if balance and attempt <= _ATTEMPTS_IN_CLASS else None
+    return int(rng.integers(num_samples) if same_class is None else rng.choice(same_class))
+
+
 # The powers of the classes' sizes in proportion to which data.balance draws them.
 BALANCE_POWERS = {"class": 0.0, "sqrt": 0.5}
 
@@ -97,6 +110,10 @@ class BalancedOrder:
             self._epochs = {**dict(list(self._epochs.items())[-1:]), epoch: self._draw(epoch)}
         samples, occurrences = self._epochs[epoch]
         return int(samples[position]), int(occurrences[position])
+
+    def same_class(self, sample: int) -> np.ndarray:
+        """Return all samples of the class of a sample."""
+        return np.flatnonzero(self.labels == self.labels[sample])
 
     def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng([self.seed, epoch, 0, random_streams.BALANCE])

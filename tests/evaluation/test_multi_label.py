@@ -134,5 +134,8 @@ def test_report_has_the_figures_the_curves_and_every_video(tmp_path):
         assert (tmp_path / name).stat().st_size > 100
     write_html_report(tmp_path / "report.html", "t", report, [report.figure], errors=[])
     page = (tmp_path / "report.html").read_text()
+    worst = min(report.per_class, key=lambda result: result.ap)
+    figures = "".join(f'<td class="number">{100 * value:.1f}</td>' for value in worst[3:])
+    assert figures in page and page.index(figures) < page.index("</tr>", page.index(f"<td>{worst.name}</td>"))
     assert "micro F1" in page and "average precision" in page and "tail: 2 of fewer than 20" in page
     assert compare_runs([tmp_path, tmp_path]).count(f" {100 * summary['top1']:.2f} %") == 2, "a hit is right"

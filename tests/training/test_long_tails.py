@@ -58,6 +58,22 @@ def test_balanced_run_sees_classes_equally_often_and_other_crops_of_the_same_vid
         assert not torch.equal(views[0][1], views[1][1]), "each time another clip"
 
 
+def test_unreadable_video_is_replaced_by_one_of_its_class(long_tail):
+    path = Path(long_tail[0].removeprefix("data.train="))
+    lines = path.read_text().splitlines()
+    (broken, _), (only, _) = (lines[number].split(" ") for number in (9, 12))  # one of four, and the only one
+    options = {"num_frames": 4, "image_size": 32, "num_workers": 0, "max_unreadable": 0.5, "balance": "class"}
+    for file in (broken, only):
+        (path.parent / file).unlink()
+    labels = Counter()
+    with VideoLoader(path, batch_size=1, **options) as loader:
+        for _ in range(3):
+            for batch in loader:
+                labels[batch.seeds[0][2], batch.label.item()] += 1
+    assert {label for index, label in labels if index == 9} == {1}
+    assert {label for index, label in labels if index == 12} <= {0, 1}, "one of any class"
+
+
 @pytest.mark.parametrize("balance", ["class", "sqrt"])
 def test_stopped_and_resumed_balanced_run_is_bit_identical(long_tail, balance, monkeypatch):
     keys = [f"data.balance={balance}", "data.mixup=0.4", "data.aug_repeats=3"]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.data.classes import read_classes
+from pipelines.data.classes import describe_classes, read_classes
 from pipelines.data.dataset import VideoEntry, load_dataset, read_class_names, read_list
 
 
@@ -245,6 +245,14 @@ def test_binary_file_is_refused(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"\0\0\0\x20ftypisom\xff\xfe\x80")
     for read in (read_list, read_classes, read_class_names):
         assert_raises(f"{tmp_path}/a.mp4: not a text file", read, tmp_path / "a.mp4")
+
+
+def test_classes_are_described_by_the_one_with_the_fewest_videos():
+    assert describe_classes({"jump": 20, "run": 18, "jumpp": 1, "fly": 0}) == (
+        "3 classes of 1 to 20 videos (fewest: jumpp)"
+    )
+    assert describe_classes({"jump": 2, "run": 2}) == "2 classes of 2 videos each"
+    assert describe_classes({"jump": 1}) == "1 class of 1 video" and describe_classes({"jump": 0}) == "no classes"
 
 
 def test_read_classes_reads_one_name_per_line(write):

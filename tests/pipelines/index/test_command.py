@@ -31,9 +31,18 @@ def test_command_prints_a_summary_and_writes_the_index(videos, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == (
         "3 videos, 3 found, 0 missing, 0 unusable, 0.00 hours, frame tables: 3 bitstream, 39 frames, "
-        "codecs: h264, mjpeg, vp9, 3 frame sizes\n"
+        "codecs: h264, mjpeg, vp9, 3 frame sizes, 2 classes of 1 to 2 videos (fewest: 1)\n"
     )
     assert len((tmp_path / "l.txt.index.jsonl").read_text().splitlines()) == 3
+
+
+def test_command_counts_the_videos_of_each_of_their_labels(videos, tmp_path, capsys):
+    (tmp_path / "l.txt").write_text("a.mp4 0,1\nb.mp4 1\nc.mp4 1,2,1\n")
+    main([str(tmp_path / "l.txt"), "multi_label=yes"])
+    assert capsys.readouterr().out.endswith(", 3 classes of 1 to 3 videos (fewest: 0)\n")
+    (tmp_path / "l.txt").write_text("a.mp4\nb.mp4\n")
+    main([str(tmp_path / "l.txt")])
+    assert capsys.readouterr().out.endswith(", no classes\n")
 
 
 def test_command_names_bad_files_and_fails(videos, tmp_path, capsys):

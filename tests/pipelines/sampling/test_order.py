@@ -12,6 +12,7 @@ from pipelines.sampling.order import (
     batches_per_epoch,
     class_quotas,
     epoch_position,
+    replacement,
     sample_rng,
     shuffled_index,
 )
@@ -153,6 +154,19 @@ def test_balanced_epoch_has_each_class_as_often_as_asked_and_its_videos_equally_
         assert np.ptp(of_video[labels == label]) <= 1
     for sample in range(len(labels)):  # the first, the second ... of a video, in any order
         assert sorted(occurrence for index, occurrence in drawn if index == sample) == list(range(of_video[sample]))
+
+
+def test_sample_of_a_balanced_order_is_replaced_by_one_of_its_class_at_first():
+    labels = [0] * 90 + [1] * 4 + [2]
+    order = balanced_order("class", labels, seed=1)
+
+    def replacements(sample, attempt, balance):
+        return {replacement(sample, attempt, sample_rng(0, epoch, sample, attempt), 95, balance) for epoch in range(99)}
+
+    assert replacements(91, 1, order) == {90, 91, 92, 93} == replacements(91, 5, order)
+    assert replacements(94, 1, order) == {94}, "the only one of its class"
+    for others in (replacements(94, 6, order), replacements(91, 1, None)):
+        assert len(others) > 40 and max(others) < 95
 
 
 def test_balanced_order_depends_on_seed_and_epoch_only():
