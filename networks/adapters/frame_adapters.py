@@ -20,6 +20,7 @@ from networks.argument_checks import Grid, check_choice, check_count
 from networks.extend import extend
 from networks.frame_encoder import FrameEncoder
 
+TIME_EMBED = "backbone.norm_pre.time_embed"
 LAST_NORMS = ("backbone.norm.", "backbone.fc_norm.")
 
 
@@ -87,8 +88,7 @@ class AIM(Block):
     """Extend a block of an image encoder as AIM does.
 
     Its own attention is used twice: over time, with an adapter after it, then over space, with another one. A third
-    adapter lies beside the MLP. Stochastic depth drops the first and the third, as in the authors' code. Positions in
-    time are added before the first block, after what the encoder itself does before it.
+    adapter lies beside the MLP. Stochastic depth drops the first and the third, as in the authors' code.
     """
 
     t_adapter: Bottleneck
@@ -96,21 +96,28 @@ class AIM(Block):
     mlp_adapter: Bottleneck
     num_frames: int
     adapter_scale: float
-    time_embed: nn.Parameter | None  # (1, T, 1, D), of the first block only
 
     def forward(self, tokens: Tensor, **options: Any) -> Tensor:  # type: ignore[override]  # timm calls tokens x
         """(B T, N, D) -> (B T, N, D)."""
-        clips = rearrange(tokens, "(B T) N D -> B T N D", T=self.num_frames)
-        if self.time_embed is not None:
-            clips = clips + self.time_embed
-        N = clips.shape[2]
-        over_time = self.ls1(self.attn(self.norm1(rearrange(clips, "B T N D -> (B N) T D"))))
-        over_time = rearrange(self.t_adapter(over_time), "(B N) T D -> (B T) N D", N=N)
-        tokens = rearrange(clips, "B T N D -> (B T) N D") + self.drop_path1(over_time)
+        in_time = rearrange(tokens, "(B T) N D -> (B N) T D", T=self.num_frames)
+        over_time = self.t_adapter(self.ls1(self.attn(self.norm1(in_time))))
+        over_time = rearrange(over_time, "(B N) T D -> (B T) N D", N=tokens.shape[1])
+        tokens = tokens + self.drop_path1(over_time)
         attended = self.ls1(self.attn(self.norm1(tokens), **options))
         tokens = tokens + attended + self.s_adapter(attended)
         normed = self.norm2(tokens)
         return tokens + self.ls2(self.mlp(normed)) + self.drop_path2(self.adapter_scale * self.mlp_adapter(normed))
+
+
+class TimeEmbedded(nn.Module):
+    """Extend what an image encoder does before its first block, a norm or nothing, by positions in time."""
+
+    time_embed: nn.Parameter  # (1, T, 1, D)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B T, N, D) -> (B T, N, D)."""
+        clips = rearrange(tokens, "(B T) N D -> B T N D", T=self.time_embed.shape[1]) + self.time_embed
+        return super().forward(rearrange(clips, "B T N D -> (B T) N D"))  # type: ignore[misc]
 
 
 def add_st_adapter(network: nn.Module, *, dim: int = 0, position: str = "mlp") -> list[str]:
@@ -140,15 +147,16 @@ def add_aim(network: nn.Module, *, dim: int = 0, scale: float = 0.5) -> list[str
     """
     encoder = _frame_encoder(network, "aim", (Block,))
     embed_dim, num_frames = encoder.backbone.num_features, encoder.patch_embed.grid[0]
-    for index, block in enumerate(encoder.blocks):
+    before_blocks: nn.Module = encoder.backbone.norm_pre
+    before_blocks.time_embed = nn.Parameter(torch.zeros(1, num_frames, 1, embed_dim))
+    extend(before_blocks, TimeEmbedded)
+    for block in encoder.blocks:
         for name in ("t_adapter", "s_adapter", "mlp_adapter"):
             setattr(block, name, Bottleneck(embed_dim, _width(dim, embed_dim, 4)))
         block.num_frames, block.adapter_scale = num_frames, scale  # type: ignore[assignment]
-        zeros = torch.zeros(1, num_frames, 1, embed_dim)
-        block.register_parameter("time_embed", None if index else nn.Parameter(zeros))
         extend(block, AIM)
-    last_norms = [name for name, _ in encoder.named_parameters() if name.startswith(LAST_NORMS)]
-    return _names(encoder, ("t_adapter.", "s_adapter.", "mlp_adapter.", "time_embed")) + last_norms
+    others = [name for name, _ in encoder.named_parameters() if name.startswith((TIME_EMBED, *LAST_NORMS))]
+    return _names(encoder, ("t_adapter.", "s_adapter.", "mlp_adapter.")) + others
 
 
 def _frame_encoder(network: nn.Module, name: str, block_types: tuple[type, ...]) -> FrameEncoder:

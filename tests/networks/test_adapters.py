@@ -151,13 +151,22 @@ def test_aim_block_is_the_published_sum():
     randomize_only(network, added)
     block = network.blocks[0]
     tokens = random_video(4, 17, 32)  # one clip of four frames
-    time = (tokens + block.time_embed[0]).transpose(0, 1)
-    x = tokens + block.time_embed[0] + block.t_adapter(block.attn(block.norm1(time))).transpose(0, 1)
+    x = tokens + block.t_adapter(block.attn(block.norm1(tokens.transpose(0, 1)))).transpose(0, 1)
     attended = block.attn(block.norm1(x))
     x = x + attended + block.s_adapter(attended)
     normed = block.norm2(x)
     expected = x + block.mlp(normed) + 0.5 * block.mlp_adapter(normed)
     torch.testing.assert_close(block(tokens), expected)
+
+
+def test_aim_adds_positions_in_time_before_the_norm_that_clip_has_before_its_blocks():
+    network = make_network(FRAMES)
+    norm = network.backbone.norm_pre = torch.nn.LayerNorm(32)
+    plain = copy.deepcopy(norm)
+    (time_embed,) = (name for name in add_adapter(network, "aim", dim=3) if name.endswith("time_embed"))
+    positions = torch.nn.init.normal_(network.get_parameter(time_embed))
+    tokens = random_video(8, 17, 32)  # two clips of four frames
+    torch.testing.assert_close(norm(tokens), plain(tokens + positions[0].repeat(2, 1, 1)))
 
 
 @pytest.mark.parametrize("kind", ["videomae", "vivit joint", "vivit factorized encoder", "frames"])
