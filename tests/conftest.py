@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from matplotlib.backend_bases import RendererBase
+from matplotlib.figure import Figure
 
 from pipelines.decode.decoder_choice import DaliSupport
 from pipelines.decode.encoder import encode_video
@@ -32,6 +34,7 @@ KINDS = {
 }
 # A card that DALI's CPU decoder can emulate: it decodes VP9 of 128x128 pixels and more, as NVDEC does.
 EMULATED_CARD = {("vp9", "4:2:0", 8): HOPPER["vp9", "4:2:0", 8]._replace(alignment=1)}
+_DRAW = Figure.draw
 SIZES = ((80, 64), (64, 80), (96, 72), (72, 72))
 
 
@@ -41,6 +44,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="no GPU (REQUIRE_GPU=1 makes this a failure)"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave figures blank unless the test is marked `figures`: drawing them is two thirds of the time of a tiny run."""
+    Figure.draw = _DRAW if "figures" in item.keywords else _draw_nothing  # type: ignore[method-assign]
+
+
+def _draw_nothing(figure: Figure, renderer: RendererBase) -> None:
+    return
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -132,6 +132,7 @@ def test_crops_reach_every_border(tmp_path, arguments, decoder, width, height):
         assert (pixel - torch.tensor(color)).abs().max() < 40, (name, pixel)
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize("kind", ["last", "rollout"])
 def test_attention_map_draws_four_videos_in_color(run_dir, kind):
     test_dir = runs.evaluate(run_dir, f"eval.attention_map={kind}")

@@ -82,6 +82,7 @@ def test_names_of_videos_and_classes_are_escaped(tmp_path):
     assert "<script" not in text and Page(text).text.count(name) >= 6
 
 
+@pytest.mark.figures
 # A browser is no Python package; the tests above, which never skip, check that tags close and that all is inline.
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium")

@@ -27,6 +27,7 @@ def test_results_count_what_only_one_test_gets_right():
     assert second.p == 1.0
 
 
+@pytest.mark.figures
 def test_test_with_perturbations_writes_table_figure_and_page(run_dir, capsys):
     plain = read_csv(evaluate(run_dir) / "predictions.csv")
     folder = evaluate(run_dir, "eval.perturbations=all")

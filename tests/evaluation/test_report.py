@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 
 from evaluation.report import write_report
@@ -30,6 +31,7 @@ def random_scores(num_videos: int = 8, num_classes: int = 3) -> Scores:
     )
 
 
+@pytest.mark.figures
 def test_files_of_a_report_add_up(tmp_path):
     scores = random_scores()
     report = write_report(tmp_path, scores, VIDEOS, ["a", "b", "c"], {"num_clips": 2, "num_crops": 3})
@@ -48,6 +50,7 @@ def test_files_of_a_report_add_up(tmp_path):
     assert (tmp_path / "confusion.png").stat().st_size > 5000
 
 
+@pytest.mark.figures
 def test_class_names_are_not_rendered_as_math(tmp_path):
     settings = {"num_clips": 1, "num_crops": 1}
     write_report(tmp_path, random_scores(), VIDEOS, ["a$x^$", "b $\\q$", "$"], settings)

@@ -10,6 +10,7 @@ from networks import weights
 from tests.helpers.runs import NO_DROPOUT, evaluate, read_csv, train
 
 
+@pytest.mark.figures
 def test_thresholds_are_tested_beside_the_dense_network(arguments, capsys):
     run_dir = train(arguments, "a", *NO_DROPOUT, "optim.epochs=1", "optim.warmup_epochs=0")
     plain = json.loads((evaluate(run_dir) / "summary.json").read_text())

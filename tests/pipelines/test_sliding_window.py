@@ -74,6 +74,7 @@ def test_readme_example_prints_the_classes_of_eval_py(arguments, tmp_path, video
     assert actual == expected and len(actual) == 3
 
 
+@pytest.mark.figures
 def test_eval_py_classifies_a_video(run_dir, video, capsys):
     clip = video("vp9", 75)
     capsys.readouterr()

@@ -17,6 +17,7 @@ CLASSIFY = ["model.name=mvit_v2_tiny", "model.args={expand_attn: false, pooling:
 PRETRAIN = [*MASKFEAT, "task.figure_epochs=1", "data.hflip=0.5"]
 
 
+@pytest.mark.figures
 def test_pretrained_network_is_evaluated_fine_tuned_and_probed(arguments):
     pretrained = train(arguments, "pre", *PRETRAIN)
     assert all(row["baseline"] > 0 and "top1" not in row for row in metrics(pretrained, "train"))

@@ -47,6 +47,7 @@ CLASSIFY = ["model.args={embed_dim: 32, depth: 2, num_heads: 2}", "model.name=vi
 CLASSIFY_HIERA = ["model.name=hiera_tiny", "model.args={embed_dim: 8}", "data.image_size=64"]
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize(
     ("pretrain", "classify", "kind"),
     [(VIDEOMAE, CLASSIFY, "ViViT"), (HIERA, CLASSIFY_HIERA, "Hiera"), (JEPA, CLASSIFY_JEPA, "VJEPA2")],

@@ -162,6 +162,7 @@ def test_grid_in_two_processes_equals_one(arguments, tmp_path, parallel):
     assert weights.load_network(tmp_path / "two" / "best")[0].num_clips == 2
 
 
+@pytest.mark.figures
 def test_test_of_a_probe_pools_clips_that_are_spread_over_the_video(arguments):
     run_dir = train(arguments, "a", *GRID, "optim.epochs=1", "optim.warmup_epochs=0", "eval.num_clips=4")
     evaluate(run_dir)

@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from matplotlib.image import imread
 
 from configs import loading
 from tests.helpers.runs import (
@@ -56,6 +57,7 @@ EVERYTHING = [
 # --- what a run writes --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.figures
 def test_run_writes_its_folder_and_does_nothing_once_finished(arguments):
     run_dir = train(arguments, "a")
     for name in (
@@ -64,14 +66,14 @@ def test_run_writes_its_folder_and_does_nothing_once_finished(arguments):
         "metrics.jsonl",
         "log.txt",
         "last.pt",
-        "curves.png",
-        "clips.png",
         "best/model.safetensors",
         "best/config.json",
         "bad_videos.csv",
         "tb",
     ):
         assert (run_dir / name).exists(), name
+    for name in ("curves.png", "clips.png", "attention.png"):
+        assert 0.05 < imread(run_dir / name)[..., :3].std(), name
     assert [row["step"] for row in metrics(run_dir, "train")] == list(range(1, 9))
     assert [row["step"] for row in metrics(run_dir, "val")] == [4, 8]
     for row in read_metrics(run_dir)[:3]:

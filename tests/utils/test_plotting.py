@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from utils.plotting import draw_strips
 
 
+@pytest.mark.figures
 def test_strips_draw_every_frame_in_its_row_under_a_title():
     colors = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40 + 20  # one gray level per frame
     frames = np.broadcast_to(colors[:, :, None, None, None], (2, 3, 30, 40, 3))
