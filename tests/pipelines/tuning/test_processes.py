@@ -23,7 +23,8 @@ from pipelines.tuning.tune import tune
 distributed.init_process_group("gloo")
 keys = dict(num_frames=4, frame_stride=2, image_size=32, batch_size=2)
 tuned = tune(Data(train=sys.argv[1], **keys), device=torch.device("cpu"), seconds=8.0)
-print("chosen by", distributed.get_rank(), tuned.num_workers, tuned.dali_threads, tuned.prefetch, flush=True)
+chosen = f"{tuned.num_workers} {tuned.dali_threads} {tuned.prefetch}"
+sys.stdout.write(f"\\nchosen by {distributed.get_rank()} {chosen}\\n")  # in one piece, as both ranks write at once
 distributed.destroy_process_group()
 """
 
