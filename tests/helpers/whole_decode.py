@@ -60,7 +60,7 @@ def check_against_whole_decode(path: str | Path, draws: int = 4) -> VideoInfo:
             frames = rng.integers(0, len(whole)) + np.arange(6) * rng.integers(1, 5)
         expected = [whole[min(frame, len(whole) - 1)] for frame in frames]
         for source in (path, content, member):
-            for table in (info.table, ""):
+            for table in (info.table, "") if seed < 2 else (info.table,):  # "" proves the same table each time
                 _assert_clip(source, table, frames, expected)
     return info
 

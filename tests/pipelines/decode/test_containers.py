@@ -78,7 +78,8 @@ def check_rgb_frames(path: Path, draws: int = 6) -> None:
     for seed in range(draws):
         frames = np.random.default_rng(seed).integers(0, len(whole) + 2, 5)
         expected = [whole[min(frame, len(whole) - 1)] for frame in frames]
-        for table in {"", info.table}:  # all packets are read, or byte ranges if the container has an index
+        # All packets are read, or byte ranges if the container has an index. "" proves the same table each time.
+        for table in {"", info.table} if seed < 2 else {info.table}:
             data, positions = trim(path, frames, table=table)
             trimmed = decode_rgb(data)
             assert all(
