@@ -36,6 +36,7 @@ def test_run_length_dry_run_measures_each_threshold(tmp_path, capsys):
     assert "eval.rlt_thresholds: ViViT has none; expected ViViT (joint)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_masking_dry_run_measures_each_ratio_the_peer_and_the_loader(tmp_path, capsys):
     out = tmp_path / "masking.json"
     assert masking.main(["--dry-run", "device=cpu", f"out={out}"]) == 0
