@@ -112,7 +112,9 @@ def _check_objective(cfg: Config) -> None:
 
 def _check_multi_label(cfg: Config) -> None:
     data, task, because = cfg.data, cfg.task, "with data.multi_label=yes"
-    _require(task.name != "probe", "data.multi_label", "yes", "no with task.name=probe")
+    _require(
+        task.name != "probe", "data.multi_label", "yes", "no with task.name=probe; model.freeze=backbone trains a head"
+    )
     for key in ("max_per_class", "eval_max_per_class", "balance"):
         _require(not getattr(data, key), f"data.{key}", getattr(data, key), f"nothing {because}")
     for_several = task.loss in ("auto", "bce", "focal", "asymmetric")
