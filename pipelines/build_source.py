@@ -15,7 +15,6 @@ from configs.schema import Data
 from pipelines.dali_graph import mean_color
 from pipelines.dali_probe import probe_dali
 from pipelines.data.annotations import IN_MEMORY
-from pipelines.data.classes import describe_classes
 from pipelines.data.dataset import Dataset
 from pipelines.data.metadata import build_index, cache_path, coverage
 from pipelines.data.multi_label import LabelSets
@@ -108,12 +107,7 @@ def describe(dataset: Dataset, infos: Sequence[VideoInfo]) -> str:
     """Describe a list in one line: its coverage, the classes that occur and the number of their videos."""
     if dataset.targets is not None and not isinstance(dataset.targets, LabelSets):
         return f"{coverage(infos)}, labels of shape {dataset.targets.shape[1:]}"
-    num_videos = dataset.count_videos()
-    if not any(num_videos):
-        return coverage(infos)
-    text = f"{coverage(infos)}, {describe_classes(dict(zip(dataset.classes, num_videos, strict=True)))}"
-    several = f", {sum(num_videos) / len(infos):.1f} labels per video"
-    return text + several * (dataset.targets is not None)
+    return ", ".join(filter(None, (coverage(infos), dataset.describe_classes())))
 
 
 def _print_notes(dataset: Dataset, source: SampleSource, readable: Sequence[VideoInfo]) -> None:

@@ -16,13 +16,10 @@ are short (fewer than min_frames frames), portrait, rotated, of variable frame r
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.data.annotations import read_entries
-from pipelines.data.classes import describe_classes
-from pipelines.data.dataset import read_list
+from pipelines.data.dataset import load_dataset
 from pipelines.data.metadata import build_index, cache_path, summary
 from pipelines.data.verify import verify, write_results
 from utils.cli import parse_args, run_command
@@ -46,12 +43,10 @@ def index_list(arguments: Sequence[str]) -> int:
     """Build or refresh the index of a list and describe it; return 1 if a file of it cannot be used."""
     arguments = ["verify=yes" if argument == "--verify" else argument for argument in arguments]
     (path,), settings = parse_args(Settings, arguments, ["LIST"])
-    videos = read_list(path, settings.root, multi_label=settings.multi_label)
+    dataset = load_dataset(path, settings.root, labeled=None, multi_label=settings.multi_label)
+    videos = dataset.videos
     infos = build_index(videos, cache_path(path))
-    num_videos = Counter(
-        label for entry in read_entries(path, settings.root, settings.multi_label) for label in entry.all_labels
-    )
-    lines = [f"{summary(infos)}, {describe_classes(num_videos)}"]
+    lines = [", ".join(filter(None, (summary(infos), dataset.describe_classes())))]
     reasons = {info.path: info.error for info in infos if info.error}  # why a file cannot be used
     if settings.verify:
         from pipelines.dali_verify import verify_with_dali  # here: torch and DALI take seconds to import

@@ -96,7 +96,7 @@ def load_teacher(cfg: Config, device: torch.device, dtype: torch.dtype, compiled
     """
     data, source = cfg.data, cfg.task.teacher
     network, card = _read_teacher(source, num_frames=data.num_frames, image_size=data.image_size)
-    if cfg.task.distillation == "logits" and card["multi_label"] != data.multi_label:
+    if cfg.task.distillation == "logits" and card.get("multi_label", data.multi_label) != data.multi_label:
         own_labels, labels = (
             "several labels" if several else "one label" for several in (not data.multi_label, data.multi_label)
         )
@@ -120,11 +120,9 @@ def _read_teacher(source: str, **sizes: Any) -> tuple[nn.Module, dict[str, Any]]
     """
     folder = next((path for path in (Path(source), Path(source) / "best") if (path / CONFIG).is_file()), None)
     stored = read_json(folder / CONFIG) if folder else {}
-    is_several = stored.get("multi_label") or stored.get("problem_type") == "multi_label_classification"
-    several = {"multi_label": bool(is_several)}
     if folder is None or stored.get("adapter", {}).get("name", MERGEABLE[0]) in MERGEABLE:
         network, config, _ = weights.convert(source, **sizes)
-        return network, config["extra"] | several
+        return network, config["extra"]
     network, card = weights.load_network(folder)
     own: dict[str, Any] = network.kwargs  # type: ignore[assignment]
     differing = [f"{key}={own[key]}" for key, value in sizes.items() if own[key] != value]
@@ -132,16 +130,16 @@ def _read_teacher(source: str, **sizes: Any) -> tuple[nn.Module, dict[str, Any]]
         expected = "expected the student's, as its adapter is a part of it"
         raise ValueError(f"task.teacher={source}: it was trained with {', '.join(differing)}; {expected}")
     names = {str(number): name for number, name in card.get("id2label", {}).items()}
-    return network, card | several | {"id2label": names}
+    return network, card | {"id2label": names, "multi_label": bool(card.get("multi_label"))}
 
 
 class Distill(Classify):
     """The loss of the labels, and how far the student is from its teacher (Hinton et al., 2015, section 2).
 
     The total is (1 - alpha) times the first and alpha times the second. kind="logits" compares probabilities at a
-    temperature of `tau`: tau^2 times the Kullback-Leibler divergence; with several labels per video that of each
-    class's own. "features" compares the features that the heads classify, those of the student projected: 2 - 2 times
-    their cosine.
+    temperature of `tau`: tau^2 times the Kullback-Leibler divergence. With several labels per video it is that of each
+    class's own, and as in the loss of the labels their mean over the classes, or for the asymmetric loss their sum.
+    "features" compares the features that the heads classify, those of the student projected: 2 - 2 times their cosine.
     """
 
     def __init__(self, loss: Loss, teacher: Teacher, kind: str = "logits", alpha: float = 0.5, tau: float = 1.0):
@@ -163,6 +161,8 @@ class Distill(Classify):
             logits = network(batch.video)
             divergence = binary_divergence if self.loss.multi_label else soft_divergence
             distance = divergence(logits, self.teacher.logits(batch.video), self.tau)
+            if self.loss.multi_label and self.loss.name == "asymmetric":
+                distance = distance * logits.shape[-1]
         else:
             logits, features = network(batch.video)
             distance = cosine_distance(features, self.teacher.features(batch.video))

@@ -55,6 +55,8 @@ def fit(cfg: Config, world: World) -> Config:
 
     Gradients are accumulated to the same clips per step. Raises ValueError if not even a clip fits.
     """
+    if cfg.task.teacher:  # here, what is wrong with it is one line
+        load_teacher(cfg, torch.device("cpu"), torch.float32)
     clips = cfg.optim.global_batch_size or cfg.data.batch_size * world.size
     if clips % world.size:
         raise ValueError(f"run.fit: {clips} clips per step cannot be shared by {world.size} processes")

@@ -104,10 +104,10 @@ def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Trai
             input_lines.append(line)
         else:
             cfg = fit(cfg, world)
-    if cfg.data.tune:
-        cfg = tune_data(cfg, checkpoint, given, device, dtype, world)
     compiled = is_compiled(cfg, device)
     teacher = load_teacher(cfg, device, dtype, compiled) if cfg.task.teacher else None
+    if cfg.data.tune:
+        cfg = tune_data(cfg, checkpoint, given, device, dtype, world)
     data, (train_loader, val_loader) = cfg.data, build_loaders(cfg, device, dtype, world)
     classes = train_loader.classes
     decoders = train_loader.source.decoders if isinstance(train_loader, VideoLoader) else None

@@ -232,6 +232,8 @@ def describe_source(checkpoint: Checkpoint, file_format: Format, network: nn.Mod
     }
     if config.task and isinstance(network, MaskedAutoencoder):
         extra["task"] = config.task
+    if config.multi_label is not None and kwargs.get("num_classes"):
+        extra["multi_label"] = config.multi_label
     if len(config.id2label) == kwargs.get("num_classes", 0) > 0:
         extra["id2label"] = {str(number): label for number, label in config.id2label.items()}
     return extra

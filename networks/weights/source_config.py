@@ -43,6 +43,7 @@ class SourceConfig:
     std: Any = None
     encoder: str = ""  # the name in timm of an image encoder
     encoder_args: dict[str, Any] = field(default_factory=dict)
+    multi_label: bool | None = None  # whether it was trained for several labels per clip; None: the files do not tell
     problem: str = ""  # why no network of this project computes the same; an image encoder on frames is timm's own
 
     def normalization(self, default: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,6 +76,7 @@ def parse_source_config(config: Mapping[str, Any], preprocessor: Mapping[str, An
         "task": config.get("task") if is_object(config.get("task")) else parse_task(config),
         "mean": own_input.get("mean") or preprocessor.get("image_mean") or timm_input.get("mean"),
         "std": own_input.get("std") or preprocessor.get("image_std") or timm_input.get("std"),
+        "multi_label": parse_multi_label(config),
         "problem": describe_problem(config),
     }
     if "kwargs" in config:
@@ -202,6 +204,14 @@ def parse_grid(config: Mapping[str, Any]) -> list[int] | None:
     image_size = config["image_size"]
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size[-2:]
     return [config["num_frames"] // tubelet_size, height // patch_size, width // patch_size]
+
+
+def parse_multi_label(config: Mapping[str, Any]) -> bool | None:
+    """Tell whether a network was trained for several labels per clip: one of this project, or as transformers says."""
+    if "kwargs" in config:
+        return bool(config.get("multi_label"))
+    problem_type = config.get("problem_type")
+    return problem_type == "multi_label_classification" if problem_type else None
 
 
 def parse_labels(id2label: Mapping[str, Any]) -> list[str] | None:

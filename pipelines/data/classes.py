@@ -100,11 +100,17 @@ def _numbered_names(path: str | Path, pairs: Sequence[tuple[str, int]]) -> list[
 
 
 def classes_in_list(labels: Iterable[str], numeric: bool = True) -> list[str]:
-    """Return the distinct labels, sorted; if `numeric` and all are numbers, the numbers from 0 to the largest."""
+    """Return the distinct labels, sorted; if `numeric` and all are numbers, the numbers from 0 to the largest.
+
+    Of the spellings of a name that count as equal, as normalize_class_name() says, the first one is kept.
+    """
     distinct = set(labels)
     if numeric and all(label.isdecimal() for label in distinct):
         return [str(number) for number in range(max(map(int, distinct), default=-1) + 1)]
-    return sorted(distinct)
+    names: dict[str, str] = {}
+    for label in sorted(distinct):
+        names.setdefault(normalize_class_name(label), label)
+    return list(names.values())
 
 
 def labels_to_indices(
@@ -144,12 +150,14 @@ def labels_to_indices(
 
 
 def describe_classes(num_videos: Mapping[str, int]) -> str:
-    """Describe how many videos the classes have; one that a typo in a list made shows as the one with the fewest."""
+    """Describe how many videos the classes have; one that a typo in a list made shows as the one with the fewest.
+
+    Those without a video are only counted.
+    """
     sizes = {name: number for name, number in num_videos.items() if number}
-    if not sizes:
-        return "no classes"
     fewest, most = min(sizes, key=lambda name: sizes[name]), max(sizes.values())
-    classes, videos = f"{len(sizes)} class{'es' * (len(sizes) > 1)}", f"video{'s' * (most > 1)}"
+    of_all = f" of {len(num_videos)}" if len(num_videos) > len(sizes) else ""
+    classes, videos = f"{len(sizes)}{of_all} class{'es' * (len(num_videos) > 1)}", f"video{'s' * (most > 1)}"
     if sizes[fewest] == most:
         return f"{classes} of {most} {videos}{' each' * (len(sizes) > 1)}"
     return f"{classes} of {sizes[fewest]} to {most} videos (fewest: {fewest})"

@@ -14,7 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipelines.data.annotations import base_folder, read_entries, require_labels
-from pipelines.data.classes import choose_subset, classes_in_list, labels_to_indices, read_shipped_or_file
+from pipelines.data.classes import (
+    choose_subset,
+    classes_in_list,
+    describe_classes,
+    labels_to_indices,
+    read_shipped_or_file,
+)
 from pipelines.data.list_lines import Entry, LabelSpan
 from pipelines.data.memory import read_memory
 from pipelines.data.multi_label import LabelSets
@@ -60,6 +66,15 @@ class Dataset(NamedTuple):
             return self.targets.count_videos().tolist()
         labels = np.fromiter((video.label for video in self.videos), np.int64, len(self.videos))
         return np.bincount(labels[labels >= 0], minlength=len(self.classes)).tolist() if self.classes else []
+
+    def describe_classes(self) -> str:
+        """Describe how many videos the classes have, and labels a video if it may have several; "" without classes."""
+        num_videos = self.count_videos()
+        if not any(num_videos):
+            return ""
+        text = describe_classes(dict(zip(self.classes, num_videos, strict=True)))
+        labels = f", {sum(num_videos) / len(self.videos):.1f} labels per video"
+        return text + labels * isinstance(self.targets, LabelSets)
 
 
 @paused_gc()

@@ -79,10 +79,13 @@ def replacement(
 ) -> int:
     """Return a sample in the place of one that cannot be read: any, of a balanced order at first one of its class.
 
-    The later attempts are any, since a small class may have no video that can be read.
+    The later attempts are any, since a class may have no other video that can be read.
     """
-    same_class = balance.same_class(sample) if balance and attempt <= _ATTEMPTS_IN_CLASS else None
-    return int(rng.integers(num_samples) if same_class is None else rng.choice(same_class))
+    if balance and attempt <= _ATTEMPTS_IN_CLASS:
+        others = balance.others_of_class(sample)
+        if len(others):
+            return int(rng.choice(others))
+    return int(rng.integers(num_samples))
 
 
 # The powers of the classes' sizes in proportion to which data.balance draws them.
@@ -111,9 +114,10 @@ class BalancedOrder:
         samples, occurrences = self._epochs[epoch]
         return int(samples[position]), int(occurrences[position])
 
-    def same_class(self, sample: int) -> np.ndarray:
-        """Return all samples of the class of a sample."""
-        return np.flatnonzero(self.labels == self.labels[sample])
+    def others_of_class(self, sample: int) -> np.ndarray:
+        """Return the other samples of the class of a sample."""
+        samples = np.flatnonzero(self.labels == self.labels[sample])
+        return samples[samples != sample]
 
     def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng([self.seed, epoch, 0, random_streams.BALANCE])

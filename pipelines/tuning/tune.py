@@ -160,6 +160,7 @@ def read_training_list(data: Data) -> Dataset:
         max_per_class=data.max_per_class,
         few_shot_seed=data.few_shot_seed,
         labeled=None,
+        multi_label=data.multi_label,
     )
 
 

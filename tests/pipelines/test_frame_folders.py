@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.image import imread
 from torch import Tensor
 
 from configs.schema import Data, Eval
@@ -238,8 +239,10 @@ def test_repaired_folder_is_read_and_verified_again(bad_list, capsys) -> None:
     assert "9 files decoded: nothing unusual" in capsys.readouterr().out
 
 
+@pytest.mark.figures
 def test_preview_and_sliding_windows_take_folders(videos, tmp_path) -> None:
     small = ["data.num_workers=0", "data.image_size=32", "data.batch_size=2", "data.num_frames=4"]
     assert preview_main([str(videos / "jpeg.txt"), *small, f"out={tmp_path / 'x.png'}"]) == 0
+    assert imread(tmp_path / "x.png")[..., :3].std() > 0.05
     shown = list(windows(str(videos / "jpeg_5"), Data(num_frames=4, frame_stride=2, image_size=32), Eval()))
     assert len(shown) > 2 and shown[-1].end == pytest.approx(32 / 30)

@@ -113,6 +113,12 @@ def test_run_that_cannot_fit_says_so(arguments, monkeypatch, capsys):
     assert "run.fit: not even one clip fits" in capsys.readouterr().err
 
 
+def test_wrong_teacher_is_told_before_a_trial(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(fit, "run_trials", None)
+    train(arguments, "a", "run.fit=yes", "task.teacher=nowhere", status=2)
+    assert capsys.readouterr().err == "train.py: nowhere: No such file or directory\n"
+
+
 def test_fit_is_for_classifiers(arguments, capsys):
     train(arguments, "a", "run.fit=yes", "task.name=maskfeat", "model.name=maskfeat_tiny", "model.args={}", status=2)
     assert "run.fit=yes: expected no with task.name=maskfeat" in capsys.readouterr().err

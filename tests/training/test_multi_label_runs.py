@@ -84,8 +84,12 @@ def test_student_learns_the_probabilities_of_a_teacher_of_several_labels(several
         first, *_, last = (row["distillation_loss"] for row in metrics(run_dir, "train"))
         assert 0 < last < first
     assert losses(runs[0]) != losses(runs[1])
-    train(several, "b", f"task.teacher={teacher}", "data.multi_label=no", "data.class_names=", status=2)
-    assert "it knows several labels per video; expected one label, as the student" in capsys.readouterr().err
+    for source in (teacher, teacher / "best" / "model.safetensors"):
+        train(several, "b", f"task.teacher={source}", "data.multi_label=no", status=2)
+        assert "it knows several labels per video; expected one label, as the student" in capsys.readouterr().err
+    asymmetric = train(several, "b", f"task.teacher={source}", *ONE_EPOCH, "task.loss=asymmetric")
+    of_a_class = metrics(runs[0], "train")[0]["distillation_loss"]
+    assert metrics(asymmetric, "train")[0]["distillation_loss"] == pytest.approx(5 * of_a_class, rel=1e-4), "a sum"
 
 
 @pytest.mark.slow

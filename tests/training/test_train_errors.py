@@ -64,7 +64,7 @@ def test_error_in_a_key_is_one_line_that_names_it(arguments, capsys, override, m
 def test_wrong_network_adapter_loss_and_teacher_are_told_before_a_list_is_read(
     arguments, tmp_path, capsys, override, message
 ):
-    keys = ["data.train=missing.txt", override]
+    keys = ["data.train=missing.txt", "data.tune=yes", override]
     if override.startswith("adapter."):
         networks.weights.save_network(tmp_path / "w", networks.build("videomae_tiny", num_classes=6), "videomae_tiny")
         keys = [

@@ -16,6 +16,7 @@ from networks import weights
 from networks.weights.__main__ import main
 from networks.weights.read import read_checkpoint
 from networks.weights.rename_keys import rename_keys
+from networks.weights.source_config import parse_source_config
 from tests.helpers.foreign_checkpoints import flax_bytes, make_state, nested, write_checkpoint
 from tests.helpers.networks import SMALL, randomize
 
@@ -291,6 +292,20 @@ def test_convert_reads_a_folder_of_this_project(tmp_path):
     assert report.summary() == f"{len(network.state_dict())} mapped, 0 reshaped, 0 created, 0 dropped"
     assert config["name"] == "videomae_tiny" and converted.kwargs == network.kwargs
     assert config["extra"]["id2label"]["3"] == "c3"
+
+
+@pytest.mark.parametrize(("card", "expected"), [({"multi_label": True}, True), ({}, False)])
+def test_converted_network_keeps_whether_it_knows_several_labels(tmp_path, card, expected):
+    weights.save_network(tmp_path / "a", networks.build("videomae_tiny", **SMALL), "videomae_tiny", card)
+    assert weights.convert(tmp_path / "a")[1]["extra"]["multi_label"] is expected
+    assert main(["convert", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert weights.load_network(tmp_path / "b")[1]["multi_label"] is expected
+
+
+def test_config_of_transformers_tells_of_several_labels():
+    problem_types = {"multi_label_classification": True, "single_label_classification": False, None: None}
+    for problem_type, expected in problem_types.items():
+        assert parse_source_config({"problem_type": problem_type}, {}).multi_label is expected
 
 
 def test_file_that_is_no_checkpoint_is_refused_without_advice_of_pytorch(tmp_path):

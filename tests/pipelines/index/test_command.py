@@ -39,10 +39,10 @@ def test_command_prints_a_summary_and_writes_the_index(videos, tmp_path):
 def test_command_counts_the_videos_of_each_of_their_labels(videos, tmp_path, capsys):
     (tmp_path / "l.txt").write_text("a.mp4 0,1\nb.mp4 1\nc.mp4 1,2,1\n")
     main([str(tmp_path / "l.txt"), "multi_label=yes"])
-    assert capsys.readouterr().out.endswith(", 3 classes of 1 to 3 videos (fewest: 0)\n")
+    assert capsys.readouterr().out.endswith(", 3 classes of 1 to 3 videos (fewest: 0), 1.7 labels per video\n")
     (tmp_path / "l.txt").write_text("a.mp4\nb.mp4\n")
     main([str(tmp_path / "l.txt")])
-    assert capsys.readouterr().out.endswith(", no classes\n")
+    assert capsys.readouterr().out.endswith(" frame sizes\n")
 
 
 def test_command_names_bad_files_and_fails(videos, tmp_path, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from pipelines.tuning.answers import answers_path
 from pipelines.tuning.machine import KEYS, build_space, decoder_choices, worker_counts
 from pipelines.tuning.search import Candidate
 from pipelines.tuning.trials import Trials, draw_sample, fill_page_cache, repeat_to
+from pipelines.tuning.tune import read_training_list
 from tests.helpers.runs import last_checkpoint, train
 from utils.distributed import World
 
@@ -45,6 +47,12 @@ def measured(monkeypatch):
 
     monkeypatch.setattr(Trials, "__call__", measure)
     return candidates
+
+
+def test_training_list_of_several_labels_is_read(data):
+    Path(data.train).write_text("a.mp4 0,2\nb.mp4 1\n")
+    dataset = read_training_list(data.model_copy(update={"multi_label": True}))
+    assert dataset.targets.count_videos().tolist() == [1, 1, 1]
 
 
 def test_tuning_measures_real_loaders_and_keeps_the_answer_beside_the_index(data, capsys):
