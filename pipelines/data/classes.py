@@ -20,6 +20,7 @@ from pathlib import Path
 from pipelines.data.annotations import read_text
 
 KINETICS = ("k400", "k600", "k700")
+MAX_CLASSES = 1_000_000  # a larger number at the end of a line is a time, a size or an identifier
 
 
 def read_shipped_or_file(class_names: str) -> list[str]:
@@ -102,11 +103,15 @@ def _numbered_names(path: str | Path, pairs: Sequence[tuple[str, int]]) -> list[
 def classes_in_list(labels: Iterable[str], numeric: bool = True) -> list[str]:
     """Return the distinct labels, sorted; if `numeric` and all are numbers, the numbers from 0 to the largest.
 
-    Of the spellings of a name that count as equal, as normalize_class_name() says, the first one is kept.
+    Of the spellings of a name that count as equal, as normalize_class_name() says, the first one is kept. Raises
+    ValueError for a number that is no class but something else of a video.
     """
     distinct = set(labels)
     if numeric and all(label.isdecimal() for label in distinct):
-        return [str(number) for number in range(max(map(int, distinct), default=-1) + 1)]
+        largest = max(map(int, distinct), default=-1)
+        if largest >= MAX_CLASSES:
+            raise ValueError(f"label {largest}: expected the number of a class, below {MAX_CLASSES}")
+        return [str(number) for number in range(largest + 1)]
     names: dict[str, str] = {}
     for label in sorted(distinct):
         names.setdefault(normalize_class_name(label), label)

@@ -219,7 +219,10 @@ def _choose_classes(path: str | Path, labels: Sequence[str], class_names: str, c
     if class_names:
         names = read_shipped_or_file(class_names)
     else:
-        names = classes_in_list(labels, not os.path.isdir(path))
+        try:
+            names = classes_in_list(labels, not os.path.isdir(path))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
     return choose_subset(names, class_subset)
 
 

@@ -259,6 +259,13 @@ def test_spellings_of_a_class_that_count_as_equal_are_one_class(write):
     assert dataset.classes == ["Jump rope", "run"] and [video.label for video in dataset.videos] == [0, 0, 1]
 
 
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_label_that_is_the_number_of_no_class_takes_no_memory(write, multi_label):
+    path = write("a.mp4 3\nb.mp4 1480000000\n")
+    with pytest.raises(ValueError, match=rf"{path}: label 1480000000: expected the number of a class, below 1000000"):
+        load_dataset(path, multi_label=multi_label)
+
+
 def test_read_classes_reads_one_name_per_line(write):
     assert read_classes(write("jump\n climb a wall \nrun\n\n\n")) == ["jump", "climb a wall", "run"]
     path = write("jump\n\nrun\n")
