@@ -16,7 +16,7 @@ from training.setup import build_network, freeze
 _NUM_CLASSES = 2  # of the head of a network that is only built to see whether it can be
 
 
-def check_adapter_keys(given: Collection[str], cfg: Config) -> None:
+def check_adapter_keys(cfg: Config, given: Collection[str]) -> None:
     """Raise ValueError if the command line sets the keys of an adapter, but not which one."""
     loose = sorted(key for key in given if key.startswith("adapter.") and key != "adapter.name")
     if loose and not cfg.adapter.name:

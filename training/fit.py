@@ -50,8 +50,9 @@ class Trial(NamedTuple):
 TryBatch = Callable[[int, int], Trial]  # batch_size, checkpoint_blocks
 
 
-def fit(cfg: Config, world: World) -> Config:
-    """Return the configuration with the largest batch that fits, with the recomputation with which it is fastest.
+def fit(cfg: Config, world: World) -> tuple[Config, str]:
+    """Return the configuration with the largest batch that fits and the recomputation with which it is fastest, and a
+    line that says so.
 
     Gradients are accumulated to the same clips per step. Raises ValueError if not even a clip fits.
     """
@@ -66,9 +67,8 @@ def fit(cfg: Config, world: World) -> Config:
     best = choose(trials)
     if best is None:
         raise ValueError("run.fit: not even one clip fits: use a smaller network, or fewer or smaller frames")
-    if world.is_main:
-        print(f"run.fit: {_describe(best.batch_size, best.checkpoint_blocks, clips)}", flush=True)
-    return with_batch(cfg, best.batch_size, best.checkpoint_blocks, clips)
+    found = best.batch_size, best.checkpoint_blocks, clips
+    return with_batch(cfg, *found), f"run.fit: {_describe(*found)}"
 
 
 def keep_fit(cfg: Config, saved: Config) -> tuple[Config, str]:

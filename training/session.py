@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -18,6 +17,7 @@ from networks.probed_encoder import ProbeGrid
 from networks.student import make_student
 from networks.weights.adapter import base_exists
 from networks.weights.report import CREATED
+from pipelines.data.dataset import count_labels
 from pipelines.data.feature_shards import is_feature_folder
 from pipelines.feature_loader import FeatureLoader
 from pipelines.loader import EvalVideoLoader, VideoLoader
@@ -79,7 +79,7 @@ def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Trai
 
     `given` are keys, data.num_workers, that data.tune leaves alone.
     """
-    check_adapter_keys(given, cfg)
+    check_adapter_keys(cfg, given)
     device = choose_device(cfg.run.device, world.local_rank)
     dtype = choose_dtype(cfg.run.precision, device)
     if not torch.distributed.is_initialized():
@@ -87,8 +87,8 @@ def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Trai
     checkpoint = load_resume_checkpoint(cfg, world)
     source: weights.Checkpoint | None = None
     input_lines: list[str] = []
-    if checkpoint:  # keep what was chosen when the run began
-        saved = loading.parse_config(checkpoint[1].get("config", ""))
+    saved = loading.parse_config(checkpoint[1].get("config", "")) if checkpoint else None
+    if saved:  # keep what was chosen when the run began
         if saved.model.pretrained:  # its clips may have come from the checkpoint
             cfg = keep_saved_input(cfg, saved)
         if cfg.data.pyav_share == "auto":
@@ -98,16 +98,12 @@ def set_up(cfg: Config, world: World, given: Collection[str] = ()) -> tuple[Trai
         cfg, input_lines = apply_input_spec(cfg, weights.input_spec(source))
     check_network_and_loss(cfg)
     if cfg.run.fit:
-        before = loading.parse_config(checkpoint[1].get("config", "")) if checkpoint else None
-        if before and before.run.fit:
-            cfg, line = keep_fit(cfg, before)
-            input_lines.append(line)
-        else:
-            cfg = fit(cfg, world)
+        cfg, line = keep_fit(cfg, saved) if saved and saved.run.fit else fit(cfg, world)
+        input_lines.append(line)
     compiled = is_compiled(cfg, device)
     teacher = load_teacher(cfg, device, dtype, compiled) if cfg.task.teacher else None
     if cfg.data.tune:
-        cfg = tune_data(cfg, checkpoint, given, device, dtype, world)
+        cfg = tune_data(cfg, saved, given, device, dtype, world)
     data, (train_loader, val_loader) = cfg.data, build_loaders(cfg, device, dtype, world)
     classes = train_loader.classes
     decoders = train_loader.source.decoders if isinstance(train_loader, VideoLoader) else None
@@ -143,8 +139,7 @@ def count_classes(loader: VideoLoader | FeatureLoader) -> list[int]:
     """Count the training videos of each class."""
     if isinstance(loader, VideoLoader):
         return loader.dataset.count_videos()
-    labels = np.fromiter((video.label for video in loader.videos), np.int64, len(loader.videos))
-    return np.bincount(labels[labels >= 0], minlength=len(loader.classes)).tolist()
+    return count_labels((video.label for video in loader.videos), len(loader.classes))
 
 
 def prepare_weights(
@@ -175,7 +170,7 @@ def prepare_weights(
 
 def tune_data(  # noqa: PLR0913  # what set_up() knows by then
     cfg: Config,
-    checkpoint: Checkpoint | None,
+    saved: Config | None,
     given: Collection[str],
     device: torch.device,
     dtype: torch.dtype,
@@ -184,14 +179,13 @@ def tune_data(  # noqa: PLR0913  # what set_up() knows by then
     """Return the configuration with the fastest workers, threads, prefetch and decoder, as data.tune asks.
 
     Keys that are `given` stay. Decoders round pixels differently, so a decoder or share that the recipe names stays,
-    too, and a resumed run keeps those of its checkpoint.
+    too, and a resumed run keeps those that were `saved`.
     """
     choosers = {"decoder", "pyav_share"}
     fixed = {key.removeprefix("data.") for key in given} | choosers & cfg.data.model_fields_set
-    if checkpoint:
+    if saved:
         if "decoder" not in fixed:
-            decoder = loading.parse_config(checkpoint[1].get("config", "")).data.decoder
-            cfg = loading.replace_values(cfg, "data", decoder=decoder)
+            cfg = loading.replace_values(cfg, "data", decoder=saved.data.decoder)
         fixed |= choosers
     if not cfg.data.train or is_feature_folder(cfg.data.train):
         return cfg  # the loader says what is missing; features need no decoder

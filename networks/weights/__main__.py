@@ -10,8 +10,8 @@ network (num_heads=6) and of the adaptation (inflation, temporal, head, source_g
 one line per key, not per kind of change.
 
 merge takes a run that trained an adapter, and writes the network with all its weights (base= says where its base is
-now, if it was moved); those of lora and bias are
-added to the weights of the base, those of other adapters are beside them.
+now, if it was moved); those of lora and bias are added to the weights of the base, those of other adapters are beside
+them.
 
 export takes a run, whose tests then are in the model card, or a folder that convert wrote. --license=NAME is what the
 card says (apache-2.0, cc-by-nc-4.0 ...), and --push=OWNER/NAME uploads the folder to the Hugging Face hub.

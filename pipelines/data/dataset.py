@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +51,12 @@ class VideoEntry(NamedTuple):
         return f"{self.path}#t={self.start:g}" + ("" if math.isinf(self.end) else f",{self.end:g}")
 
 
+def count_labels(labels: Iterable[int], num_classes: int) -> list[int]:
+    """Count how often each class is the label; -1 is none."""
+    numbers = np.fromiter(labels, np.int64)
+    return np.bincount(numbers[numbers >= 0], minlength=num_classes).tolist()
+
+
 class Dataset(NamedTuple):
     """A list that was read: its own path, its videos in their order, and the names of the classes."""
 
@@ -64,8 +70,7 @@ class Dataset(NamedTuple):
         """Count the videos of each class, those of all their labels; none without classes."""
         if isinstance(self.targets, LabelSets):
             return self.targets.count_videos().tolist()
-        labels = np.fromiter((video.label for video in self.videos), np.int64, len(self.videos))
-        return np.bincount(labels[labels >= 0], minlength=len(self.classes)).tolist() if self.classes else []
+        return count_labels((video.label for video in self.videos), len(self.classes)) if self.classes else []
 
     def describe_classes(self) -> str:
         """Describe how many videos the classes have, and labels a video if it may have several; "" without classes."""
